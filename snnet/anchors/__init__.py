@@ -1,0 +1,75 @@
+"""Anchors of every family: `as_anchor` finds the adapter of a network, `register_adapter` adds one."""
+
+from __future__ import annotations
+
+from timm.models.convnext import ConvNeXt
+from timm.models.levit import Levit
+from timm.models.regnet import RegNet
+from timm.models.resnet import ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ..errors import SnnetError
+from ..line import Anchor, Source
+from .convnext import ConvNeXtAnchor
+from .levit import LevitAnchor
+from .regnet import RegNetAnchor
+from .resnet import ResNetAnchor
+from .swin import SwinAnchor
+from .vit import ViTAnchor
+
+_ADAPTERS: dict[type[nn.Module], type[Anchor]] = {
+    ConvNeXt: ConvNeXtAnchor,
+    Levit: LevitAnchor,
+    RegNet: RegNetAnchor,
+    ResNet: ResNetAnchor,
+    SwinTransformer: SwinAnchor,
+    SwinTransformerV2: SwinAnchor,
+    VisionTransformer: ViTAnchor,
+}
+
+
+def register_adapter(model_class: type[nn.Module], adapter: type[Anchor]) -> None:
+    """Teaches `as_anchor` a family: networks of `model_class` (or a subclass) become anchors through `adapter`."""
+    _ADAPTERS[model_class] = adapter
+
+
+def as_anchor(
+    model: nn.Module,
+    name: str | None = None,
+    *,
+    input_size: tuple[int, int, int] | None = None,
+    source: Source | None = None,
+    official: bool = False,
+) -> Anchor:
+    """Wraps a network as a line that computes exactly what the network computes.
+
+    Args:
+        model: a network whose class (or a base class) has an adapter.
+        name: what stitches and messages call it; timm's architecture name by default.
+        input_size: channels, height, width of an image; what timm's pretrained config says by default.
+        source: how `timm.create_model` makes it again; what timm noted in the model by default.
+        official: end stitches as the published implementation did.
+
+    Raises:
+        SnnetError: no adapter for the class, or no input size to be found.
+    """
+    adapter = next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), None)
+    if adapter is None:
+        known = ', '.join(sorted(c.__name__ for c in _ADAPTERS))
+        raise SnnetError(
+            f'no adapter makes a line of {type(model).__name__}; there are adapters for {known}, '
+            f'and snnet.register_adapter adds one (README, "Add a family")'
+        )
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    size = input_size or config.get('input_size')
+    if size is None:
+        raise SnnetError(f'{type(model).__name__} does not say its input size: pass input_size=(3, height, width)')
+    architecture = config.get('architecture')
+    if source is None and architecture and hasattr(model, '_model_args'):
+        tag = config.get('tag')
+        source = Source(f'{architecture}.{tag}' if tag else architecture, dict(getattr(model, '_model_args', {})))
+    name = name or architecture or type(model).__name__
+    return adapter(model, name, (size[0], size[1], size[2]), source, official)

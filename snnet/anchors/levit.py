@@ -1,0 +1,31 @@
+"""LeViT, with token sequences or convolutions, distilled or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..line import Anchor, Stage
+from .swin import entry_or_none
+
+
+class LevitAnchor(Anchor):
+    """timm's `Levit`: the attention downsampling opens a stage."""
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self.layout = 'NCHW' if self.model.use_conv else 'NLC'
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Convolutions, then tokens."""
+        x = self.model.stem(x)
+        return x if self.model.use_conv else x.flatten(2).transpose(1, 2)
+
+    def stages(self) -> list[Stage]:
+        """Stages of attention and MLP."""
+        return [Stage(list(stage.blocks), entry_or_none(stage.downsample)) for stage in self.model.stages]
+
+    def head(self, x: Tensor) -> Tensor:
+        """Pooling and classifier(s)."""
+        return self.model.forward_head(x)

@@ -1,0 +1,30 @@
+"""Swin transformers, v1 and v2."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..line import Anchor, Stage
+
+
+class SwinAnchor(Anchor):
+    """timm's `SwinTransformer` and `SwinTransformerV2`: the patch merging opens a stage."""
+
+    layout = 'NHWC'
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Patches."""
+        return self.model.patch_embed(x)
+
+    def stages(self) -> list[Stage]:
+        """Layers; the first has no patch merging."""
+        return [Stage(list(layer.blocks), entry_or_none(layer.downsample)) for layer in self.model.layers]
+
+    def head(self, x: Tensor) -> Tensor:
+        """Final norm, pooling and classifier."""
+        return self.model.forward_head(self.model.norm(x))
+
+
+def entry_or_none(downsample: nn.Module) -> nn.Module | None:
+    """A stage's downsampling, or None where timm put an identity in its place."""
+    return None if isinstance(downsample, nn.Identity) else downsample

@@ -1,0 +1,30 @@
+"""Plain vision transformers: ViT, DeiT, DeiT-3, distilled DeiT, register tokens, CLIP and SigLIP towers."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..line import Anchor, Stage
+
+
+class ViTAnchor(Anchor):
+    """timm's `VisionTransformer`: one stage of tokens behind the position embedding."""
+
+    layout = 'NLC'
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Patches, prefix tokens and position embedding."""
+        model = self.model
+        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+
+    def stages(self) -> list[Stage]:
+        """All blocks."""
+        return [Stage(list(self.model.blocks))]
+
+    def head(self, x: Tensor) -> Tensor:
+        """Final norm, pooling and classifier."""
+        return self.model.forward_head(self.model.norm(x))
+
+    def published_head(self, x: Tensor) -> Tensor:
+        """Without the final norm: the published stitches of DeiT leave it out (only whole anchors apply it)."""
+        return self.model.forward_head(x)

@@ -1,0 +1,91 @@
+"""The usual way to a net: names in, a stitchable network with its costs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from timm.data import resolve_data_config
+
+from .cost import PartFlops, measure_costs, part_flops
+from .line import Anchor
+from .net import StitchableNet
+from .space import check_anchors, list_stitches
+from .weights import load_anchor
+
+_log = logging.getLogger(__name__)
+
+
+def create_stitchable_net(
+    anchors: str | Sequence[str | Anchor],
+    *,
+    pretrained: bool,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    window: int = 2,
+    step: int = 1,
+    nearest: bool = True,
+    direction: str = 'fast_to_slow',
+    official: bool = False,
+    drop_path_rate: float | None = None,
+) -> StitchableNet:
+    """Builds a net from the names of its anchors, with untrained stitch layers and the costs of every stitch.
+
+    Args:
+        anchors: names, in a list or separated by commas: aliases (`deit_tiny`), timm names with or without tag,
+            NAME=FILE for local weights; or anchors made by `as_anchor`. Any order: they are sorted by cost.
+        pretrained: load weights.
+        num_classes: width of the logits; what the weights hold by default.
+        img_size: height and width of an image in pixels; what the networks were trained at by default.
+        window, step: width and advance of the sliding window over equally deep stages.
+        nearest: stitch only anchors next to each other in cost.
+        direction: 'fast_to_slow' or 'slow_to_fast'.
+        official: follow the published implementation where it deviates (README, "Exactness").
+        drop_path_rate: stochastic depth while training.
+
+    Raises:
+        SnnetError: with a sentence that says what was asked and what is possible.
+    """
+    if isinstance(anchors, str):
+        anchors = [name.strip() for name in anchors.split(',') if name.strip()]
+    built = [
+        anchor
+        if isinstance(anchor, Anchor)
+        else load_anchor(
+            anchor,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            img_size=img_size,
+            drop_path_rate=drop_path_rate,
+            official=official,
+        )
+        for anchor in anchors
+    ]
+    check_anchors(built)
+    parts = {anchor.name: part_flops(anchor) for anchor in built}
+    ordered = _sorted_by_cost(built, parts)
+    _warn_of_normalisation(ordered)
+    stitches = list_stitches(ordered, window=window, step=step, nearest=nearest, direction=direction, official=official)
+    return measure_costs(StitchableNet(ordered, stitches), parts)
+
+
+def _sorted_by_cost(anchors: Sequence[Anchor], parts: Mapping[str, PartFlops]) -> list[Anchor]:
+    """The anchors from small to large in FLOPs (equal ones as given); says so where that changes the order."""
+    ordered = sorted(anchors, key=lambda anchor: parts[anchor.name].whole)
+    if ordered != list(anchors):
+        listed = ', '.join(f'{anchor.name} ({parts[anchor.name].whole / 1e9:.3g} GFLOPs)' for anchor in ordered)
+        _log.warning('anchors sorted by cost: %s', listed)
+    return ordered
+
+
+def _warn_of_normalisation(anchors: Sequence[Anchor]) -> None:
+    """All stitches see one image, normalised as the first anchor's: says which anchors were trained otherwise."""
+    configs = {anchor.name: resolve_data_config(model=anchor.model, verbose=False) for anchor in anchors}
+    first = configs[anchors[0].name]
+    for name, config in configs.items():
+        for key in ('mean', 'std'):
+            if config[key] != first[key]:
+                _log.warning(
+                    '%s was trained with %s %s, but images are normalised as for %s, with %s',
+                    name, key, config[key], anchors[0].name, first[key],
+                )  # fmt: skip

@@ -1,0 +1,134 @@
+"""Records of stitches, the frontier among them, and the choice under a budget. No torch here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Real
+
+from .errors import BudgetInfeasible, InvalidBudget
+
+COSTS = ('flops', 'params')
+"""Names of the costs that a budget can limit, in the order in which ties are broken."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A stitch with its costs and accuracy; None while unknown.
+
+    Attributes:
+        stitch: id.
+        legs: the stitch in print.
+        flops: multiply-adds an image.
+        params: parameters that take part.
+        top1, top5: accuracy in percent over `n` images.
+        loss: mean cross-entropy over them.
+        n: number of evaluated images.
+        anchor: whether the stitch is an anchor itself.
+    """
+
+    stitch: int
+    legs: str
+    flops: int | None = None
+    params: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    loss: float | None = None
+    n: int | None = None
+    anchor: bool = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A chosen record, and whether its accuracy (rather than its cost alone) decided."""
+
+    record: Record
+    by_accuracy: bool
+
+
+def frontier(records: Iterable[Record], cost: str = 'flops') -> list[Record]:
+    """The records that no other beats on cost and accuracy, from cheap to dear.
+
+    Of equal ones the lowest id stays. Records without accuracy or cost do not take part.
+    """
+    known = [r for r in records if r.top1 is not None and getattr(r, cost) is not None]
+    best: list[Record] = []
+    for record in sorted(known, key=lambda r: (getattr(r, cost), -_accuracy(r), r.stitch)):
+        if not best or _accuracy(record) > _accuracy(best[-1]):
+            best.append(record)
+    return best
+
+
+def select(records: Sequence[Record], **limits: float | None) -> Selection:
+    """The most accurate record within all limits; the dearest that fits where none of those was evaluated.
+
+    Ties go to the cheaper, then to the lower id.
+
+    Args:
+        records: candidates.
+        limits: upper limits by the name of a cost (see `COSTS`); None means no limit.
+
+    Raises:
+        InvalidBudget: no limit, or one that is no positive finite number, or a cost that is not known.
+        BudgetInfeasible: no record fits.
+    """
+    asked = {name: _checked(name, limit) for name, limit in limits.items() if limit is not None}
+    if not asked:
+        raise InvalidBudget(f'no budget given: limit at least one of {", ".join(COSTS)}')
+    for name in asked:
+        if any(getattr(r, name) is None for r in records):
+            raise InvalidBudget(f'{name} of the stitches are not known yet: measure them with snnet.measure_costs(net)')
+    fitting = [r for r in records if all(getattr(r, name) <= limit for name, limit in asked.items())]
+    if not fitting:
+        raise _infeasible(records, asked)
+    costs = sorted(asked, key=COSTS.index) + [c for c in COSTS if c not in asked]
+    evaluated = [r for r in fitting if r.top1 is not None]
+    if evaluated:
+        return Selection(min(evaluated, key=lambda r: (-_accuracy(r), *_costs(r, costs), r.stitch)), True)
+    dearest = max(getattr(r, costs[0]) for r in fitting)
+    equal = [r for r in fitting if getattr(r, costs[0]) == dearest]
+    return Selection(min(equal, key=lambda r: (*_costs(r, costs), r.stitch)), False)
+
+
+def mixing_accuracy(records: Iterable[Record], flops: float) -> float | None:
+    """Top-1 of randomly mixing the two anchors next to `flops` so that the mean cost is `flops`.
+
+    The honest baseline of a stitch: it needs no stitching at all. None outside the range of evaluated anchors.
+    """
+    anchors = sorted((r.flops, r.top1) for r in records if r.anchor and r.flops is not None and r.top1 is not None)
+    for (cheap, low), (dear, high) in pairwise(anchors):
+        if cheap <= flops <= dear:
+            return low if dear == cheap else low + (high - low) * (flops - cheap) / (dear - cheap)
+    return None
+
+
+def _accuracy(record: Record) -> float:
+    return -math.inf if record.top1 is None else record.top1
+
+
+def _costs(record: Record, names: Iterable[str]) -> tuple[float, ...]:
+    values = (getattr(record, name) for name in names)
+    return tuple(math.inf if value is None else value for value in values)
+
+
+def _checked(name: str, limit: object) -> float:
+    if isinstance(limit, bool) or not isinstance(limit, Real) or not math.isfinite(limit) or limit <= 0:
+        raise InvalidBudget(f'a budget is a positive finite number, but {name}={limit!r} was asked for')
+    return float(limit)
+
+
+def _infeasible(records: Sequence[Record], asked: dict[str, float]) -> BudgetInfeasible:
+    if not records:
+        return BudgetInfeasible('there are no stitches to choose from', {})
+    nearest = min(records, key=lambda r: (max(getattr(r, n) / limit for n, limit in asked.items()), r.stitch))
+    smallest = {name: getattr(nearest, name) for name in asked}
+    wanted = ' and '.join(f'{name} <= {limit:.6g}' for name, limit in asked.items())
+    offered = ' and '.join(f'{name} = {value:.6g}' for name, value in smallest.items())
+    missed = max(smallest[name] / limit for name, limit in asked.items())
+    return BudgetInfeasible(
+        f'no stitch has {wanted}: the nearest, stitch {nearest.stitch} ({nearest.legs}), has {offered}, '
+        f'{missed:.3g} times the budget',
+        smallest,
+    )

@@ -1,0 +1,166 @@
+"""A net as a folder: config.json says how to build it and what is known of it, model.safetensors holds the weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.models import is_model
+from torch import Tensor
+
+from .anchors import as_anchor
+from .errors import NoWeights, SnnetError
+from .files import write_atomically, write_text
+from .frontier import Record
+from .line import Anchor, Source
+from .stitch import Stitch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .net import StitchableNet
+
+CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+FORMAT = 1
+"""Version of the layout of config.json; raised when older readers would misread it."""
+
+
+class Pretrained:
+    """`save_pretrained` and `from_pretrained`, in the shape that users of timm and Hugging Face know."""
+
+    def save_pretrained(self: StitchableNet, folder: str | Path) -> None:  # type: ignore[misc]
+        """Writes config.json (anchors, stitches, records) and model.safetensors; each whole or not at all.
+
+        Raises:
+            SnnetError: an anchor that `timm.create_model` could not make again.
+        """
+        folder = Path(folder)
+        config = {
+            'format': FORMAT,
+            'library': 'snnet',
+            'anchors': [_describe(self.anchor(i)) for i in range(len(self.anchors))],
+            'stitches': [
+                {'legs': str(stitch), 'layers': stitch.layers, **_known(record)}
+                for stitch, record in zip(self.stitches, self.records, strict=True)
+            ],
+        }
+        text = json.dumps(config, indent=1)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={'format': 'pt'}))
+        write_text(folder / CONFIG, text)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Builds the net that `save_pretrained` wrote, in eval mode.
+
+        Raises:
+            SnnetError: the folder holds no net, one of a newer version, or one of a family not known here.
+            NoWeights: the weights are missing, unreadable or do not belong to the config.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        anchors = [_rebuild(anchor) for anchor in config['anchors']]
+        stitches = [Stitch.parse(row['legs'], tuple(row['layers'])) for row in config['stitches']]
+        net: Any = cls(anchors, stitches)  # type: ignore[call-arg]  # StitchableNet, which mixes this in
+        net.records = [
+            Record(**{**asdict(record), **_known(row)})
+            for record, row in zip(net.records, config['stitches'], strict=True)
+        ]
+        _load(net, folder / WEIGHTS)
+        return net.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checked config.json of a folder.
+
+    Raises:
+        SnnetError: it is missing, no JSON, not ours, or of a newer version.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise SnnetError(f'{folder} holds no stitchable network: there is no {CONFIG}') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SnnetError(f'{path} is no JSON file: {error}') from None
+    if not isinstance(config, dict) or config.get('library') != 'snnet':
+        raise SnnetError(f'{path} does not describe a stitchable network of snnet')
+    if config.get('format') != FORMAT:
+        raise SnnetError(
+            f'{path} has format {config.get("format")}, this snnet reads {FORMAT}: upgrade snnet to load it'
+        )
+    missing = {'anchors', 'stitches'} - config.keys()
+    if missing:
+        raise SnnetError(f'{path} lacks {" and ".join(sorted(missing))}')
+    return config
+
+
+def write_records(folder: Path, records: list[Record]) -> None:
+    """Puts what is known of the stitches into the config.json of a saved net."""
+    config = read_config(folder)
+    for row, record in zip(config['stitches'], records, strict=True):
+        row.update(_known(record))
+    write_text(folder / CONFIG, json.dumps(config, indent=1))
+
+
+_KNOWABLE = [field.name for field in fields(Record) if field.name not in ('stitch', 'legs', 'anchor')]
+
+
+def _known(record: Record | dict[str, Any]) -> dict[str, Any]:
+    values = asdict(record) if isinstance(record, Record) else record
+    return {name: values[name] for name in _KNOWABLE if values.get(name) is not None}
+
+
+def _describe(anchor: Anchor) -> dict[str, Any]:
+    if anchor.source is None:
+        raise SnnetError(
+            f'{anchor.name} cannot be saved: timm.create_model did not make it, so nothing says how to build it again '
+            f'(as_anchor(..., source=Source(model, args)) does)'
+        )
+    row = {
+        'name': anchor.name,
+        'model': anchor.source.model,
+        'args': anchor.source.args,
+        'input_size': anchor.input_size,
+        'official': anchor.official,
+    }
+    try:
+        return json.loads(json.dumps(row))
+    except TypeError as error:
+        raise SnnetError(f'{anchor.name} cannot be saved: its arguments do not fit in JSON ({error})') from None
+
+
+def _rebuild(row: dict[str, Any]) -> Anchor:
+    if not is_model(row['model'].split('.')[0]):
+        raise SnnetError(
+            f"timm knows no network '{row['model']}' (anchor {row['name']}): "
+            f'if it comes from a plugin, import that first (--plugin FILE)'
+        )
+    model = timm.create_model(row['model'], pretrained=False, **row['args'])
+    source = Source(row['model'], row['args'])
+    size = tuple(row['input_size'])
+    return as_anchor(model, row['name'], input_size=size, source=source, official=row['official'])
+
+
+def _load(net: StitchableNet, path: Path) -> None:
+    if not path.is_file():
+        raise NoWeights(f'{path.parent} holds no weights: there is no {path.name}')
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise NoWeights(f'{path} cannot be read: {error}') from None
+    own = net.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += sorted(name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape)
+    if wrong:
+        raise NoWeights(
+            f'{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, such as {", ".join(wrong[:3])}'
+        )
+    net.load_state_dict(tensors)
+    net.train(net.training)  # lets LeViT drop the attention biases it caches in eval mode

@@ -1,0 +1,291 @@
+"""A network as a line: stem -> [entry, block, block, ...] ... -> head, with numbered positions between the modules."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CannotStitch, SnnetError
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What flows at a position of a line.
+
+    Attributes:
+        channels: width of the features.
+        grid: rows and columns of the feature map.
+        layout: 'NCHW', 'NHWC' or 'NLC' (L = prefix + rows x columns), timm's words.
+        prefix: tokens before the grid's own (class, distillation and register tokens); 0 except for 'NLC'.
+    """
+
+    channels: int
+    grid: tuple[int, int]
+    layout: str
+    prefix: int = 0
+
+    def joins(self, other: Boundary) -> bool:
+        """Whether one stitch layer can connect the two: grid and prefix agree (it converts layout and channels)."""
+        return self.grid == other.grid and self.prefix == other.prefix
+
+    @property
+    def tokens(self) -> int:
+        """Feature vectors an image: the prefix and every cell of the grid."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+    def __str__(self) -> str:
+        prefix = f' + {self.prefix} prefix' if self.prefix else ''
+        return f'{self.grid[0]}x{self.grid[1]}{prefix}, {self.channels} channels {self.layout}'
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of blocks on one grid.
+
+    Attributes:
+        blocks: the modules that can be cut between.
+        entry: the downsampling that opens the stage; None where the first block does it itself.
+    """
+
+    blocks: Sequence[nn.Module]
+    entry: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """How `timm.create_model` makes the network again: `create_model(model, **args)`."""
+
+    model: str
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass through a line measures.
+
+    Attributes:
+        boundaries: one a position, from 0 (after the stem) to the last (before the head).
+        stem, modules, head, published_head: names of the parameters that reach each part's output.
+    """
+
+    boundaries: tuple[Boundary, ...]
+    stem: frozenset[str]
+    modules: tuple[frozenset[str], ...]
+    head: frozenset[str]
+    published_head: frozenset[str]
+
+
+class Anchor(nn.Module):
+    """A pretrained network as a line; a subclass is the adapter of a family and gives four answers.
+
+    The answers are `layout`, `stem`, `stages` and `head`; run in sequence they compute exactly what the model
+    computes. The model keeps its parameter names (`model.blocks.3...`), and its modules are looked up at every run, so
+    that a block may be replaced at any time.
+
+    Args:
+        model: the network, untouched.
+        name: what messages and stitches call it.
+        input_size: channels, height and width of an input image.
+        source: how to make the model again, needed only by `save_pretrained`.
+        official: end stitches as the published implementation did (see `published_head`).
+    """
+
+    layout: str = 'NCHW'
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        input_size: tuple[int, int, int],
+        source: Source | None = None,
+        official: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model: Any = model  # Any: adapters reach into networks of many classes
+        self.name = name
+        self.input_size = input_size
+        self.source = source
+        self.official = official
+
+    # The four answers of an adapter (layout is an attribute), and two that have a default.
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Image (N, C, H, W) to the features at position 0."""
+        raise NotImplementedError
+
+    def stages(self) -> list[Stage]:
+        """The stages, looked up in the model now."""
+        raise NotImplementedError
+
+    def head(self, x: Tensor) -> Tensor:
+        """Features at the last position to logits (N, classes)."""
+        raise NotImplementedError
+
+    def published_head(self, x: Tensor) -> Tensor:
+        """The head as the published implementation ran it behind a stitch layer."""
+        return self.head(x)
+
+    def stitch_stages(self) -> range:
+        """Stages that are stitched: all but the last, or the only one (SN-Net, section 4.1)."""
+        return range(max(1, len(self.stages()) - 1))
+
+    # What follows from them.
+
+    @property
+    def prefix(self) -> int:
+        """Prefix tokens of a token sequence."""
+        return int(getattr(self.model, 'num_prefix_tokens', 0)) if self.layout == 'NLC' else 0
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return int(self.model.num_classes)
+
+    def line(self) -> list[nn.Module]:
+        """Entries and blocks in the order they run; position p lies before module p."""
+        return [m for stage in self.stages() for m in (stage.entry, *stage.blocks) if m is not None]
+
+    def blocks(self) -> list[range]:
+        """Of each stage, the indices of its blocks in `line()`."""
+        spans, at = [], 0
+        for stage in self.stages():
+            first = at + (stage.entry is not None)
+            at = first + len(stage.blocks)
+            spans.append(range(first, at))
+        return spans
+
+    def run(self, x: Tensor, start: int | None = None, stop: int | None = None) -> Tensor:
+        """Runs the modules from position `start` to position `stop`.
+
+        Args:
+            x: an image where `start` is None (the stem runs), else the features at `start`.
+            start: a position, or None for the image.
+            stop: a position, or None for the logits (the head runs).
+        """
+        if start is None:
+            x = self.stem(x)
+        for module in self.line()[start:stop]:
+            x = module(x)
+        if stop is not None:
+            return x
+        return self.published_head(x) if self.official and start is not None else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The whole network: image (N, C, H, W) to logits (N, classes)."""
+        return self.run(x)
+
+    @property
+    def boundaries(self) -> tuple[Boundary, ...]:
+        """What flows at each position, measured by one pass."""
+        return self.survey.boundaries
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Measures boundaries and who uses which parameter, on a copy without memory (torch's meta device)."""
+        twin = self._meta_twin()
+        names = {id(p): name for name, p in twin.model.named_parameters()}
+        dtype = next((p.dtype for p in twin.parameters()), torch.float32)
+        x = torch.zeros(1, *self.input_size, device='meta', dtype=dtype)
+        boundaries, used = [], []
+        parts: list[Callable[[Tensor], Tensor]] = [twin.stem, *twin.line()]
+        for part in parts:
+            x = part(x.detach().requires_grad_())
+            boundaries.append(self._boundary(x))
+            used.append(_used_parameters(x, names))
+        x = x.detach().requires_grad_()
+        heads = [_used_parameters(head(x), names) for head in (twin.head, twin.published_head)]
+        return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
+
+    def parameter_names(self, start: int | None = None, stop: int | None = None) -> frozenset[str]:
+        """Names (within the model) of the parameters that take part in `run(x, start, stop)`."""
+        used = set(self.survey.stem if start is None else ()).union(*self.survey.modules[start:stop])
+        if stop is None:
+            used |= self.survey.published_head if self.official and start is not None else self.survey.head
+        return frozenset(used)
+
+    def cut(self, start: int | None = None, stop: int | None = None) -> Anchor:
+        """A copy that holds only what `run(x, start, stop)` needs; positions stay as they are."""
+        keep = self.parameter_names(start, stop)
+        line = self.line()
+        kept = {id(m) for block in line[start:stop] for m in block.modules()}
+        inside = {id(m) for block in line for m in block.modules()}
+        memo: dict[int, Any] = {}
+        for name, module in self.model.named_modules():
+            if id(module) in inside:
+                drop = id(module) not in kept
+            else:  # of stem and head: what has parameters and needs none of them, unless it contains blocks
+                own = {f'{name}.{p}' for p, _ in module.named_parameters()}
+                drop = bool(own) and not own & keep and not any(id(m) in inside for m in module.modules())
+            if drop:
+                memo[id(module)] = Absent(name)
+        twin = copy.deepcopy(self, memo)
+        outside = [name for name, p in twin.model.named_parameters(remove_duplicate=False) if name not in keep]
+        for name in outside:
+            owner, _, leaf = name.rpartition('.')
+            twin.model.get_submodule(owner).register_parameter(leaf, None)
+        return twin
+
+    def _meta_twin(self) -> Anchor:
+        self.model.train(self.model.training)  # lets LeViT drop the attention biases it caches in eval mode
+        memo: dict[int, Any] = {}
+        for p in self.parameters():
+            memo[id(p)] = nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=p.is_floating_point())
+        for b in self.buffers():
+            memo[id(b)] = torch.empty_like(b, device='meta')
+        return copy.deepcopy(self, memo).eval()
+
+    def _boundary(self, x: Tensor) -> Boundary:
+        if self.layout == 'NLC':
+            return Boundary(x.shape[2], self._token_grid(x.shape[1] - self.prefix), 'NLC', self.prefix)
+        _, first, second, third = x.shape
+        if self.layout == 'NHWC':
+            return Boundary(third, (first, second), 'NHWC')
+        return Boundary(first, (second, third), 'NCHW')
+
+    def _token_grid(self, tokens: int) -> tuple[int, int]:
+        """The rows and columns that hold so many tokens and have the shape of the image."""
+        height, width = self.input_size[1:]
+        rows = round(math.sqrt(tokens * height / width))
+        if rows < 1 or tokens % rows:
+            raise CannotStitch(f'{self.name}: {tokens} tokens do not form a grid shaped like {height}x{width} pixels')
+        return rows, tokens // rows
+
+    def __repr__(self) -> str:
+        spans = ' + '.join(str(len(span)) for span in self.blocks())
+        return f'{type(self).__name__}({self.name}: {spans} blocks, {self.num_classes} classes)'
+
+
+class Absent(nn.Module):
+    """Stands where a part was cut out; running it is a mistake."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refuses."""
+        raise SnnetError(f'{self.name} was cut out of this network: it runs only the stitch it was extracted for')
+
+
+def _used_parameters(output: Tensor, names: dict[int, str]) -> frozenset[str]:
+    """Names of the parameters that autograd reaches from `output`."""
+    return frozenset(names[id(p)] for p in _leaves(output) if id(p) in names)
+
+
+def _leaves(output: Tensor) -> Iterator[Tensor]:
+    todo, seen = [output.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, 'variable'):
+            yield node.variable
+        todo.extend(child for child, _ in node.next_functions)

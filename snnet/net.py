@@ -1,0 +1,230 @@
+"""StitchableNet: anchors, stitch layers, and the stitches that run through them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral
+
+from torch import Tensor, nn
+
+from .errors import CannotStitch, UnknownStitch
+from .frontier import Record, frontier, select
+from .hub import Pretrained
+from .layer import StitchLayer
+from .line import Anchor, Boundary
+from .space import check_anchors
+from .stitch import Leg, Stitch
+
+_log = logging.getLogger(__name__)
+
+
+class StitchableNet(nn.Module, Pretrained):
+    """One network that is a whole family: runs any of its stitches on demand.
+
+    It is handed built anchors and builds only the stitch layers. Parameters are named `anchors.{i}.model.*`, as in
+    the wrapped models, and `stitch_layers.{l}.weight` and `.bias`.
+
+    Args:
+        anchors: at least two, with distinct names, one class count and one image size.
+        stitches: the sub-networks; a stitch's id is its index.
+
+    Attributes:
+        stitches: the sub-networks, by id.
+        records: what is known of each, by id (`snnet.measure_costs` fills in the costs, evaluation the accuracy).
+        active: id of the stitch that `forward` runs.
+
+    Raises:
+        CannotStitch: a leg runs an anchor or a position that is not there, or boundaries do not join.
+    """
+
+    def __init__(self, anchors: Sequence[Anchor], stitches: Sequence[Stitch]) -> None:
+        super().__init__()
+        check_anchors(anchors)
+        self.anchors = nn.ModuleList(anchors)
+        self.stitches = tuple(stitches)
+        self._index = {anchor.name: i for i, anchor in enumerate(anchors)}
+        self.stitch_layers = nn.ModuleList(self._build_layers())
+        self.records = [
+            Record(i, str(stitch), anchor=stitch.legs == (Leg(stitch.legs[0].anchor),))
+            for i, stitch in enumerate(self.stitches)
+        ]
+        self.active = 0
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return self.anchor(0).num_classes
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.anchor(0).input_size
+
+    def anchor(self, which: int | str) -> Anchor:
+        """The anchor with this index or name."""
+        found = self.anchors[self._index[which] if isinstance(which, str) else which]
+        assert isinstance(found, Anchor)
+        return found
+
+    def layer(self, index: int) -> StitchLayer:
+        """The stitch layer with this index."""
+        found = self.stitch_layers[index]
+        assert isinstance(found, StitchLayer)
+        return found
+
+    def forward(self, x: Tensor, stitch: int | None = None) -> Tensor:
+        """Image (N, C, H, W) to logits (N, classes).
+
+        Args:
+            x: images.
+            stitch: id of the stitch to run, without touching any state (safe from many threads at once); the active
+                one where None.
+
+        Raises:
+            UnknownStitch: no such id.
+        """
+        chosen = self.stitches[self.active if stitch is None else self._checked(stitch)]
+        legs = chosen.legs
+        x = self.anchor(legs[0].anchor).run(x, legs[0].start, legs[0].stop)
+        for layer, leg in zip(chosen.layers, legs[1:], strict=True):
+            x = self.anchor(leg.anchor).run(self.stitch_layers[layer](x), leg.start, leg.stop)
+        return x
+
+    def set_stitch(self, stitch: int) -> None:
+        """Makes a stitch the active one; nothing is allocated or copied.
+
+        Raises:
+            UnknownStitch: no such id.
+        """
+        self.active = self._checked(stitch)
+
+    @contextmanager
+    def using(self, stitch: int) -> Iterator[StitchableNet]:
+        """Makes a stitch the active one within a `with` block."""
+        before = self.active
+        self.set_stitch(stitch)
+        try:
+            yield self
+        finally:
+            self.active = before
+
+    def select_for_budget(self, flops: float | None = None, *, params: float | None = None) -> int:
+        """Activates the best stitch within all given limits and returns its id.
+
+        The best is the most accurate where stitches within the limits have been evaluated; otherwise the dearest that
+        fits, with a warning, for that loses up to half a point. Ties go to the cheaper, then to the lower id.
+
+        Args:
+            flops: most multiply-adds an image.
+            params: most parameters that take part.
+
+        Raises:
+            InvalidBudget: no limit, or one that is no positive finite number.
+            BudgetInfeasible: even the smallest stitch is dearer; `smallest` holds what is feasible.
+        """
+        selection = select(self.records, flops=flops, params=params)
+        record = selection.record
+        if selection.by_accuracy:
+            _log.info('stitch %d (%s): the most accurate within the budget', record.stitch, record.legs)
+        else:
+            warnings.warn(
+                'no stitch within the budget has been evaluated, so the dearest that fits was chosen, '
+                'not the most accurate (eval_stitches.py measures accuracy)',
+                stacklevel=2,
+            )
+        self.set_stitch(record.stitch)
+        return record.stitch
+
+    def frontier(self, cost: str = 'flops') -> list[Record]:
+        """The evaluated stitches that no other beats on cost and accuracy, from cheap to dear."""
+        return frontier(self.records, cost)
+
+    def extract(self, stitch: int) -> ExtractedStitch:
+        """Cuts one stitch out: a plain module with copies of only its own parameters and the same output.
+
+        Raises:
+            UnknownStitch: no such id.
+        """
+        chosen = self.stitches[self._checked(stitch)]
+        legs = [self.anchor(leg.anchor).cut(leg.start, leg.stop) for leg in chosen.legs]
+        layers = []
+        for index in chosen.layers:
+            layer = self.layer(index)
+            copied = StitchLayer(layer.front, layer.end).to(layer.weight)
+            copied.load_state_dict(layer.state_dict())
+            layers.append(copied)
+        return ExtractedStitch(chosen, legs, layers).train(self.training)
+
+    def parameter_names(self, stitch: int) -> frozenset[str]:
+        """Names of the parameters that take part in a stitch.
+
+        Raises:
+            UnknownStitch: no such id.
+        """
+        chosen = self.stitches[self._checked(stitch)]
+        names = {f'stitch_layers.{layer}.{name}' for layer in chosen.layers for name in ('weight', 'bias')}
+        for leg in chosen.legs:
+            used = self.anchor(leg.anchor).parameter_names(leg.start, leg.stop)
+            names |= {f'anchors.{self._index[leg.anchor]}.model.{name}' for name in used}
+        return frozenset(names)
+
+    def _checked(self, stitch: int) -> int:
+        valid = isinstance(stitch, Integral) and not isinstance(stitch, bool) and 0 <= stitch < len(self.stitches)
+        if not valid:
+            raise UnknownStitch(f'stitch ids are the integers 0 to {len(self.stitches) - 1}, but got {stitch!r}')
+        return int(stitch)
+
+    def _build_layers(self) -> list[StitchLayer]:
+        """One layer an index, checked against every stitch that uses it."""
+        ends: dict[int, tuple[Boundary, Boundary]] = {}
+        for stitch in self.stitches:
+            for leg in stitch.legs:
+                self._check_leg(leg)
+            for layer, front, end in zip(stitch.layers, stitch.legs, stitch.legs[1:], strict=False):
+                pair = self._boundary(front.anchor, front.stop), self._boundary(end.anchor, end.start)
+                if not pair[0].joins(pair[1]):
+                    raise CannotStitch(f'{stitch}: the front gives {pair[0]}, the end takes {pair[1]}')
+                if ends.setdefault(layer, pair) != pair:
+                    raise CannotStitch(f'{stitch}: stitch layer {layer} already joins other boundaries')
+        if sorted(ends) != list(range(len(ends))):
+            raise CannotStitch(f'stitch layers are numbered 0 to {len(ends) - 1} without gaps, but got {sorted(ends)}')
+        return [StitchLayer(*ends[layer]) for layer in range(len(ends))]
+
+    def _boundary(self, anchor: str, position: int | None) -> Boundary:
+        assert position is not None  # a Stitch has positions at both sides of a stitch layer
+        return self.anchor(anchor).boundaries[position]
+
+    def _check_leg(self, leg: Leg) -> None:
+        if leg.anchor not in self._index:
+            raise CannotStitch(f"leg {leg}: there is no anchor '{leg.anchor}', only {', '.join(self._index)}")
+        last = len(self.anchor(leg.anchor).line())
+        start, stop = leg.start or 0, last if leg.stop is None else leg.stop
+        if not 0 <= start <= stop <= last:
+            raise CannotStitch(f'leg {leg}: positions of {leg.anchor} run from 0 to {last}')
+
+
+class ExtractedStitch(nn.Module):
+    """One stitch as a plain module; anchors and stitch layers hold only what it needs.
+
+    Args:
+        stitch: what it runs.
+        anchors: one a leg, cut to it.
+        layers: the stitch layers between them.
+    """
+
+    def __init__(self, stitch: Stitch, anchors: Sequence[Anchor], layers: Sequence[StitchLayer]) -> None:
+        super().__init__()
+        self.stitch = stitch
+        self.anchors = nn.ModuleList(anchors)
+        self.stitch_layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (N, C, H, W) to logits (N, classes)."""
+        for i, (anchor, leg) in enumerate(zip(self.anchors, self.stitch.legs, strict=True)):
+            if i:
+                x = self.stitch_layers[i - 1](x)
+            x = anchor.run(x, leg.start, leg.stop)  # type: ignore[operator]  # ModuleList forgets its element type
+        return x

@@ -1,0 +1,290 @@
+"""Least-squares initialisation of the stitch layers from sums (SN-Net, Eq. 4 and 5; the sums are ours)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import SnnetError
+from .line import Anchor
+from .modes import eval_mode
+from .net import StitchableNet
+
+_log = logging.getLogger(__name__)
+METHODS = ('joint', 'mean')
+
+_CHUNK = 16
+"""Images whose features are held at a time, so that memory grows neither with the samples nor with the batch."""
+
+_WORST_CONDITION = 1e10
+"""Condition number of the scaled covariance beyond which Cholesky's solution is not trusted."""
+_CUTOFF = 1e-12
+"""Eigenvalues of the scaled covariance below this share of the largest carry no information in float64 sums."""
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """How well a stitch layer was fitted.
+
+    Attributes:
+        layer: index of the stitch layer.
+        residual: share of the end features' variance that the fit leaves unexplained.
+        rank: independent directions found in the front features, of `channels`.
+        channels: width of the front features.
+        condition: condition number of the front features' correlation matrix (inf where it is singular).
+        rows: feature vectors that were fitted.
+    """
+
+    layer: int
+    residual: float
+    rank: int
+    channels: int
+    condition: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A join as the fit sees it: features of two anchors that one layer shall map onto each other."""
+
+    front: tuple[str, int]
+    end: tuple[str, int]
+    layer: int
+
+
+class Sums:
+    """Float64 sums over rows from which a least-squares fit follows; they add over batches, ranks and joins.
+
+    Args:
+        front_channels, end_channels: widths of the features.
+        device: where the sums live.
+    """
+
+    def __init__(self, front_channels: int, end_channels: int, device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.rows = zeros(1)
+        self.front = zeros(front_channels)
+        self.end = zeros(end_channels)
+        self.front_front = zeros(front_channels, front_channels)
+        self.front_end = zeros(front_channels, end_channels)
+        self.end_end = zeros(1)
+
+    def tensors(self) -> list[Tensor]:
+        """The sums themselves, in a fixed order."""
+        return [self.rows, self.front, self.end, self.front_front, self.front_end, self.end_end]
+
+    def add(self, front: Tensor, gram: Tensor, ends: Sequence[Tensor]) -> None:
+        """Adds rows: front features (n, D) with their Gram matrix (D, D), paired with each of the ends (n, E)."""
+        total = ends[0] if len(ends) == 1 else torch.stack(list(ends)).sum(0)
+        self.rows += len(front) * len(ends)
+        self.front += front.sum(0) * len(ends)
+        self.end += total.sum(0)
+        self.front_front += gram * len(ends)
+        self.front_end += front.T @ total
+        self.end_end += sum(end.square().sum() for end in ends)
+
+    def solve(self, layer: int = 0) -> tuple[Tensor, Tensor, LayerFit]:
+        """The weight (E, D) and bias (E,) with the least squared error, and a report.
+
+        The front features are centred and scaled to unit variance; Cholesky solves the normal equations, or, where
+        that fails or the condition is bad, an eigendecomposition that drops directions without variance.
+        """
+        rows = self.rows.clamp(min=1)
+        front_mean, end_mean = self.front / rows, self.end / rows
+        covariance = self.front_front - torch.outer(self.front, front_mean)
+        cross = self.front_end - torch.outer(self.front, end_mean)
+        variance = covariance.diagonal()
+        alive = variance > _CUTOFF * self.front_front.diagonal()
+        scale = torch.where(alive, variance, torch.ones_like(variance)).rsqrt() * alive
+        correlation = covariance * torch.outer(scale, scale)
+        scaled, rank, condition = _solve_symmetric(correlation, cross * scale[:, None], alive)
+        weight = scaled * scale[:, None]
+        total = self.end_end - (self.end * end_mean).sum()
+        explained = 2 * (weight * cross).sum() - (weight * (covariance @ weight)).sum()
+        residual = float(((total - explained) / total.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0))
+        fit = LayerFit(layer, residual, rank, len(variance), condition, int(self.rows))
+        return weight.T, end_mean - front_mean @ weight, fit
+
+
+def initialise(
+    net: StitchableNet,
+    batches: Iterable[Tensor | Sequence[Any]],
+    samples: int = 100,
+    method: str = 'joint',
+    all_reduce: Callable[[Tensor], object] | None = None,
+) -> list[LayerFit]:
+    """Sets every stitch layer to the least-squares map from its front's features to its end's.
+
+    Each anchor runs once over the images, in eval mode; memory does not grow with their number.
+
+    Args:
+        net: the net; only its stitch layers change.
+        batches: clean images (n, C, H, W), or pairs whose first item they are, normalised as for inference.
+        samples: how many images to use; fewer are used, with a warning, where there are fewer.
+        method: 'joint' fits all joins that share a layer together, 'mean' averages their solutions (as published).
+        all_reduce: adds a tensor up over ranks in place; `samples` then counts the images of this rank.
+
+    Returns:
+        One report a stitch layer.
+
+    Raises:
+        SnnetError: no images, an unknown method, or features that are not finite.
+    """
+    if method not in METHODS:
+        raise SnnetError(f"method is {' or '.join(METHODS)}, not '{method}'")
+    if samples < 1:
+        raise SnnetError(f'at least one image is needed to initialise, samples={samples} was asked for')
+    places = _places(net)
+    groups = [[p for p in places if p.layer == layer] for layer in range(len(net.stitch_layers))]
+    if method == 'mean':
+        groups = [[place] for group in groups for place in group]
+    device = next(net.parameters()).device
+    sums = [Sums(*_widths(net, group[0]), device) for group in groups]
+    used = _accumulate(net, batches, samples, groups, sums)
+    tensors = [tensor for one in sums for tensor in one.tensors()]
+    count = torch.tensor([used], dtype=torch.float64, device=device)
+    if all_reduce is not None:
+        for tensor in (*tensors, count):
+            all_reduce(tensor)
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise SnnetError(_culprit(groups, sums))
+    if int(count) == 0:
+        raise SnnetError('no images to initialise the stitch layers with')
+    if all_reduce is None and used < samples:
+        _log.warning('initialising with %d images, for there are no more (%d were asked for)', used, samples)
+    return _assign(net, groups, sums)
+
+
+def kaiming(net: StitchableNet, generator: torch.Generator) -> None:
+    """Sets every stitch layer to torch's default (Kaiming) initialisation, drawn from `generator` on the CPU."""
+    for layer in map(net.layer, range(len(net.stitch_layers))):
+        fresh = type(layer)(layer.front, layer.end)
+        fresh.reset_parameters(generator)
+        layer.load_state_dict(fresh.state_dict())
+
+
+def _places(net: StitchableNet) -> list[_Place]:
+    """Every join of the net once, in the order of ids."""
+    found: dict[_Place, None] = {}
+    for stitch in net.stitches:
+        for layer, front, end in zip(stitch.layers, stitch.legs, stitch.legs[1:], strict=False):
+            assert front.stop is not None
+            assert end.start is not None
+            found[_Place((front.anchor, front.stop), (end.anchor, end.start), layer)] = None
+    return list(found)
+
+
+def _widths(net: StitchableNet, place: _Place) -> tuple[int, int]:
+    layer = net.layer(place.layer)
+    return layer.in_features, layer.out_features
+
+
+@torch.no_grad()
+def _accumulate(
+    net: StitchableNet, batches: Iterable[Any], samples: int, groups: list[list[_Place]], sums: list[Sums]
+) -> int:
+    """Adds up to `samples` images to the sums; returns how many there were."""
+    wanted: dict[str, set[int]] = {}
+    for place in (place for group in groups for place in group):
+        for name, position in (place.front, place.end):
+            wanted.setdefault(name, set()).add(position)
+    device = next(net.parameters()).device
+    used = 0
+    with eval_mode(net):
+        for batch in batches:
+            images = (batch if isinstance(batch, Tensor) else batch[0])[: samples - used]
+            for chunk in images.split(_CHUNK):
+                rows = {
+                    (name, position): x
+                    for name, positions in wanted.items()
+                    for position, x in _features(net.anchor(name), chunk.to(device), positions)
+                }
+                _add_rows(rows, groups, sums)
+            used += len(images)
+            if used >= samples:
+                break
+    return used
+
+
+def _add_rows(rows: dict[tuple[str, int], Tensor], groups: list[list[_Place]], sums: list[Sums]) -> None:
+    """Adds the features of one chunk; each front's Gram matrix is computed once."""
+    grams: dict[tuple[str, int], Tensor] = {}
+    for group, total in zip(groups, sums, strict=True):
+        for front in dict.fromkeys(place.front for place in group):
+            features = rows[front].double()
+            if front not in grams:
+                grams[front] = features.T @ features
+            total.add(features, grams[front], [rows[p.end].double() for p in group if p.front == front])
+
+
+def _features(anchor: Anchor, images: Tensor, positions: set[int]) -> Iterable[tuple[int, Tensor]]:
+    """Features (n * tokens, channels) at each of the positions, from one pass."""
+    x, at = images, None
+    for position in sorted(positions):
+        x = anchor.run(x, at, position)
+        at = position
+        vectors = x.movedim(1, -1) if anchor.boundaries[position].layout == 'NCHW' else x
+        yield position, vectors.reshape(-1, vectors.shape[-1])
+
+
+def _solve_symmetric(matrix: Tensor, right: Tensor, alive: Tensor) -> tuple[Tensor, int, float]:
+    """Solution of matrix @ x = right, the rank and the condition number of a correlation matrix."""
+    dead = (~alive).to(matrix)
+    factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag(dead))
+    if not int(failed):
+        inverse = torch.cholesky_inverse(factor)
+        condition = float(torch.linalg.matrix_norm(matrix, 1) * torch.linalg.matrix_norm(inverse, 1))
+        if condition < _WORST_CONDITION:
+            return torch.cholesky_solve(right, factor), int(alive.sum()), condition if bool(alive.all()) else torch.inf
+    values, vectors = torch.linalg.eigh(matrix)
+    keep = values > _CUTOFF * values[-1].clamp(min=torch.finfo(values.dtype).tiny)
+    inverse_values = torch.where(keep, 1 / torch.where(keep, values, torch.ones_like(values)), torch.zeros_like(values))
+    rank = int(keep.sum())
+    condition = float(values[-1] / values[0]) if rank == len(values) else torch.inf
+    return vectors @ (inverse_values[:, None] * (vectors.T @ right)), rank, condition
+
+
+def _assign(net: StitchableNet, groups: list[list[_Place]], sums: list[Sums]) -> list[LayerFit]:
+    """Writes the solutions (the mean of several for one layer) into the stitch layers."""
+    solutions: dict[int, list[tuple[Tensor, Tensor, LayerFit]]] = {}
+    for group, total in zip(groups, sums, strict=True):
+        index = group[0].layer
+        solutions.setdefault(index, []).append(total.solve(index))
+    fits = []
+    for index, found in sorted(solutions.items()):
+        layer = net.layer(index)
+        weights, biases, reports = zip(*found, strict=True)
+        with torch.no_grad():
+            layer.weight.copy_(torch.stack(weights).mean(0))
+            layer.bias.copy_(torch.stack(biases).mean(0))
+        fits.append(_summary(index, reports))
+    return fits
+
+
+def _summary(layer: int, reports: Sequence[LayerFit]) -> LayerFit:
+    """One report for a layer whose solutions were averaged: mean residual, worst rank and condition."""
+    rows = sum(report.rows for report in reports)
+    return LayerFit(
+        layer,
+        sum(report.residual * report.rows for report in reports) / rows,
+        min(report.rank for report in reports),
+        reports[0].channels,
+        max(report.condition for report in reports),
+        rows,
+    )
+
+
+def _culprit(groups: list[list[_Place]], sums: list[Sums]) -> str:
+    """Names the first features that are not finite."""
+    for group, total in zip(groups, sums, strict=True):
+        for values, (name, position) in ((total.front, group[0].front), (total.end, group[0].end)):
+            if not bool(values.isfinite().all()):
+                return f'{name} gives features that are not finite at position {position}: check weights and images'
+    return 'the features are too large for float64 sums: check weights and images'

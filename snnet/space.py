@@ -1,0 +1,216 @@
+"""The rules that list stitches: which blocks of two anchors a stitch layer joins, and in which order ids are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from .errors import CannotStitch, SnnetError
+from .line import Anchor, Boundary
+from .stitch import Leg, Stitch
+
+DIRECTIONS = ('fast_to_slow', 'slow_to_fast')
+
+
+@dataclass(frozen=True)
+class Join:
+    """The front runs blocks 0..j of a stage, the end its blocks k..last; `layer` counts within the stage."""
+
+    j: int
+    k: int
+    layer: int
+
+
+def paired(depth: int, window: int = 2, step: int = 1) -> list[Join]:
+    """Paired rule for equal depths: every (j, k) within a sliding window, which shares one stitch layer.
+
+    A join belongs to the first window that holds it; a stage shorter than the window is one window.
+    (SN-Net, section 3.2, "stitching as sliding windows".)
+    """
+    window = min(window, depth)
+    joins: dict[tuple[int, int], Join] = {}
+    for layer, first in enumerate(range(0, depth - window + 1, step)):
+        for j in range(first, first + window):
+            for k in range(first, first + window):
+                joins.setdefault((j, k), Join(j, k, layer))
+    return list(joins.values())
+
+
+def unpaired(front_depth: int, end_depth: int, official: bool = False) -> list[Join]:
+    """Unpaired rule for unequal depths: each block of the deeper anchor meets its nearest in the shallower one.
+
+    Block d of the deeper anchor pairs with s = floor(d * shallower depth / deeper depth), kept where s < d. The joins
+    of one shallow block share a stitch layer; the published implementation gives join d the layer of block d - 1.
+    """
+    shallow, deep = sorted((front_depth, end_depth))
+    joins = []
+    for d in range(deep):
+        s = d * shallow // deep
+        if s < d:
+            layer = (d - 1) * shallow // deep if official else s
+            joins.append(Join(s, d, layer) if end_depth == deep else Join(d, s, layer))
+    return joins
+
+
+def list_stitches(
+    anchors: Sequence[Anchor],
+    *,
+    window: int = 2,
+    step: int = 1,
+    nearest: bool = True,
+    direction: str = 'fast_to_slow',
+    official: bool = False,
+) -> tuple[Stitch, ...]:
+    """All stitches of anchors given from small to large, in the published order of ids.
+
+    Anchors come first; then, stage by stage, pair by pair, join by join, the stitches of neighbours. Without the
+    nearest-anchor rule follow the pairs further apart (Ti-B) and the chains of three anchors (Ti-S-B).
+
+    Args:
+        anchors: at least two, from small to large, with distinct names.
+        window, step: width and advance of the paired rule's sliding window.
+        nearest: stitch only neighbours in cost.
+        direction: 'fast_to_slow' goes from the smaller anchor to the larger, 'slow_to_fast' the other way.
+        official: share the stitch layers of the unpaired rule as the published implementation does.
+
+    Raises:
+        SnnetError: an option out of range, or fewer than two anchors.
+        CannotStitch: anchors of different class counts or image sizes, or neighbours without a common grid.
+    """
+    if window < 1 or step < 1:
+        raise SnnetError(f'window and step are at least 1, but window={window} and step={step} were asked for')
+    if direction not in DIRECTIONS:
+        raise SnnetError(f"direction is {' or '.join(DIRECTIONS)}, not '{direction}'")
+    check_anchors(anchors)
+    ordered = list(anchors) if direction == 'fast_to_slow' else list(anchors)[::-1]
+    space = _Space(ordered, window, step, official)
+    pairs = [(i, i + 1) for i in range(len(ordered) - 1)]
+    if direction == 'slow_to_fast':
+        pairs.reverse()  # ids count from the small anchors in both directions
+    stitches = [Stitch((Leg(anchor.name),)) for anchor in anchors]
+    stitches += space.two_legs(pairs)
+    if not nearest:
+        apart = sorted((b - a, a, b) for a, b in combinations(range(len(ordered)), 2) if b - a > 1)
+        stitches += space.two_legs([(a, b) for _, a, b in apart])
+        stitches += space.three_legs()
+    return tuple(stitches)
+
+
+def check_anchors(anchors: Sequence[Anchor]) -> None:
+    """Refuses anchors that do not belong together.
+
+    Raises:
+        SnnetError: fewer than two, or two of one name.
+        CannotStitch: they differ in number of classes or in image size.
+    """
+    if len(anchors) < 2:
+        raise SnnetError(f'a stitchable network needs at least two anchors, {len(anchors)} given')
+    names = [anchor.name for anchor in anchors]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise SnnetError(f"two anchors are called '{twice}': give each its own name")
+    for what, values in (
+        ('number of classes', [anchor.num_classes for anchor in anchors]),
+        ('image size', ['x'.join(map(str, anchor.input_size)) for anchor in anchors]),
+    ):
+        if len(set(values)) > 1:
+            listed = ', '.join(f'{name} {value}' for name, value in zip(names, values, strict=True))
+            raise CannotStitch(f'anchors differ in {what}: {listed}')
+
+
+@dataclass(frozen=True)
+class _Seam:
+    """A stitch layer's place between two anchors: the front's stop, the end's start, the layer's index in the net."""
+
+    front: int
+    end: int
+    stop: int
+    start: int
+    layer: int
+
+
+class _Space:
+    """Numbers the stitch layers while the stitches of an ordered list of anchors are listed."""
+
+    def __init__(self, anchors: list[Anchor], window: int, step: int, official: bool) -> None:
+        self.anchors = anchors
+        self.window, self.step, self.official = window, step, official
+        self.seams: dict[tuple[int, int], list[_Seam]] = {}
+        self.layers: dict[tuple[int, int, int, int], int] = {}
+
+    def two_legs(self, pairs: list[tuple[int, int]]) -> list[Stitch]:
+        """Stitches of the pairs (front, end): stage by stage, pair by pair, join by join."""
+        matched = {pair: matching_stages(self.anchors[pair[0]], self.anchors[pair[1]]) for pair in pairs}
+        seams: list[_Seam] = []
+        for turn in range(max((len(stages) for stages in matched.values()), default=0)):
+            for pair in pairs:
+                if turn < len(matched[pair]):
+                    found = list(self._seams_of(pair, *matched[pair][turn]))
+                    self.seams.setdefault(pair, []).extend(found)
+                    seams += found
+        for front, end in pairs:
+            if end == front + 1 and not self.seams.get((front, end)):
+                raise CannotStitch(_why_not(self.anchors[front], self.anchors[end]))
+        return [self._stitch([seam]) for seam in seams]
+
+    def three_legs(self) -> list[Stitch]:
+        """Chains of three anchors whose middle leg runs at least one module."""
+        return [
+            self._stitch([first, second])
+            for a, b, c in combinations(range(len(self.anchors)), 3)
+            for first in self.seams.get((a, b), ())
+            for second in self.seams.get((b, c), ())
+            if first.start < second.stop
+        ]
+
+    def _seams_of(self, pair: tuple[int, int], front_stage: int, end_stage: int) -> Iterator[_Seam]:
+        front, end = self.anchors[pair[0]], self.anchors[pair[1]]
+        front_blocks, end_blocks = front.blocks()[front_stage], end.blocks()[end_stage]
+        if len(front_blocks) == len(end_blocks):
+            staged = len(front.blocks()) > 1 or len(end.blocks()) > 1
+            joins = [x for x in paired(len(front_blocks), self.window, self.step) if x.j < x.k or not staged]
+        else:
+            joins = unpaired(len(front_blocks), len(end_blocks), self.official)
+        for join in joins:
+            stop, start = front_blocks[join.j] + 1, end_blocks[join.k]
+            if front.boundaries[stop].joins(end.boundaries[start]):
+                key = (*pair, front_stage, join.layer)
+                layer = self.layers.setdefault(key, len(self.layers))
+                yield _Seam(*pair, stop, start, layer)
+
+    def _stitch(self, seams: Sequence[_Seam]) -> Stitch:
+        anchors = [seams[0].front, *(seam.end for seam in seams)]
+        starts = [None, *(seam.start for seam in seams)]
+        stops = [*(seam.stop for seam in seams), None]
+        legs = (Leg(self.anchors[a].name, *ends) for a, *ends in zip(anchors, starts, stops, strict=True))
+        return Stitch(tuple(legs), tuple(seam.layer for seam in seams))
+
+
+def matching_stages(front: Anchor, end: Anchor) -> list[tuple[int, int]]:
+    """Pairs of stitched stages that run on the same grid with the same prefix, in order."""
+    matches: list[tuple[int, int]] = []
+    free = list(end.stitch_stages())
+    for stage in front.stitch_stages():
+        inside = _inside(front, stage)
+        match = next((other for other in free if inside.joins(_inside(end, other))), None)
+        if match is not None:
+            matches.append((stage, match))
+            free = [other for other in free if other > match]
+    return matches
+
+
+def _inside(anchor: Anchor, stage: int) -> Boundary:
+    return anchor.boundaries[anchor.blocks()[stage][0] + 1]
+
+
+def _why_not(front: Anchor, end: Anchor) -> str:
+    def grids(anchor: Anchor) -> str:
+        return '; '.join(str(_inside(anchor, stage)) for stage in anchor.stitch_stages())
+
+    if matching_stages(front, end):
+        return f'{front.name} and {end.name} share grids but are too shallow there: the rule finds no blocks to join'
+    return (
+        f'no stage of {front.name} ({grids(front)}) has the grid and the prefix tokens of one of {end.name} '
+        f'({grids(end)}), so no stitch layer can join them'
+    )

@@ -1,0 +1,75 @@
+"""Legs and stitches: frozen values that print as 'deit_tiny[:7] > deit_small[7:]'."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .errors import SnnetError
+
+_LEG = re.compile(r'(?P<anchor>[^\[\]]+)\[(?P<start>\d*):(?P<stop>\d*)\]')
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A run of one anchor, in the notation of a Python slice over its line.
+
+    Attributes:
+        anchor: name of the anchor.
+        start: position at which it begins; None for the image, so that the stem runs.
+        stop: position at which it ends; None for the logits, so that the head runs.
+    """
+
+    anchor: str
+    start: int | None = None
+    stop: int | None = None
+
+    def __str__(self) -> str:
+        start = '' if self.start is None else self.start
+        stop = '' if self.stop is None else self.stop
+        return f'{self.anchor}[{start}:{stop}]'
+
+    @classmethod
+    def parse(cls, text: str) -> Leg:
+        """The leg that prints as `text`.
+
+        Raises:
+            SnnetError: the text is no leg.
+        """
+        match = _LEG.fullmatch(text.strip())
+        if match is None:
+            raise SnnetError(f"'{text}' is no leg; a leg reads like deit_tiny[:7]")
+        start, stop = (int(match[end]) if match[end] else None for end in ('start', 'stop'))
+        return cls(match['anchor'], start, stop)
+
+
+@dataclass(frozen=True)
+class Stitch:
+    """A sub-network: legs with a stitch layer between each two.
+
+    One leg is an anchor itself, two are SN-Net, three SN-Netv2 and the paper's Ti-S-B.
+
+    Attributes:
+        legs: in the order they run; the first starts at the image, the last ends in the logits.
+        layers: index of the stitch layer between leg i and leg i + 1; several stitches may share one.
+    """
+
+    legs: tuple[Leg, ...]
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        inner = (*(leg.start for leg in self.legs[1:]), *(leg.stop for leg in self.legs[:-1]))
+        whole = bool(self.legs) and self.legs[0].start is None and self.legs[-1].stop is None and None not in inner
+        if not whole or len(self.layers) != len(self.legs) - 1:
+            raise SnnetError(
+                f"'{self}' is no stitch: it needs legs that lead from the image [: to the logits :] "
+                f'and one stitch layer between each two (it has {len(self.legs)} legs and {len(self.layers)} layers)'
+            )
+
+    def __str__(self) -> str:
+        return ' > '.join(map(str, self.legs))
+
+    @classmethod
+    def parse(cls, text: str, layers: tuple[int, ...]) -> Stitch:
+        """The stitch that prints as `text` and uses these stitch layers."""
+        return cls(tuple(Leg.parse(part) for part in text.split('>')), tuple(layers))

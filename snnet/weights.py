@@ -1,0 +1,178 @@
+"""Names of networks, and where their weights come from: the papers' tags, any timm name, or a local file."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from timm.models import get_pretrained_cfg, is_model, list_models, load_state_dict
+from torch import Tensor, nn
+
+from .anchors import as_anchor
+from .errors import NoWeights, SnnetError, did_you_mean
+from .line import Anchor, Source
+
+ALIASES = {
+    **{f'deit_{size}': f'deit_{size}_patch16_224.fb_in1k' for size in ('tiny', 'small', 'base')},
+    **{f'swin_{size}': f'swin_{size}_patch4_window7_224.ms_in22k_ft_in1k' for size in ('tiny', 'small', 'base')},
+    'resnet18': 'resnet18.tv_in1k',
+    'resnet50': 'resnet50.a1_in1k',
+    **{f'levit_{width}': f'levit_{width}.fb_dist_in1k' for width in ('128s', '128', '192', '256', '384')},
+    'regnety_160': 'regnety_160.deit_in1k',
+}
+"""The checkpoints that the papers used; timm's own defaults differ."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a user asked for with NAME or NAME=FILE.
+
+    Attributes:
+        name: as given; what stitches and messages call the network.
+        model: timm's name for it, with the tag of the weights where one was chosen.
+        file: local weights, or None for timm's pretrained ones.
+    """
+
+    name: str
+    model: str
+    file: Path | None = None
+
+
+def resolve(text: str) -> Named:
+    """Looks up an alias, a timm name with or without tag, or NAME=FILE.
+
+    Raises:
+        SnnetError: no such network or tag.
+        NoWeights: the file is not there.
+    """
+    name, equals, file = (part.strip() for part in text.partition('='))
+    model = ALIASES.get(name, name)
+    architecture, _, tag = model.partition('.')
+    if not is_model(architecture):
+        known = [*ALIASES, *list_models()]
+        raise SnnetError(
+            f"unknown network '{name}'{did_you_mean(name, known) or ': timm.list_models() lists the names'}"
+        )
+    if tag and get_pretrained_cfg(model, allow_unregistered=False) is None:
+        tags = [full.partition('.')[2] for full in list_models(architecture, pretrained=True)]
+        raise SnnetError(f"{architecture} has no weights tagged '{tag}', only {', '.join(tags)}")
+    if equals and not Path(file).is_file():
+        raise NoWeights(f"{name}: there is no file '{file}'")
+    return Named(name, model, Path(file) if equals else None)
+
+
+def load_model(named: Named, *, pretrained: bool, num_classes: int | None = None, **args: Any) -> nn.Module:
+    """Makes the network as timm does, with the weights that were asked for.
+
+    Args:
+        named: what to make.
+        pretrained: load weights (always the case with a local file).
+        num_classes: width of the logits; what the weights hold by default. A classifier of another width is made
+            anew, as timm does.
+        args: further arguments of `timm.create_model`.
+
+    Raises:
+        NoWeights: the weights cannot be had, cannot be read, or belong to another network.
+        SnnetError: timm does not take one of the arguments.
+    """
+    args = {key: value for key, value in args.items() if value is not None}
+    overlay: dict[str, Any] | None = None
+    if named.file is not None:
+        state = _read(named)
+        held = _classes_held(named, state)
+        overlay = {'state_dict': state, 'num_classes': held or num_classes}
+        num_classes = num_classes or held
+    if num_classes is not None:
+        args['num_classes'] = num_classes
+    try:
+        return timm.create_model(
+            named.model, pretrained=pretrained or named.file is not None, pretrained_cfg_overlay=overlay, **args
+        )
+    except TypeError as error:
+        raise SnnetError(f'{named.name} does not take one of the arguments {args}: {error}') from None
+    except RuntimeError as error:
+        raise NoWeights(_load_failure(named, str(error))) from None
+    except (OSError, ValueError) as error:
+        looked = get_pretrained_cfg(named.model)
+        places = [str(p) for p in (getattr(looked, 'hf_hub_id', None), getattr(looked, 'url', None)) if p]
+        raise NoWeights(
+            f'no weights for {named.name}: looked for {named.model} at {" and ".join(places) or "no known place"} '
+            f'({type(error).__name__}); give a local file with {named.name}=FILE, or start without weights '
+            f'(--no-pretrained)'
+        ) from None
+
+
+def load_anchor(
+    text: str,
+    *,
+    pretrained: bool,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    drop_path_rate: float | None = None,
+    official: bool = False,
+) -> Anchor:
+    """The anchor that a user names with NAME or NAME=FILE (see `resolve` and `load_model`).
+
+    Args:
+        text: the name.
+        pretrained: load weights.
+        num_classes: width of the logits.
+        img_size: height and width of an image, in pixels.
+        drop_path_rate: stochastic depth while training.
+        official: end stitches as the published implementation did.
+    """
+    named = resolve(text)
+    config = get_pretrained_cfg(named.model)
+    fixed = bool(config is not None and config.fixed_input_size)
+    model = load_model(
+        named,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        drop_path_rate=drop_path_rate,
+        img_size=img_size if fixed else None,  # networks that take any size know no such argument
+    )
+    args: dict[str, Any] = {'num_classes': getattr(model, 'num_classes', None)}
+    if drop_path_rate is not None:
+        args['drop_path_rate'] = drop_path_rate
+    if fixed and img_size is not None:
+        args['img_size'] = img_size
+    size = (3, img_size, img_size) if img_size is not None else None
+    return as_anchor(model, named.name, input_size=size, source=Source(named.model, args), official=official)
+
+
+def _read(named: Named) -> dict[str, Tensor]:
+    """The tensors of a local file, without unpickling anything but tensors."""
+    try:
+        state = load_state_dict(str(named.file))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NoWeights(f'{named.name}: {named.file} holds no readable weights ({reason})') from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise NoWeights(f'{named.name}: {named.file} holds no table of tensors')
+    return state
+
+
+def _classes_held(named: Named, state: dict[str, Tensor]) -> int | None:
+    """Rows of the classifier in a file, or None where it has none under the name that timm gives it."""
+    config = get_pretrained_cfg(named.model)
+    classifier = getattr(config, 'classifier', None) or ()
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    rows = [len(state[f'{name}.bias']) for name in names if f'{name}.bias' in state]
+    return rows[0] if rows else None
+
+
+def _load_failure(named: Named, message: str) -> str:
+    """torch's list of keys that do not fit, in one sentence."""
+    lines = [line.strip() for line in message.splitlines()]
+    shapes = [m for line in lines if (m := re.match(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', line))]
+    keys = [re.sub(r'[":.]+$', '', line) for line in lines if re.match(r'(Missing|Unexpected) key', line)]
+    parts = [f'{m[1]} is {m[2]} in the file and {m[3]} in the network' for m in shapes[:3]]
+    parts += [line if len(line) < 160 else line[:157] + '...' for line in keys]
+    more = f' (and {len(shapes) - 3} more)' if len(shapes) > 3 else ''
+    source = named.file or 'the pretrained weights'
+    return f'{source} does not fit {named.name} ({named.model}): {"; ".join(parts) or lines[0]}{more}'
