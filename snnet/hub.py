@@ -104,8 +104,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 def write_records(folder: Path, records: list[Record]) -> None:
     """Puts what is known of the stitches into the config.json of a saved net."""
     config = read_config(folder)
-    for row, record in zip(config['stitches'], records, strict=True):
-        row.update(_known(record))
+    config['stitches'] = [
+        {'legs': row['legs'], 'layers': row['layers'], **_known(record)}
+        for row, record in zip(config['stitches'], records, strict=True)
+    ]
     write_text(folder / CONFIG, json.dumps(config, indent=1))
 
 

@@ -1,11 +1,17 @@
-"""Eval mode for a while."""
+"""Eval mode for a while, and mixed precision."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
+import torch
 from torch import nn
+
+from .errors import SnnetError
+
+_TYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 @contextmanager
@@ -18,3 +24,14 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def autocast(on: bool, dtype: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Mixed precision in a type given by name, or a context that does nothing.
+
+    Raises:
+        SnnetError: another type than bfloat16 or float16.
+    """
+    if dtype not in _TYPES:
+        raise SnnetError(f"amp_dtype is one of {', '.join(_TYPES)}, not '{dtype}'")
+    return torch.autocast(device.type, _TYPES[dtype]) if on else nullcontext()

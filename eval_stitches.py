@@ -1,0 +1,32 @@
+"""Evaluates every stitch of a saved net in one pass over the images and draws accuracy over FLOPs.
+
+python eval_stitches.py output/train/net --data-dir /imagenet
+torchrun --nproc_per_node=8 eval_stitches.py output/train/net --data-dir /imagenet --amp
+"""
+
+import os
+import sys
+
+from snnet.config import EvalSettings, parse
+from snnet.errors import SnnetError
+from snnet.evaluate import evaluate
+from snnet.frontier import table
+from snnet.plot import draw_curve
+
+
+def main() -> int:
+    """Runs the evaluation; 2 for bad input, which is told in one sentence."""
+    try:
+        net, output = evaluate(parse(EvalSettings, positional='net'))
+        if os.environ.get('RANK', '0') == '0':
+            print(table(net.records))
+            files = draw_curve(net.records, output / 'curve', title=' > '.join(str(a.name) for a in net.anchors))
+            print('wrote', output / 'stitches.jsonl', *files)
+    except SnnetError as error:
+        print(f'eval_stitches.py: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""Typed settings of the scripts: defaults, then a YAML file, then the command line; unknown keys are refused."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .errors import SnnetError, did_you_mean
+
+Settings = TypeVar('Settings')
+
+
+def option(default: Any, text: str) -> Any:
+    """A setting with its help text."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={'help': text})
+    return field(default=default, metadata={'help': text})
+
+
+@dataclass
+class DataSettings:
+    """Where images come from and how they are read."""
+
+    data_dir: str = option('', 'folder with one folder of images a class in each split')
+    dataset: str = option('', "timm's name of a data set (default: the folder); 'generated/N' makes N random images")
+    class_map: str = option('', 'file that maps class names to indices')
+    batch_size: int = option(128, 'images a step and process')
+    workers: int = option(4, 'processes that load images')
+    device: str = option('', 'cpu or cuda (default: a GPU where there is one)')
+    amp: bool = option(False, 'mixed precision')
+    amp_dtype: str = option('bfloat16', 'type of mixed precision: bfloat16 or float16')
+    plugin: list[str] = option([], 'Python files that register networks and adapters')
+    seed: int = option(0, 'of every random choice')
+
+
+@dataclass
+class TrainSettings(DataSettings):
+    """Settings of train.py; names and meanings are timm's wherever timm has them."""
+
+    anchors: str = option('', 'networks to stitch, separated by commas: NAME or NAME=FILE')
+    output: str = option('output/train', 'new folder for checkpoints, logs and the net')
+    resume: bool = option(False, 'continue the run in the output folder')
+    # the net
+    pretrained: bool = option(True, 'load weights (NAME=FILE always does)')
+    num_classes: int | None = option(None, 'classes (default: those of the weights)')
+    img_size: int | None = option(None, 'pixels a side (default: those of the weights)')
+    window: int = option(2, 'width of the sliding window over equally deep stages')
+    step: int = option(1, 'advance of the sliding window')
+    nearest: bool = option(True, 'stitch only anchors next to each other in cost')
+    direction: str = option('fast_to_slow', 'fast_to_slow or slow_to_fast')
+    init: str = option('joint', 'stitch layers: joint or mean (least squares), or kaiming')
+    init_samples: int = option(100, 'images for least squares')
+    freeze_anchors: bool = option(False, 'train the stitch layers only')
+    stitch_per_rank: bool = option(False, 'let every process train a stitch of its own (the slowest sets the pace)')
+    drop_path: float | None = option(None, 'rate of stochastic depth')
+    # teacher
+    teacher: str = option('regnety_160', "NAME or NAME=FILE, 'largest' for the largest anchor, 'none'")
+    distill: str = option('hard', 'hard or soft')
+    distill_alpha: float = option(0.5, 'weight of the teacher')
+    distill_tau: float = option(1.0, 'temperature of soft distillation')
+    # optimiser and schedule
+    opt: str = option('adamw', 'optimiser')
+    lr: float = option(1e-4, 'learning rate')
+    stitch_lr: float | None = option(None, 'learning rate of the stitch layers (default: the same)')
+    weight_decay: float = option(0.05, 'weight decay')
+    momentum: float = option(0.9, 'momentum of optimisers that have it')
+    clip_grad: float | None = option(None, 'clip gradients at this value')
+    clip_mode: str = option('norm', 'norm, value or agc')
+    sched: str = option('cosine', 'schedule of the learning rate')
+    epochs: int = option(50, 'passes over the data')
+    warmup_epochs: int = option(5, 'epochs until the full learning rate')
+    warmup_lr: float = option(1e-7, 'learning rate at the start')
+    min_lr: float = option(1e-6, 'learning rate at the end')
+    # data and augmentation
+    train_split: str = option('train', 'name of the training split')
+    scale: tuple[float, float] = option((0.08, 1.0), 'area of random crops')
+    ratio: tuple[float, float] = option((3 / 4, 4 / 3), 'aspect ratio of random crops')
+    hflip: float = option(0.5, 'probability of a horizontal flip')
+    color_jitter: float = option(0.4, 'strength of colour jitter (unused with --aa)')
+    aa: str = option('', 'AutoAugment policy, such as rand-m9-mstd0.5-inc1')
+    train_interpolation: str = option('bicubic', 'interpolation of random crops')
+    reprob: float = option(0.0, 'probability of random erasing')
+    remode: str = option('pixel', 'filling of random erasing')
+    aug_repeats: int = option(0, 'versions of an image in one epoch (repeated augmentation)')
+    mixup: float = option(0.0, 'alpha of mixup')
+    cutmix: float = option(0.0, 'alpha of cutmix')
+    mixup_prob: float = option(1.0, 'probability of mixup or cutmix')
+    mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on')
+    smoothing: float = option(0.1, 'label smoothing')
+    log_interval: int = option(50, 'steps between log lines')
+
+
+@dataclass
+class EvalSettings(DataSettings):
+    """Settings of eval_stitches.py."""
+
+    net: str = option('', 'folder of a saved net')
+    output: str = option('', 'folder for results (default: evaluation, in the folder of the net)')
+    overwrite: bool = option(False, 'discard results in the output folder instead of resuming')
+    val_split: str = option('validation', 'name of the split to evaluate')
+    stitches: str = option('', "ids to evaluate, such as '0-2,24' (default: all)")
+    images: int | None = option(None, 'evaluate so many images, evenly spread (default: all)')
+
+
+def parse(kind: type[Settings], argv: Sequence[str] | None = None, positional: str = '') -> Settings:
+    """Settings from the defaults, then the file named by --config, then the command line.
+
+    Args:
+        kind: dataclass of settings.
+        argv: arguments; those of the process by default.
+        positional: name of the setting that is given without a flag.
+
+    Raises:
+        SnnetError: the file is missing, no YAML, or has an unknown key or a value of a wrong type.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--config', help='YAML file with settings')
+    hints = get_type_hints(kind)
+    for setting in fields(kind):  # type: ignore[arg-type]  # a dataclass, which TypeVar cannot say
+        _add_argument(parser, setting, hints[setting.name], positional)
+    given = vars(parser.parse_args(argv))
+    file = given.pop('config', None)
+    values = _read_yaml(Path(file), hints) if file else {}
+    values.update(given)
+    return kind(**{name: convert(name, value, hints[name]) for name, value in values.items()})
+
+
+def convert(name: str, value: Any, hint: Any) -> Any:
+    """A value as its setting's type.
+
+    Raises:
+        SnnetError: it does not fit.
+    """
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    try:
+        if kind is bool and isinstance(value, bool):
+            return value
+        if get_origin(kind) is tuple and isinstance(value, (list, tuple)) and len(value) == len(get_args(kind)):
+            return tuple(float(x) for x in value)
+        if get_origin(kind) is list:
+            return [str(x) for x in ([value] if isinstance(value, str) else value)]
+        if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+        if kind in (int, float) and not isinstance(value, bool) and (kind is float or float(value).is_integer()):
+            return kind(float(value))
+    except (TypeError, ValueError):
+        pass
+    wanted = getattr(kind, '__name__', str(kind))
+    raise SnnetError(f"setting '{name}' wants {wanted}, but got {value!r}")
+
+
+def to_yaml(settings: Any) -> str:
+    """All settings as a YAML file that gives them again."""
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _add_argument(parser: argparse.ArgumentParser, setting: Any, hint: Any, positional: str) -> None:
+    default = setting.default if setting.default is not MISSING else setting.default_factory()
+    text = setting.metadata['help'] + ('' if default in (None, '', []) else f' (default: {default})')
+    text = text.replace('%', '%%')
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if setting.name == positional:
+        parser.add_argument(positional, help=text)
+        return
+    flag = '--' + setting.name.replace('_', '-')
+    more: dict[str, Any] = {'default': argparse.SUPPRESS, 'dest': setting.name, 'help': text}
+    if kinds[0] is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **more)
+    elif get_origin(kinds[0]) is tuple:
+        parser.add_argument(flag, nargs=len(get_args(kinds[0])), type=float, **more)
+    elif get_origin(kinds[0]) is list:
+        parser.add_argument(flag, nargs='+', **more)
+    else:
+        parser.add_argument(flag, type=kinds[0], **more)
+
+
+def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+    except OSError as error:
+        raise SnnetError(f'config {path} cannot be read: {error.strerror}') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SnnetError(f'config {path} is no YAML: {" ".join(str(error).split())}') from None
+    if not isinstance(values, dict):
+        raise SnnetError(f'config {path} is no table of settings')
+    for key in values:
+        if key not in hints:
+            raise SnnetError(f"config {path}: unknown setting '{key}'{did_you_mean(str(key), hints)}")
+    return values

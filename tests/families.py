@@ -1,0 +1,150 @@
+"""A small network or two of every family, with random weights that leave no part without effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.models.levit import Levit, LevitDistilled
+from torch import Tensor, nn
+
+import snnet
+
+CLASSES = 7
+
+
+class Family(NamedTuple):
+    """Two networks that share an adapter, and the side of their images."""
+
+    size: int
+    small: Callable[..., nn.Module]
+    large: Callable[..., nn.Module]
+
+
+def _make(name: str, **args: Any) -> nn.Module:
+    return timm.create_model(name, **{'num_classes': CLASSES, **args})
+
+
+def vit(width: int = 16, depth: int = 4, name: str = 'vit_tiny_patch16_224', **args: Any) -> nn.Module:
+    return _make(name, **{'img_size': 32, 'patch_size': 8, 'num_heads': 2, 'embed_dim': width, 'depth': depth, **args})
+
+
+def swin(width: int = 8, deep: int = 4, name: str = 'swin_tiny_patch4_window7_224', **args: Any) -> nn.Module:
+    sizes = {'img_size': 64, 'window_size': 4, 'embed_dim': width, 'depths': (2, 2, deep, 2), 'num_heads': (1, 2, 2, 4)}
+    return _make(name, **sizes, **args)
+
+
+def resnet(name: str, layers: tuple[int, ...], width: int = 8, **args: Any) -> nn.Module:
+    return _make(name, layers=layers, channels=tuple(width * k for k in (1, 2, 3, 4)), **args)
+
+
+def levit(kind: type[Levit], width: int, use_conv: bool = False, **args: Any) -> nn.Module:
+    sizes = {'embed_dim': (width, width + 8, width + 16), 'key_dim': 8, 'depth': (2, 3, 2), 'num_heads': (2, 2, 3)}
+    return kind(**{'img_size': 64, 'num_classes': CLASSES, 'use_conv': use_conv, **sizes, **args})
+
+
+def convnext(name: str, depths: tuple[int, ...], width: int = 8, **args: Any) -> nn.Module:
+    return _make(name, depths=depths, dims=tuple(width * k for k in (1, 2, 3, 4)), **args)
+
+
+def regnet(name: str, depth: int, w0: int, wa: float, wm: float, **args: Any) -> nn.Module:
+    return _make(name, depth=depth, w0=w0, wa=wa, wm=wm, group_size=8, **args)
+
+
+_bare = {'class_token': False, 'global_pool': 'avg'}
+
+FAMILIES = {
+    'vit': Family(32, partial(vit, 16), partial(vit, 24, num_heads=3)),
+    'vit of other depth': Family(32, partial(vit, 16), partial(vit, 24, 6)),
+    'vit without class token': Family(32, partial(vit, 16, **_bare), partial(vit, 24, pre_norm=True, **_bare)),
+    'registers': Family(
+        32, partial(vit, 16, reg_tokens=3, no_embed_class=True), partial(vit, 24, reg_tokens=3, global_pool='map')
+    ),
+    'deit distilled': Family(
+        32,
+        partial(vit, 16, name='deit_tiny_distilled_patch16_224'),
+        partial(vit, 24, name='deit_tiny_distilled_patch16_224'),
+    ),
+    'deit-3': Family(
+        32, partial(vit, 16, name='deit3_small_patch16_224'), partial(vit, 24, name='deit3_small_patch16_224')
+    ),
+    'swin': Family(64, partial(swin, 8), partial(swin, 16, 6)),
+    'swin v2': Family(
+        64, partial(swin, 8, name='swinv2_tiny_window8_256'), partial(swin, 16, name='swinv2_tiny_window8_256')
+    ),
+    'resnet': Family(64, partial(resnet, 'resnet18', (2, 2, 2, 2)), partial(resnet, 'resnet50', (2, 3, 4, 2))),
+    'resnet kin': Family(
+        64,
+        partial(resnet, 'resnet18', (1, 2, 3, 1), stem_type='deep', stem_width=8, avg_down=True),
+        partial(resnet, 'seresnet50', (1, 2, 3, 1), 16),
+    ),
+    'levit': Family(64, partial(levit, LevitDistilled, 16), partial(levit, Levit, 24)),
+    'levit of convolutions': Family(64, partial(levit, Levit, 16, True), partial(levit, LevitDistilled, 24, True)),
+    'convnext': Family(
+        64,
+        partial(convnext, 'convnext_atto', (2, 2, 3, 2)),
+        partial(convnext, 'convnextv2_atto', (2, 2, 6, 2), 16),
+    ),
+    'regnet': Family(
+        64, partial(regnet, 'regnetx_002', 9, 8, 6.0, 2.0), partial(regnet, 'regnety_002', 9, 16, 12.0, 2.0)
+    ),
+    'regnet z': Family(
+        64,
+        partial(regnet, 'regnetv_040', 8, 8, 4.0, 1.5),
+        partial(regnet, 'regnetz_005', 12, 16, 8.0, 2.0, num_features=32),
+    ),
+}
+TEST_MODELS = ('test_vit', 'test_vit2', 'test_vit3', 'test_resnet', 'test_convnext', 'test_convnext2')
+
+# name, image side and maker of every single network
+NETWORKS = {
+    **{f'{name}, {which}': (f.size, getattr(f, which)) for name, f in FAMILIES.items() for which in ('small', 'large')},
+    **{name: (160, partial(_make, name)) for name in TEST_MODELS},
+}
+
+
+def shake(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Adds noise to every parameter and statistic, so that no zero or one hides what a part does."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        for name, buffer in network.named_buffers():
+            if name.endswith('running_var'):
+                buffer.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith('running_mean'):
+                buffer.normal_(0, 0.1, generator=generator)
+    return network
+
+
+def images(size: int, count: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def build(*makers: tuple[str, Callable[..., nn.Module]], size: int, **options: Any) -> snnet.StitchableNet:
+    """A net of shaken anchors in eval mode."""
+    anchors = [
+        snnet.as_anchor(shake(make()), name, input_size=(3, size, size), official=options.get('official', False))
+        for name, make in makers
+    ]
+    return shake(snnet.create_stitchable_net(anchors, pretrained=False, **options), 1).eval()
+
+
+def family_net(name: str, **options: Any) -> snnet.StitchableNet:
+    family = FAMILIES[name]
+    return build(('small', family.small), ('large', family.large), size=family.size, **options)
+
+
+def three_vits(**options: Any) -> snnet.StitchableNet:
+    """Three plain ViTs of depth 3, so that three-leg stitches exist."""
+    makers = [(f'w{width}', partial(vit, width, 3)) for width in (16, 24, 32)]
+    return build(*makers, size=32, **options)
+
+
+def cross_net(**options: Any) -> snnet.StitchableNet:
+    """A ResNet in front of a Swin: NCHW to NHWC."""
+    makers = (('cnn', FAMILIES['resnet'].small), ('swin', FAMILIES['swin'].large))
+    return build(*makers, size=64, **options)

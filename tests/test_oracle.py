@@ -1,0 +1,132 @@
+"""The published integers: counts, FLOPs, parameters and stitch layers of whole families."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import snnet
+
+ORACLE = Path(__file__).parents[2] / 'shared' / 'oracle'
+DEIT, SWIN, RESNET = 'deit_tiny,deit_small,deit_base', 'swin_tiny,swin_small,swin_base', 'resnet18,resnet50'
+FILES = {DEIT: 'deit_ti_s_b.json', SWIN: 'swin_ti_s_b.json', RESNET: 'resnet18_resnet50.json'}
+
+
+@cache
+def family(names, official=True):
+    return snnet.create_stitchable_net(names, pretrained=False, official=official)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _forget():
+    yield
+    family.cache_clear()
+
+
+def anchors_of(net):
+    return [net.anchor(i) for i in range(len(net.anchors))]
+
+
+@pytest.mark.parametrize(
+    ('names', 'options', 'count'),
+    [
+        (DEIT, {}, 71),
+        (DEIT, {'window': 2, 'step': 2}, 51),
+        (DEIT, {'window': 3, 'step': 3}, 75),
+        (DEIT, {'window': 4, 'step': 4}, 99),
+        (DEIT, {'nearest': False}, 732),
+        (SWIN, {}, 41),
+        (RESNET, {}, 10),
+    ],
+)
+@pytest.mark.parametrize('direction', ['fast_to_slow', 'slow_to_fast'])
+@pytest.mark.parametrize('official', [True, False])
+def test_the_number_of_stitches(names, options, count, direction, official):
+    anchors = anchors_of(family(names))
+    assert len(snnet.list_stitches(anchors, direction=direction, official=official, **options)) == count
+
+
+@pytest.mark.parametrize('names', ['resnet18,swin_tiny', 'levit_192,levit_256'])
+@pytest.mark.parametrize('official', [True, False])
+def test_the_number_of_stitches_of_the_other_published_pairs(names, official):
+    assert len(family(names, official).stitches) == 8
+    family.cache_clear() if official is False else None
+
+
+@pytest.mark.parametrize(
+    ('names', 'stitch', 'flops', 'params'),
+    [
+        (DEIT, 0, 1258411200, 5717416),
+        (DEIT, 1, 4608338304, 22050664),
+        (DEIT, 2, 17582740224, 86567656),
+        (DEIT, 3, 4696010496, 22383208),
+        (DEIT, 9, 4142569728, 19724008),
+        (DEIT, 40, 16885106688, 82951528),
+        (DEIT, 70, 6121909248, 29817448),
+        (SWIN, 0, 4509194496, 28288354),
+        (SWIN, 1, 8768534784, 49606258),
+        (SWIN, 2, 15467826176, 87768224),
+        (SWIN, 3, 8797436160, 49615570),
+        (SWIN, 9, 8442491136, 47977606),
+        (SWIN, 40, 9667129344, 63376422),
+        (RESNET, 0, 1819065856, 11689512),
+        (RESNET, 1, 4111512576, 25557032),
+        (RESNET, 2, 3755463680, 25405992),
+        (RESNET, 9, 2490225664, 21176872),
+    ],
+)
+def test_published_flops_and_parameters(names, stitch, flops, params):
+    record = family(names).records[stitch]
+    assert (record.flops, record.params) == (flops, params)
+
+
+@pytest.mark.parametrize(('names', 'total'), [(DEIT, 118403448), (SWIN, 170009108), (RESNET, 37904976)])
+def test_published_size_of_the_whole_net(names, total):
+    assert sum(p.numel() for p in family(names).parameters()) == total
+
+
+@pytest.mark.parametrize('names', FILES)
+def test_every_published_row(names):
+    path = ORACLE / FILES[names]
+    if not path.exists():
+        pytest.skip(f'{path} is not there')
+    net, table = family(names), json.loads(path.read_text())
+    anchors = anchors_of(net)
+    assert [sum(p.numel() for p in anchor.parameters()) for anchor in anchors] == table['anchor_params']
+    assert [[len(span) for span in anchor.blocks()] for anchor in anchors] == table['anchor_depths']
+    assert len(net.stitches) == table['num_configs']
+    layers = {}
+    for stitch, record, row in zip(net.stitches, net.records, table['configs'], strict=True):
+        assert (record.flops, record.params) == (row['flops'], row['params_active'])
+        front, end = anchors[row['front_anchor']], anchors[row['end_anchor']]
+        join = row['stitch']
+        if join is None:
+            assert stitch.legs == (snnet.Leg(front.name),)
+            continue
+        stop = front.blocks()[join['stage']][join['front_block']] + 1
+        start = end.blocks()[join['stage']][join['end_block']]
+        assert stitch.legs == (snnet.Leg(front.name, None, stop), snnet.Leg(end.name, start, None))
+        layers.setdefault((front.name, end.name, join['stage'], join['layer']), set()).update(stitch.layers)
+    assert all(len(ours) == 1 for ours in layers.values()), 'a published stitch layer is ours, one to one'
+    assert sorted(layer for ours in layers.values() for layer in ours) == list(range(len(net.stitch_layers)))
+
+
+def test_the_final_norm_is_all_that_official_leaves_out_of_deit():
+    ours, theirs = family(DEIT, official=False), family(DEIT)
+    assert ours.stitches == theirs.stitches
+    for stitch, a, b in zip(ours.stitches, ours.records, theirs.records, strict=True):
+        width = ours.anchor(stitch.legs[-1].anchor).boundaries[-1].channels
+        missing = (0, 0) if a.anchor else (5 * 197 * width, 2 * width)
+        assert (a.flops - b.flops, a.params - b.params) == missing
+
+
+@pytest.mark.parametrize('names', [SWIN, RESNET])
+def test_official_changes_only_stitch_layers_of_staged_networks(names):
+    ours, theirs = family(names, official=False), family(names)
+    assert [s.legs for s in ours.stitches] == [s.legs for s in theirs.stitches]
+    assert [s.layers for s in ours.stitches] != [s.layers for s in theirs.stitches]
+    for a, b in zip(ours.records, theirs.records, strict=True):
+        assert (a.flops, a.params) == (b.flops, b.params)

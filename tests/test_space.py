@@ -1,0 +1,248 @@
+"""What the rules list, on small networks; test_oracle.py has the published integers."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import pytest
+from families import FAMILIES, build, convnext, cross_net, family_net, images, resnet, swin, three_vits, vit
+from hypothesis import given
+from hypothesis import strategies as st
+
+import snnet
+from snnet import CannotStitch, Leg, SnnetError, as_anchor, create_stitchable_net, list_stitches
+from snnet.space import Join, paired, unpaired
+
+depths = st.integers(1, 24)
+
+
+def anchors_of(net):
+    return [net.anchor(i) for i in range(len(net.anchors))]
+
+
+@pytest.fixture(scope='module')
+def vits():
+    return anchors_of(three_vits())
+
+
+@given(depth=depths, window=st.integers(1, 26), step=st.integers(1, 6))
+def test_paired_joins_are_the_pairs_within_a_window_each_with_its_first_window(depth, window, step):
+    window_at = [range(a, a + window) for a in range(0, depth, step) if a + window <= depth] or [range(depth)]
+    expected = {}
+    for j in range(depth):
+        for k in range(depth):
+            first = next((i for i, span in enumerate(window_at) if j in span and k in span), None)
+            if first is not None:
+                expected[j, k] = first
+    joins = paired(depth, window, step)
+    assert {(x.j, x.k): x.layer for x in joins} == expected
+    assert len(joins) == len(expected)
+
+
+@given(front=depths, end=depths, official=st.booleans())
+def test_unpaired_joins_are_the_nearest_blocks_of_the_deeper_anchor(front, end, official):
+    joins = unpaired(front, end, official)
+    shallow, deep = sorted((front, end))
+    nearest = {(k * shallow // deep, k) for k in range(deep) if k * shallow // deep < k}
+    assert {(x.j, x.k) if end == deep else (x.k, x.j) for x in joins} == nearest
+    assert {x.layer for x in joins} <= set(range(shallow))
+
+
+def test_unpaired_layers_follow_the_shallow_block_and_officially_lag_by_one():
+    assert unpaired(2, 4) == [Join(0, 1, 0), Join(1, 2, 1), Join(1, 3, 1)]
+    assert unpaired(2, 4, official=True) == [Join(0, 1, 0), Join(1, 2, 0), Join(1, 3, 1)]
+    assert unpaired(4, 2) == [Join(1, 0, 0), Join(2, 1, 1), Join(3, 1, 1)]
+
+
+def test_ids_go_anchors_first_then_pair_by_pair_join_by_join(vits):
+    stitches = [str(stitch) for stitch in list_stitches(vits)]
+    joins = [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 1), (3, 2)]
+    assert stitches == [
+        *('w16[:]', 'w24[:]', 'w32[:]'),
+        *(f'w16[:{stop}] > w24[{start}:]' for stop, start in joins),
+        *(f'w24[:{stop}] > w32[{start}:]' for stop, start in joins),
+    ]
+
+
+def test_without_the_nearest_rule_the_same_ids_come_first_then_jumps_then_chains(vits):
+    near, far = list_stitches(vits), list_stitches(vits, nearest=False)
+    assert far[: len(near)] == near
+    legs = [[leg.anchor for leg in stitch.legs] for stitch in far[len(near) :]]
+    assert legs == [['w16', 'w32']] * 7 + [['w16', 'w24', 'w32']] * (len(legs) - 7)
+
+
+def test_the_chains_are_all_those_whose_middle_leg_runs_a_block(vits):
+    near = list_stitches(vits)
+    first = [s.legs for s in near if s.legs[0].anchor == 'w16' and len(s.legs) == 2]
+    second = [s.legs for s in near if s.legs[0].anchor == 'w24' and len(s.legs) == 2]
+    expected = {
+        (a[0], Leg('w24', a[1].start, b[0].stop), b[1]) for a in first for b in second if a[1].start < b[0].stop
+    }
+    chains = [s.legs for s in list_stitches(vits, nearest=False) if len(s.legs) == 3]
+    assert set(chains) == expected
+    assert len(chains) == len(expected)
+
+
+def enters_a_stage(net, stitch):
+    leg = stitch.legs[-1]
+    return any(leg.start == span[0] for span in net.anchor(leg.anchor).blocks())
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('options', [{}, {'window': 3, 'step': 2}])
+def test_both_directions_list_the_same_number_save_where_the_end_would_start_by_downsampling(family, options):
+    net = family_net(family)
+    anchors = anchors_of(net)
+    there = list_stitches(anchors, **options)
+    back = list_stitches(anchors, direction='slow_to_fast', **options)
+    assert {stitch.legs[0].anchor for stitch in there[2:]} == {'small'}
+    assert {stitch.legs[0].anchor for stitch in back[2:]} == {'large'}
+    assert back[:2] == there[:2]
+    own = family in ('resnet', 'regnet z') and [len(span) for span in anchors[0].blocks()[:-1]]
+    impossible = 0
+    if own:  # the first block of a stage downsamples, and depths differ, so the deep front would meet it
+        spans = [list(zip(*(anchor.blocks() for anchor in anchors), strict=True))[i] for i in anchors[0].stitch_stages()]
+        unequal = [(len(a), len(b)) for a, b in spans if len(a) != len(b)]
+        impossible = sum(1 for a, b in unequal for k in range(1, b) if k * a // b == 0)
+    assert len(back) == len(there) - impossible > 2
+
+
+def test_both_directions_list_the_same_number_of_chains(vits):
+    there, back = (list_stitches(vits, nearest=False, direction=d) for d in ('fast_to_slow', 'slow_to_fast'))
+    assert len(there) == len(back)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_no_sub_network_is_listed_twice_and_every_one_runs(family):
+    for direction in ('fast_to_slow', 'slow_to_fast'):
+        net = family_net(family, direction=direction)
+        assert len({stitch.legs for stitch in net.stitches}) == len(net.stitches)
+        for i in range(len(net.stitches)):
+            assert net(images(net.input_size[1], 1), stitch=i).isfinite().all()
+
+
+def test_staged_networks_never_run_a_block_of_the_same_depth_twice():
+    net = family_net('swin v2')
+    blocks = [anchor.blocks() for anchor in anchors_of(net)]
+    for stitch in net.stitches[2:]:
+        front, end = stitch.legs
+        stage = next(i for i, span in enumerate(blocks[0]) if front.stop - 1 in span)
+        assert blocks[0][stage].index(front.stop - 1) < blocks[1][stage].index(end.start)
+
+
+def test_the_front_stops_before_its_patch_merging_and_the_end_runs_its_own():
+    net = family_net('swin')
+    entries = [{span[0] - 1 for span in anchor.blocks()[1:]} for anchor in anchors_of(net)]
+    for stitch in net.stitches[2:]:
+        front, end = stitch.legs
+        assert front.stop - 1 not in entries[0]
+        assert end.start not in entries[1]
+
+
+def test_a_cnn_joins_a_transformer_on_equal_grids_only():
+    for net in (cross_net(), cross_net(direction='slow_to_fast')):
+        assert len(net.stitches) > 2
+        grids = set()
+        for stitch in net.stitches[2:]:
+            front, end = stitch.legs
+            at = net.anchor(front.anchor).boundaries[front.stop], net.anchor(end.anchor).boundaries[end.start]
+            assert at[0].grid == at[1].grid
+            assert {at[0].layout, at[1].layout} == {'NCHW', 'NHWC'}
+            grids.add(at[0].grid)
+        assert grids == {(8, 8), (4, 4)}
+
+
+def test_a_given_order_is_sorted_by_cost_and_that_is_said(caplog):
+    small, large = FAMILIES['vit'].small, FAMILIES['vit'].large
+    with caplog.at_level(logging.WARNING):
+        net = build(('large', large), ('small', small), size=32)
+    assert [anchor.name for anchor in anchors_of(net)] == ['small', 'large']
+    assert 'sorted by cost: small' in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        same = build(('small', small), ('large', large), size=32)
+    assert 'sorted' not in caplog.text
+    assert same.stitches == net.stitches
+
+
+def test_anchors_of_equal_cost_keep_the_given_order():
+    small = FAMILIES['vit'].small
+    assert [a.name for a in anchors_of(build(('b', small), ('a', small), size=32))] == ['b', 'a']
+
+
+def refused(*makers, sizes=(32, 32)):
+    anchors = [
+        as_anchor(make(), name, input_size=(3, size, size)) for (name, make), size in zip(makers, sizes, strict=True)
+    ]
+    with pytest.raises(CannotStitch) as caught:
+        create_stitchable_net(anchors, pretrained=False)
+    message = str(caught.value)
+    assert '\n' not in message
+    assert all(name in message for name, _ in makers)
+    return message
+
+
+def test_different_class_counts_are_refused():
+    message = refused(('few', vit), ('many', partial(vit, num_classes=9)))
+    assert 'number of classes' in message
+    assert 'few 7' in message
+    assert 'many 9' in message
+
+
+def test_different_image_sizes_are_refused():
+    message = refused(('low', vit), ('high', partial(vit, img_size=64)), sizes=(32, 64))
+    assert 'image size' in message
+    assert '3x32x32' in message
+    assert '3x64x64' in message
+
+
+@pytest.mark.parametrize(
+    ('other', 'size', 'told'),
+    [
+        (partial(vit, class_token=False, global_pool='avg'), 32, '4x4 + 1 prefix'),
+        (partial(vit, patch_size=16), 32, '2x2'),
+        (partial(resnet, 'resnet18', (2, 2, 2, 2)), 32, '2x2'),
+    ],
+)
+def test_no_common_grid_or_prefix_is_refused_telling_both(other, size, told):
+    message = refused(('token', partial(vit, 24)), ('other', other), sizes=(size, size))
+    assert 'grid' in message
+    assert '4x4 + 1 prefix' in message
+    assert told in message
+
+
+def test_common_grids_too_shallow_for_the_rule_are_refused():
+    message = refused(
+        ('one', partial(convnext, 'convnext_atto', (1, 1, 1, 1))),
+        ('two', partial(convnext, 'convnext_atto', (1, 1, 1, 1), 16)),
+        sizes=(64, 64),
+    )
+    assert 'too shallow' in message
+
+
+@pytest.mark.parametrize('given_anchors', ['', 'test_vit', []])
+def test_fewer_than_two_anchors_are_refused(given_anchors):
+    with pytest.raises(SnnetError, match='at least two anchors'):
+        create_stitchable_net(given_anchors, pretrained=False)
+
+
+def test_two_anchors_of_one_name_are_refused():
+    with pytest.raises(SnnetError, match="two anchors are called 'test_vit'"):
+        create_stitchable_net('test_vit,test_vit', pretrained=False)
+
+
+@pytest.mark.parametrize(
+    'options', [{'window': 0}, {'window': -1}, {'step': 0}, {'step': -2}, {'direction': 'up'}, {'direction': ''}]
+)
+def test_an_option_out_of_range_is_refused_naming_it(vits, options):
+    ((name, value),) = options.items()
+    with pytest.raises(SnnetError, match=name) as caught:
+        list_stitches(vits, **options)
+    assert str(value) in str(caught.value)
+
+
+def test_a_window_wider_than_a_stage_is_one_window():
+    anchors = anchors_of(build(('a', partial(swin, 8)), ('b', partial(swin, 16)), size=64))
+    assert len({s.layers for s in list_stitches(anchors, window=100)[2:]}) == 3
+    assert snnet.list_stitches(anchors, window=100) == snnet.list_stitches(anchors, window=4)

@@ -1,0 +1,26 @@
+"""Trains a stitchable network.
+
+python train.py --config configs/debug.yaml
+torchrun --nproc_per_node=8 train.py --anchors deit_tiny,deit_small,deit_base --data-dir /imagenet
+"""
+
+import sys
+
+from snnet.config import TrainSettings, parse
+from snnet.engine import train
+from snnet.errors import SnnetError
+
+
+def main() -> int:
+    """Runs the training; 2 for bad input, which is told in one sentence."""
+    try:
+        folder = train(parse(TrainSettings))
+    except SnnetError as error:
+        print(f'train.py: {error}', file=sys.stderr)
+        return 2
+    print(f'next: python eval_stitches.py {folder} --data-dir ...')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
