@@ -8,7 +8,7 @@ import os
 import sys
 
 from snnet.config import EvalSettings, parse
-from snnet.errors import SnnetError
+from snnet.errors import MissingExtra, SnnetError
 from snnet.evaluate import evaluate
 from snnet.frontier import table
 from snnet.plot import draw_curve
@@ -18,13 +18,16 @@ def main() -> int:
     """Runs the evaluation; 2 for bad input, which is told in one sentence."""
     try:
         net, output = evaluate(parse(EvalSettings, positional='net'))
-        if os.environ.get('RANK', '0') == '0':
-            print(table(net.records))
-            files = draw_curve(net.records, output / 'curve', title=' > '.join(str(a.name) for a in net.anchors))
-            print('wrote', output / 'stitches.jsonl', *files)
     except SnnetError as error:
         print(f'eval_stitches.py: {error}', file=sys.stderr)
         return 2
+    if os.environ.get('RANK', '0') == '0':
+        print(table(net.records))
+        print('wrote', output / 'stitches.jsonl')
+        try:
+            print('wrote', *draw_curve(net.records, output / 'curve', net.title))
+        except MissingExtra as error:
+            print(f'no curve: {error}', file=sys.stderr)
     return 0
 
 

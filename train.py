@@ -14,11 +14,10 @@ from snnet.errors import SnnetError
 def main() -> int:
     """Runs the training; 2 for bad input, which is told in one sentence."""
     try:
-        folder = train(parse(TrainSettings))
+        train(parse(TrainSettings))
     except SnnetError as error:
         print(f'train.py: {error}', file=sys.stderr)
         return 2
-    print(f'next: python eval_stitches.py {folder} --data-dir ...')
     return 0
 
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MEAN, STD = 0.305, 0.376
-EPOCHS = 40
-SIZES = {'digits_small': (8, 1), 'digits_medium': (16, 2), 'digits_large': (48, 3)}
+EPOCHS = 50
+SIZES = {'digits_small': (10, 2), 'digits_medium': (20, 2), 'digits_large': (48, 3)}
 """Width and heads."""
 
 default_cfgs = generate_default_cfgs(
@@ -92,6 +92,10 @@ def train_anchor(name: str, images: Tensor, labels: Tensor, seed: int = 0) -> nn
     """An anchor from scratch: AdamW with a cosine schedule, images shifted by up to a pixel."""
     torch.manual_seed(seed)
     model = timm.create_model(name)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.reset_parameters()  # timm's initial weights are made for wide networks and long training
+    nn.init.normal_(model.pos_embed, std=0.3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.05)
     batches = len(images) // 50
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, EPOCHS * batches)
@@ -105,7 +109,7 @@ def train_anchor(name: str, images: Tensor, labels: Tensor, seed: int = 0) -> nn
             optimizer.step()
             schedule.step()
         if epoch % 10 == 9:
-            print(f'{name}: epoch {epoch + 1} of {EPOCHS}, loss {float(loss):.3f}', flush=True)
+            print(f'{name}: epoch {epoch + 1} of {EPOCHS}, loss {loss.item():.3f}', flush=True)
     return model.eval()
 
 

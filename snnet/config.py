@@ -73,7 +73,7 @@ class TrainSettings(DataSettings):
     clip_grad: float | None = option(None, 'clip gradients at this value')
     clip_mode: str = option('norm', 'norm, value or agc')
     sched: str = option('cosine', 'schedule of the learning rate')
-    epochs: int = option(50, 'passes over the data')
+    epochs: int = option(50, 'passes over the data; 0 initialises only')
     warmup_epochs: int = option(5, 'epochs until the full learning rate')
     warmup_lr: float = option(1e-7, 'learning rate at the start')
     min_lr: float = option(1e-6, 'learning rate at the end')
@@ -119,7 +119,7 @@ def parse(kind: type[Settings], argv: Sequence[str] | None = None, positional: s
     Raises:
         SnnetError: the file is missing, no YAML, or has an unknown key or a value of a wrong type.
     """
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument('--config', help='YAML file with settings')
     hints = get_type_hints(kind)
     for setting in fields(kind):  # type: ignore[arg-type]  # a dataclass, which TypeVar cannot say

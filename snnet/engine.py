@@ -101,7 +101,12 @@ class Trainer:
         if self.ranks.first:
             self.net.eval()
             self.net.save_pretrained(self.output / 'net')
-            _log.info('saved the net in %s', self.output / 'net')
+            data = (
+                f'--dataset {self.settings.dataset}'
+                if self.settings.dataset
+                else f'--data-dir {self.settings.data_dir}'
+            )
+            _log.info('saved the net; next: python eval_stitches.py %s %s', self.output / 'net', data)
         return self.output / 'net'
 
     def _step(self, forward: nn.Module, step: int, images: Tensor, targets: Tensor) -> dict[str, Any]:
@@ -218,8 +223,8 @@ def _check(settings: TrainSettings) -> None:
         if getattr(settings, name) not in allowed:
             raise SnnetError(f"{name} is one of {', '.join(allowed)}, not '{getattr(settings, name)}'")
     autocast(settings.amp, settings.amp_dtype, torch.device('cpu'))
-    for name in ('batch_size', 'epochs', 'init_samples', 'log_interval'):
-        if getattr(settings, name) < 1:
-            raise SnnetError(f'{name} is at least 1, not {getattr(settings, name)}')
+    for name, least in (('batch_size', 1), ('epochs', 0), ('init_samples', 1), ('log_interval', 1)):
+        if getattr(settings, name) < least:
+            raise SnnetError(f'{name} is at least {least}, not {getattr(settings, name)}')
     if not settings.anchors:
         raise SnnetError('name the networks to stitch with --anchors, such as deit_tiny,deit_small,deit_base')

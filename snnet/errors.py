@@ -39,6 +39,10 @@ class NoWeights(SnnetError):
     """Weights that are missing, unreadable or made for another network."""
 
 
+class MissingExtra(SnnetError):
+    """Something that an extra installs is not there; the message names the extra."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that names up to three known words like `word`, or nothing where none is near."""
     near = get_close_matches(word, list(known), n=3)

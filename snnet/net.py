@@ -63,6 +63,11 @@ class StitchableNet(nn.Module, Pretrained):
         """Channels, height and width of an image."""
         return self.anchor(0).input_size
 
+    @property
+    def title(self) -> str:
+        """The names of the anchors, from small to large."""
+        return ' > '.join(self._index)
+
     def anchor(self, which: int | str) -> Anchor:
         """The anchor with this index or name."""
         found = self.anchors[self._index[which] if isinstance(which, str) else which]

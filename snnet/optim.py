@@ -52,7 +52,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, ste
     Raises:
         SnnetError: timm knows no such schedule, or the warm-up is longer than the run.
     """
-    if settings.warmup_epochs and settings.warmup_epochs >= settings.epochs:
+    if settings.epochs and settings.warmup_epochs >= settings.epochs:
         raise SnnetError(
             f'the warm-up of {settings.warmup_epochs} epochs leaves nothing of {settings.epochs}: '
             f'lower --warmup-epochs or raise --epochs'
@@ -61,8 +61,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, ste
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=settings.sched,
-            num_epochs=settings.epochs,
-            warmup_epochs=settings.warmup_epochs,
+            num_epochs=max(1, settings.epochs),  # no epochs: initialise only
+            warmup_epochs=settings.warmup_epochs if settings.epochs else 0,
             warmup_lr=settings.warmup_lr,
             min_lr=settings.min_lr,
             step_on_epochs=False,

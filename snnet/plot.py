@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import SnnetError
+from .errors import MissingExtra, SnnetError
 from .frontier import Record, frontier
 
 
@@ -23,27 +23,32 @@ def draw_curve(records: Sequence[Record], path: Path, title: str = '') -> list[P
         The files.
 
     Raises:
-        SnnetError: matplotlib is not installed, or nothing has been evaluated.
+        MissingExtra: matplotlib is not installed.
+        SnnetError: nothing has been evaluated.
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ImportError:
-        raise SnnetError("drawing needs matplotlib: pip install 'snnet[plot]'") from None
-    known = [(r.flops / 1e9, r.top1, r.anchor) for r in records if r.flops is not None and r.top1 is not None]
-    if not known:
+        raise MissingExtra("drawing needs matplotlib: pip install 'snnet[plot]'") from None
+    points = [(r.flops, r.top1, r.anchor) for r in records if r.flops is not None and r.top1 is not None]
+    if not points:
         raise SnnetError('there is nothing to draw: no stitch has been evaluated')
+    anchors = sorted((flops, top1) for flops, top1, anchor in points if anchor)
+    stitches = [(flops, top1) for flops, top1, anchor in points if not anchor]
+    best = [(r.flops, r.top1) for r in frontier(records)]
     figure = Figure(figsize=(7, 4.5), layout='constrained')
     axes = figure.add_subplot()
-    anchors = sorted((flops, top1) for flops, top1, anchor in known if anchor)
-    best = [(r.flops / 1e9, r.top1) for r in frontier(records) if r.flops is not None]
-    axes.plot(*zip(*anchors, strict=True), '--', color='0.6', label='mixing two anchors at random') if anchors else None
-    axes.plot(*zip(*best, strict=True), '-', color='tab:blue', linewidth=1, label='frontier')
-    stitches = [(flops, top1) for flops, top1, anchor in known if not anchor]
-    if stitches:
-        axes.plot(*zip(*stitches, strict=True), 'o', color='tab:blue', markersize=4, label='stitch')
-    if anchors:
-        axes.plot(*zip(*anchors, strict=True), '*', color='gold', markeredgecolor='k', markersize=15, label='anchor')
-    axes.set(xlabel='GFLOPs (multiply-adds, one image)', ylabel='top-1 accuracy (%)', title=title)
+    for line, style in (
+        (anchors, {'color': '0.6', 'linestyle': '--', 'label': 'mixing two anchors at random'}),
+        (best, {'color': 'tab:blue', 'linewidth': 1, 'label': 'frontier'}),
+        (stitches, {'color': 'tab:blue', 'linestyle': '', 'marker': 'o', 'markersize': 4, 'label': 'stitch'}),
+        (anchors, {'color': 'gold', 'linestyle': '', 'marker': '*', 'markersize': 15, 'label': 'anchor', 'mec': 'k'}),
+    ):
+        if line:
+            axes.plot([flops for flops, _ in line], [top1 for _, top1 in line], **style)
+    axes.set(xlabel='FLOPs (multiply-adds, one image)', ylabel='top-1 accuracy (%)', title=title)
+    axes.xaxis.set_major_formatter(EngFormatter())
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import timm
@@ -125,12 +125,14 @@ def images(size: int, count: int = 2, seed: int = 0) -> Tensor:
 
 
 def build(*makers: tuple[str, Callable[..., nn.Module]], size: int, **options: Any) -> snnet.StitchableNet:
-    """A net of shaken anchors in eval mode."""
-    anchors = [
-        snnet.as_anchor(shake(make()), name, input_size=(3, size, size), official=options.get('official', False))
-        for name, make in makers
-    ]
-    return shake(snnet.create_stitchable_net(anchors, pretrained=False, **options), 1).eval()
+    """A net of shaken anchors in eval mode, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        anchors = [
+            snnet.as_anchor(shake(make()), name, input_size=(3, size, size), official=options.get('official', False))
+            for name, make in makers
+        ]
+        return shake(snnet.create_stitchable_net(anchors, pretrained=False, **options), 1).eval()
 
 
 def family_net(name: str, **options: Any) -> snnet.StitchableNet:
@@ -146,5 +148,34 @@ def three_vits(**options: Any) -> snnet.StitchableNet:
 
 def cross_net(**options: Any) -> snnet.StitchableNet:
     """A ResNet in front of a Swin: NCHW to NHWC."""
-    makers = (('cnn', FAMILIES['resnet'].small), ('swin', FAMILIES['swin'].large))
+    return build(('cnn', FAMILIES['resnet'].small), ('swin', partial(swin, 24)), size=64, **options)
+
+
+def _of_tokens(**options: Any) -> snnet.StitchableNet:
+    makers = (('tokens', partial(levit, Levit, 16)), ('maps', partial(levit, Levit, 24, True)))
     return build(*makers, size=64, **options)
+
+
+def _to_tokens(**options: Any) -> snnet.StitchableNet:
+    end = partial(vit, 144, img_size=64, patch_size=16, num_heads=4, **_bare)
+    return build(('cnn', partial(resnet, 'resnet18', (1, 2, 2, 1))), ('vit', end), size=64, **options)
+
+
+_NETS: dict[str, Callable[[], snnet.StitchableNet]] = {
+    **{name: partial(family_net, name) for name in FAMILIES},
+    'three legs': partial(three_vits, nearest=False),
+    'official': partial(family_net, 'vit', official=True),
+    'slow to fast': partial(family_net, 'swin', direction='slow_to_fast'),
+    'maps to windows': cross_net,
+    'windows to maps': partial(cross_net, direction='slow_to_fast'),
+    'tokens to maps': _of_tokens,
+    'maps to tokens': _to_tokens,
+}
+NETS = tuple(_NETS)
+"""Names of nets of every family, of every direction, and across layouts."""
+
+
+@cache
+def shared_net(name: str) -> snnet.StitchableNet:
+    """One of `NETS`, made once: for tests that change nothing but gradients."""
+    return _NETS[name]()

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from families import FAMILIES, NETS, images, shared_net
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import snnet
+from snnet.cost import part_flops, trace, uncounted
+
+every_net = pytest.mark.parametrize('name', NETS)
+PRODUCTS = {'conv', 'linear', 'matmul', 'addmm', 'bmm', 'mm', 'einsum', 'scaled_dot_product_attention'}
+
+
+@every_net
+def test_flops_summed_from_parts_equal_a_whole_trace_of_every_stitch(name):
+    net = shared_net(name)
+    for record in net.records[:: 1 + len(net.records) // 6]:
+        assert record.flops == trace(net.extract(record.stitch), net.input_size).total()
+
+
+@every_net
+def test_no_costly_operation_goes_uncounted(name):
+    net = shared_net(name)
+    for anchor in net.anchors:
+        assert uncounted(trace(anchor, net.input_size)) == {}
+
+
+@every_net
+def test_products_are_counted_as_torch_counts_them(name):
+    net = shared_net(name)
+    for i in (0, 1, len(net.stitches) - 1):
+        module = net.extract(i)
+        ours = sum(count for op, count in trace(module, net.input_size).by_operator().items() if op in PRODUCTS)
+        with FlopCounterMode(display=False) as theirs:
+            module(images(net.input_size[1], 1))
+        assert 2 * ours == theirs.get_total_flops()
+
+
+class Hidden(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, width, width))
+
+    def forward(self, x):
+        return torch.baddbmm(x, x, self.weight.expand(len(x), -1, -1))
+
+
+def test_an_operation_that_cannot_be_counted_is_found():
+    class Flat(Hidden):
+        def forward(self, x):
+            return super().forward(x[0])
+
+    assert uncounted(trace(Flat(8), (3, 8, 8))) == {'aten::baddbmm': 1}
+
+
+def test_an_anchor_with_uncountable_operations_is_told(caplog):
+    anchor = snnet.as_anchor(FAMILIES['vit'].small(), 'hidden', input_size=(3, 32, 32))
+    anchor.model.blocks[1] = Hidden(16)
+    part_flops(anchor)
+    assert 'hidden: FLOPs leave out' in caplog.text
+    assert 'baddbmm' in caplog.text
+
+
+def test_fused_attention_counts_as_its_two_products():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            q, k, v = x[:, :, :5], x[:, :, 5:], (x[:, :, 5:] * self.scale)[..., :2]
+            return nn.functional.scaled_dot_product_attention(q, k, v)
+
+    analysis = trace(Fused(), (3, 12, 4))
+    assert analysis.by_operator()['scaled_dot_product_attention'] == 3 * 5 * 7 * (4 + 2)
+
+
+@every_net
+def test_parts_add_up_to_the_anchor(name):
+    net = shared_net(name)
+    for i in range(len(net.anchors)):
+        assert part_flops(net.anchor(i)).whole == net.records[i].flops
+        assert net.records[i].params == sum(p.numel() for p in net.anchor(i).parameters())
+
+
+@every_net
+def test_a_stitch_layer_counts_a_product_a_token(name):
+    net = shared_net(name)
+    for layer in net.stitch_layers:
+        traced = trace(layer, tuple(feature_shape(layer.front)[1:]))
+        assert layer.flops == traced.total() == layer.front.tokens * math.prod(layer.weight.shape)
+
+
+def feature_shape(boundary):
+    channels, grid = boundary.channels, boundary.grid
+    return {'NCHW': (1, channels, *grid), 'NHWC': (1, *grid, channels), 'NLC': (1, boundary.tokens, channels)}[
+        boundary.layout
+    ]
+
+
+def test_costs_do_not_depend_on_mode_autograd_or_the_weights():
+    net = snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False)
+    expected = list(net.records)
+    net.train()
+    for parameter in net.parameters():
+        parameter.data.zero_()
+        parameter.requires_grad_(False)
+    assert snnet.measure_costs(net).records == expected
+    assert net.training

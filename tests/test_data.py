@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import train_settings, write_images
+
+from snnet import SnnetError, create_stitchable_net
+from snnet.data import TrainImages, initialisation_images, open_dataset, train_transform
+from snnet.distributed import Ranks
+from snnet.seeds import generator, key, seeded_libraries
+
+ALONE = Ranks(0, 1, torch.device('cpu'))
+
+
+@pytest.fixture(scope='module')
+def net():
+    return create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=4, img_size=32)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp('images')
+    write_images(path / 'train', classes=4, each=6)
+    return path
+
+
+def settings_of(folder, **changes):
+    return train_settings('unused', data_dir=str(folder), dataset='', aa='rand-m9-mstd0.5-inc1', **changes)
+
+
+def batches_of(settings, net, ranks=ALONE, epoch=0):
+    return [(x.clone(), y.clone()) for x, y in TrainImages(settings, net, ranks).epoch(epoch)]
+
+
+def same(one, other):
+    return all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other, strict=True))
+
+
+def test_augmented_batches_depend_on_the_seed_and_the_epoch_but_not_on_the_number_of_workers(net, folder):
+    first = batches_of(settings_of(folder), net)
+    assert same(first, batches_of(settings_of(folder), net))
+    assert same(first, batches_of(settings_of(folder, workers=2), net))
+    assert not same(first, batches_of(settings_of(folder), net, epoch=1))
+    assert not same(first, batches_of(settings_of(folder, seed=1), net))
+
+
+def test_two_ranks_share_the_images_of_an_epoch_without_overlap(net, folder):
+    shares = [TrainImages(settings_of(folder), net, Ranks(rank, 2, torch.device('cpu'))) for rank in (0, 1)]
+    drawn = [draw.index for images in shares for draw in images._draws]
+    assert sorted(drawn) == list(range(24))
+
+
+def test_repeated_augmentation_shows_an_image_several_times_and_each_time_otherwise(net, folder):
+    images = TrainImages(settings_of(folder, aug_repeats=3), net, ALONE)
+    draws = list(images._draws)
+    assert len(draws) == 24
+    assert len({draw.index for draw in draws}) == 8
+    assert len({draw.key for draw in draws}) == 24
+
+
+def test_posterising_never_asks_pillow_for_zero_bits(net):
+    transform = train_transform(settings_of('unused'), net)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    steps = [step for step in transform.transforms if hasattr(step, 'ops')]
+    posterise = [op for step in steps for op in step.ops if op.name.startswith('Posterize')]
+    assert posterise
+    for op in posterise:
+        assert op.level_fn(10, op.hparams) == (1,)
+        op.prob, op.magnitude, op.magnitude_std = 1.0, 10, 0
+        assert op(image).size == (32, 32)
+
+
+def test_initialisation_takes_a_random_choice_that_the_ranks_share(net, folder):
+    settings = settings_of(folder, init_samples=9)
+    whole, count = initialisation_images(settings, net, ALONE)
+    shares = [initialisation_images(settings, net, Ranks(rank, 2, torch.device('cpu'))) for rank in (0, 1)]
+    assert count == 9
+    assert [n for _, n in shares] == [5, 4]
+    assert sorted(whole.dataset.indices) == sorted(i for loader, _ in shares for i in loader.dataset.indices)
+    assert sorted(whole.dataset.indices) != list(range(9))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'hint'),
+    [
+        ({'data_dir': 'nowhere'}, "no folder 'nowhere'"),
+        ({'data_dir': ''}, '--data-dir'),
+        ({'dataset': 'generated/x'}, 'generated/256'),
+        ({'dataset': 'generated/0'}, 'generated/256'),
+        ({'batch_size': 25}, '24 images are fewer than one batch of 25'),
+    ],
+)
+def test_data_that_cannot_be_used_is_refused_in_one_sentence(net, folder, changes, hint):
+    settings = settings_of(folder)
+    for name, value in changes.items():
+        setattr(settings, name, value)
+    with pytest.raises(SnnetError, match=hint):
+        TrainImages(settings, net, ALONE)
+
+
+def test_folders_without_images_are_refused(net, tmp_path):
+    with pytest.raises(SnnetError, match="no images in the split 'train'"):
+        open_dataset(settings_of(tmp_path), 'train', net)
+    (tmp_path / 'train' / 'class0').mkdir(parents=True)
+    (tmp_path / 'train' / 'class0' / 'note.txt').write_text('no image')
+    with pytest.raises(SnnetError, match="no images in the split 'train'"):
+        open_dataset(settings_of(tmp_path), 'train', net)
+
+
+def test_another_number_of_classes_is_refused_and_says_what_helps(net, tmp_path):
+    write_images(tmp_path / 'train', classes=3, each=2)
+    with pytest.raises(SnnetError, match='has 3 classes, the anchors 4.*--num-classes 3'):
+        open_dataset(settings_of(tmp_path), 'train', net)
+
+
+def test_keyed_generators_repeat_themselves_and_leave_the_libraries_alone():
+    assert key(0, 'a', 1) == key(0, 'a', 1)
+    assert len({key(0, 'a', 1), key(1, 'a', 1), key(0, 'b', 1), key(0, 'a', 2)}) == 4
+    assert torch.equal(torch.rand(3, generator=generator(0, 'x')), torch.rand(3, generator=generator(0, 'x')))
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    with seeded_libraries(5):
+        torch.rand(7)
+    assert torch.equal(torch.rand(2), expected)

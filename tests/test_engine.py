@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from runs import train_settings
+from safetensors.torch import load_file
+
+from snnet import SnnetError, StitchableNet, create_stitchable_net
+from snnet.distributed import ranks
+from snnet.engine import Trainer, train
+from snnet.optim import parameter_groups
+from snnet.sample import UniformSampler
+
+
+def weights(folder):
+    return load_file(folder / 'net' / 'model.safetensors')
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
+
+
+def trainer(settings):
+    with ranks('cpu') as group:
+        return Trainer(settings, group)
+
+
+def test_a_seed_fixes_weights_and_log_bit_for_bit_and_another_seed_changes_them(tmp_path):
+    busy = {'mixup': 0.8, 'cutmix': 1.0, 'drop_path': 0.2, 'aa': 'rand-m9-mstd0.5-inc1', 'teacher': 'largest'}
+    runs = {name: tmp_path / name for name in ('one', 'two', 'other')}
+    for name, folder in runs.items():
+        train(train_settings(folder, seed=int(name == 'other'), **busy))
+    assert equal(weights(runs['one']), weights(runs['two']))
+    assert lines(runs['one']) == lines(runs['two'])
+    assert not equal(weights(runs['one']), weights(runs['other']))
+
+
+def test_a_resumed_run_ends_as_one_that_was_never_stopped(tmp_path, monkeypatch):
+    busy = {'mixup': 0.8, 'drop_path': 0.2, 'epochs': 3}
+    train(train_settings(tmp_path / 'whole', **busy))
+    step = Trainer._step
+
+    def stop(self, forward, number, *batch):
+        if number == 4:
+            raise KeyboardInterrupt
+        return step(self, forward, number, *batch)
+
+    monkeypatch.setattr(Trainer, '_step', stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(train_settings(tmp_path / 'stopped', **busy))
+    monkeypatch.undo()
+    train(train_settings(tmp_path / 'stopped', **busy, resume=True))
+    assert equal(weights(tmp_path / 'whole'), weights(tmp_path / 'stopped'))
+    assert lines(tmp_path / 'whole') == lines(tmp_path / 'stopped')
+
+
+def test_a_step_moves_exactly_the_parameters_that_the_stitch_uses(tmp_path):
+    run = trainer(train_settings(tmp_path / 'run', drop_path=None))
+    run.net.train()
+    images, targets = next(run.images.epoch(0))
+    for number in range(4):
+        before = {name: p.detach().clone() for name, p in run.net.named_parameters()}
+        stitch = run._step(run.net, number, images, targets)['stitch']
+        moved = {name for name, p in run.net.named_parameters() if not torch.equal(p, before[name])}
+        gradients = {name for name, p in run.net.named_parameters() if p.grad is not None}
+        assert gradients == run.net.parameter_names(stitch)
+        assert moved <= gradients
+        assert moved
+
+
+def test_frozen_anchors_stay_as_they_are_and_only_stitches_are_drawn(tmp_path):
+    settings = train_settings(
+        tmp_path / 'run', anchors='test_convnext,test_convnext2', freeze_anchors=True, img_size=None, epochs=1
+    )
+    torch.manual_seed(0)
+    run = trainer(settings)
+    before = {name: value.clone() for name, value in run.net.anchors.state_dict().items()}
+    layers = {name: value.clone() for name, value in run.net.stitch_layers.state_dict().items()}
+    run.run()
+    assert equal(before, run.net.anchors.state_dict())
+    assert not equal(layers, run.net.stitch_layers.state_dict())
+    assert all(run.net.stitches[row['stitch']].layers for row in lines(tmp_path / 'run'))
+
+
+def test_stitch_layers_get_their_own_learning_rate_and_vectors_do_not_decay():
+    net = create_stitchable_net('test_vit,test_vit2', pretrained=False)
+    groups = parameter_groups(net, train_settings(Path('unused'), lr=1e-4, stitch_lr=1e-3, weight_decay=0.05))
+    names = {id(p): name for name, p in net.named_parameters()}
+    rate = {names[id(p)]: group['lr'] for group in groups for p in group['params']}
+    decay = {names[id(p)]: group['weight_decay'] for group in groups for p in group['params']}
+    assert rate.keys() == {name for name, _ in net.named_parameters()}
+    assert {rate[n] for n in rate if n.startswith('stitch_layers')} == {1e-3}
+    assert {rate[n] for n in rate if n.startswith('anchors')} == {1e-4}
+    assert decay['anchors.0.model.pos_embed'] == 0
+    assert decay['anchors.0.model.blocks.0.norm1.weight'] == 0
+    assert decay['anchors.0.model.blocks.0.mlp.fc1.weight'] == 0.05
+    assert decay['stitch_layers.0.weight'] == 0.05
+    assert decay['stitch_layers.0.bias'] == 0
+
+
+def test_the_schedule_warms_up_and_ends_low_for_both_rates(tmp_path):
+    train(train_settings(tmp_path / 'run', epochs=10, warmup_epochs=2, lr=1e-3, stitch_lr=1e-2, min_lr=1e-5))
+    rows = lines(tmp_path / 'run')
+    rates = [row['lr'] for row in rows]
+    assert rates[0] == pytest.approx(1e-7)
+    assert max(rates) == pytest.approx(1e-3, rel=0.1)
+    assert rates[-1] < 5e-5
+    assert max(row['stitch_lr'] for row in rows) == pytest.approx(1e-2, rel=0.1)
+
+
+def test_every_stitch_is_drawn_equally_often_and_all_ranks_draw_alike_unless_told_otherwise():
+    ids = list(range(10))
+    together, apart = UniformSampler(ids, seed=0), UniformSampler(ids, seed=0, per_rank=True)
+    drawn = [together(step) for step in range(2000)]
+    assert drawn == [together(step, rank=3) for step in range(2000)]
+    assert drawn != [apart(step, rank=3) for step in range(2000)]
+    counts = [drawn.count(i) for i in ids]
+    chi_squared = sum((count - 200) ** 2 / 200 for count in counts)
+    assert chi_squared < 27.9  # 99.9 % of uniform draws stay below this with 9 degrees of freedom
+
+
+def test_no_epochs_means_initialisation_alone(tmp_path):
+    folder = train(train_settings(tmp_path / 'run', epochs=0))
+    assert StitchableNet.from_pretrained(folder).stitch_layers[0].weight.abs().sum() > 0
+    assert not (tmp_path / 'run' / 'checkpoint.pt').exists()
+
+
+@pytest.mark.parametrize('options', [{'amp': True}, {'clip_grad': 0.01, 'clip_mode': 'agc'}, {'init': 'kaiming'}])
+def test_options_train(tmp_path, options):
+    train(train_settings(tmp_path / 'run', epochs=1, **options))
+    assert len(lines(tmp_path / 'run')) == 3
+
+
+@pytest.mark.parametrize(
+    ('changes', 'hint'),
+    [
+        ({'anchors': ''}, '--anchors'),
+        ({'anchors': 'test_vit'}, 'at least two anchors, 1 given'),
+        ({'anchors': 'test_vit,tset_vit2'}, "unknown network 'tset_vit2'; did you mean test_vit2"),
+        ({'resume': True}, 'nothing to resume'),
+        ({'init': 'random'}, 'init is one of joint, mean, kaiming'),
+        ({'opt': 'adamm'}, "no optimiser 'adamm'"),
+        ({'sched': 'cosin'}, "no schedule 'cosin'"),
+        ({'warmup_epochs': 2}, 'warm-up of 2 epochs'),
+        ({'batch_size': 0}, 'batch_size is at least 1'),
+        ({'amp_dtype': 'int8'}, 'amp_dtype is one of'),
+        ({'distill': 'firm'}, 'hard or soft'),
+        ({'distill_alpha': 2.0}, '0 <= alpha <= 1'),
+        ({'teacher': 'test_resnet'}, 'no weights for test_resnet'),
+        ({'plugin': ['nowhere.py']}, "no plugin file 'nowhere.py'"),
+        ({'direction': 'up'}, 'fast_to_slow or slow_to_fast'),
+    ],
+)
+def test_bad_settings_are_one_sentence_and_write_nothing(tmp_path, changes, hint):
+    with pytest.raises(SnnetError, match=hint) as error:
+        train(train_settings(tmp_path / 'run', **changes))
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_an_existing_output_folder_is_left_alone(tmp_path):
+    with pytest.raises(SnnetError, match='exists.*--resume'):
+        train(train_settings(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_resuming_with_other_settings_names_them_and_a_broken_checkpoint_is_refused(tmp_path):
+    train(train_settings(tmp_path / 'run', epochs=1))
+    with pytest.raises(SnnetError, match='lr was 0.0001, is 0.5'):
+        train(train_settings(tmp_path / 'run', epochs=1, lr=0.5, resume=True))
+    path = tmp_path / 'run' / 'checkpoint.pt'
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SnnetError, match='cannot be read'):
+        train(train_settings(tmp_path / 'run', epochs=1, resume=True))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path, monkeypatch):
+    settings = train_settings(tmp_path / 'run', epochs=1)
+    run = trainer(settings)
+    monkeypatch.setattr(run.criterion, 'forward', lambda images, logits, targets: logits.sum() * float('nan'))
+    with pytest.raises(SnnetError, match='is nan at step 0'):
+        run.run()

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from families import three_vits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snnet import BudgetInfeasible, InvalidBudget, Record, frontier, select
+from snnet.frontier import mixing_accuracy
+
+few = st.integers(1, 12)
+accuracies = st.integers(0, 8).map(float)
+
+
+def tables(top1):
+    rows = st.lists(st.tuples(few, few, top1), min_size=1, max_size=12)
+    return rows.map(lambda rows: [Record(i, f's{i}', flops=f, params=p, top1=a) for i, (f, p, a) in enumerate(rows)])
+
+
+evaluated, unevaluated, mixed = tables(accuracies), tables(st.none()), tables(st.none() | accuracies)
+limits = st.fixed_dictionaries({}, optional={'flops': few, 'params': few}).filter(bool)
+
+
+def best(records, limits):
+    """The plain search: walks the candidates by id and keeps what beats the best so far."""
+    order = [name for name in ('flops', 'params') if name in limits] or ['flops']
+    order += [name for name in ('flops', 'params') if name not in order]
+    fitting = [r for r in records if all(getattr(r, name) <= limit for name, limit in limits.items())]
+    known = [r for r in fitting if r.top1 is not None]
+    chosen = None
+    for r in known or fitting:
+        cost = [getattr(r, name) for name in order]
+        merit = (r.top1, *(-c for c in cost)) if known else (cost[0], *(-c for c in cost[1:]))
+        if chosen is None or merit > chosen[0]:
+            chosen = (merit, r, bool(known))
+    return chosen and chosen[1:]
+
+
+@given(records=mixed, limits=limits)
+def test_the_choice_is_that_of_a_plain_search_and_never_exceeds_a_limit(records, limits):
+    expected = best(records, limits)
+    if expected is None:
+        with pytest.raises(BudgetInfeasible):
+            select(records, **limits)
+        return
+    chosen = select(records, **limits)
+    assert (chosen.record, chosen.by_accuracy) == expected
+    assert all(getattr(chosen.record, name) <= limit for name, limit in limits.items())
+
+
+def outcome(records, flops, value):
+    try:
+        return value(select(records, flops=flops).record)
+    except BudgetInfeasible:
+        return -math.inf
+
+
+@given(records=evaluated, small=few, more=few)
+def test_a_larger_budget_never_gives_a_worse_accuracy(records, small, more):
+    top1 = [outcome(records, budget, lambda r: r.top1) for budget in (small, small + more)]
+    assert top1[0] <= top1[1]
+
+
+@given(records=unevaluated, small=few, more=few)
+def test_a_larger_budget_never_gives_a_cheaper_stitch_where_nothing_was_evaluated(records, small, more):
+    cost = [outcome(records, budget, lambda r: r.flops) for budget in (small, small + more)]
+    assert cost[0] <= cost[1]
+
+
+@given(records=mixed, limits=limits, tight=st.floats(0.1, 0.9))
+def test_what_is_said_to_be_feasible_is(records, limits, tight):
+    name = min(limits)
+    cheapest = min(getattr(r, name) for r in records)
+    with pytest.raises(BudgetInfeasible) as caught:
+        select(records, **{**limits, name: tight * cheapest})
+    smallest = caught.value.smallest
+    assert smallest.keys() == limits.keys()
+    assert select(records, **smallest)
+    if len(limits) == 1:
+        assert smallest == {name: cheapest}
+
+
+@given(records=mixed, cost=st.sampled_from(['flops', 'params']))
+def test_the_frontier_is_what_no_other_record_beats(records, cost):
+    def beats(a, b):
+        at_least = getattr(a, cost) <= getattr(b, cost) and a.top1 >= b.top1
+        better = getattr(a, cost) < getattr(b, cost) or a.top1 > b.top1 or a.stitch < b.stitch
+        return at_least and better
+
+    known = [r for r in records if r.top1 is not None]
+    expected = [r for r in known if not any(beats(other, r) for other in known)]
+    assert frontier(records, cost) == sorted(expected, key=lambda r: getattr(r, cost))
+
+
+def test_ties_go_to_the_cheaper_and_then_to_the_lower_id():
+    rows = [(5, 5, 80.0), (4, 9, 80.0), (4, 8, 80.0), (4, 8, 80.0), (1, 1, 70.0)]
+    records = [Record(i, '', flops=f, params=p, top1=a) for i, (f, p, a) in enumerate(rows)]
+    assert select(records, flops=9).record.stitch == 2
+    assert select(records, params=9).record.stitch == 0
+    blank = [replace(record, top1=None) for record in records]
+    assert select(blank, flops=4.5).record.stitch == 2
+
+
+BAD = [0, -1, -0.5, math.nan, math.inf, -math.inf, '3e9', '', True, False, [3], 3j, torch.tensor(3.0), np.array([3.0])]
+
+
+@pytest.mark.parametrize('bad', BAD, ids=repr)
+def test_a_budget_that_is_no_positive_finite_number_is_a_typed_error(bad):
+    records = [Record(0, 's', flops=1, params=1)]
+    for limits in ({'flops': bad}, {'params': bad}, {'flops': 3.0, 'params': bad}):
+        with pytest.raises(InvalidBudget, match='positive finite number'):
+            select(records, **limits)
+
+
+@pytest.mark.parametrize('limits', [{}, {'flops': None}, {'flops': None, 'params': None}])
+def test_no_budget_at_all_is_a_typed_error(limits):
+    with pytest.raises(InvalidBudget, match='no budget'):
+        select([Record(0, 's', flops=1, params=1)], **limits)
+
+
+@pytest.mark.parametrize(
+    'good', [3, 3.5, np.float32(3), np.int64(3), Fraction(7, 2), 1e300, pytest.param(10**400, id='10**400')]
+)
+def test_any_real_positive_number_is_a_budget(good):
+    assert select([Record(0, 's', flops=3), Record(1, 't', flops=2)], flops=good).record.stitch == 0
+
+
+@pytest.mark.parametrize('name', ['latency_ms', 'top1', 'stitch'])
+def test_a_limit_on_what_is_no_cost_is_a_typed_error(name):
+    with pytest.raises(InvalidBudget, match=name):
+        select([Record(0, 's', flops=1, params=1, top1=1.0)], **{name: 3.0})
+
+
+def test_costs_that_were_not_measured_are_a_typed_error():
+    with pytest.raises(InvalidBudget, match='measure_costs'):
+        select([Record(0, 's', flops=1), Record(1, 't')], flops=3.0)
+
+
+def test_an_infeasible_budget_says_what_the_nearest_stitch_needs_and_by_how_much_it_missed():
+    with pytest.raises(BudgetInfeasible, match=r'stitch 1 \(t\).*flops = 20.*2 times the budget') as caught:
+        select([Record(0, 's', flops=30), Record(1, 't', flops=20)], flops=10)
+    assert caught.value.smallest == {'flops': 20}
+
+
+def test_mixing_two_anchors_is_a_straight_line_between_them():
+    rows = [(10, 60.0, True), (15, 99.0, False), (20, 80.0, True), (40, 90.0, True), (50, None, True)]
+    records = [Record(i, '', flops=f, top1=a, anchor=anchor) for i, (f, a, anchor) in enumerate(rows)]
+    expected = {10: 60.0, 15: 70.0, 20: 80.0, 25: 82.5, 40: 90.0, 9: None, 45: None}
+    assert {flops: mixing_accuracy(records, flops) for flops in expected} == expected
+    assert mixing_accuracy(records[:2], 12) is None
+
+
+@pytest.fixture(scope='module')
+def net():
+    return three_vits()
+
+
+def test_the_net_activates_the_dearest_that_fits_and_warns_that_it_is_that(net):
+    budget = net.records[1].flops
+    with pytest.warns(UserWarning, match='dearest that fits'):
+        chosen = net.select_for_budget(budget)
+    assert net.active == chosen
+    assert net.records[chosen].flops == max(r.flops for r in net.records if r.flops <= budget)
+
+
+def test_the_net_activates_the_most_accurate_that_fits_without_a_warning(net):
+    before = net.records
+    net.records = [replace(r, top1=50.0 + r.stitch % 5) for r in before]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            chosen = net.select_for_budget(1e12, params=net.records[1].params)
+        fits = [r for r in net.records if r.params <= net.records[1].params]
+        assert net.records[chosen].top1 == max(r.top1 for r in fits)
+        assert net.active == chosen
+        assert net.frontier('params') == frontier(net.records, 'params') != []
+    finally:
+        net.records = before
+
+
+@pytest.mark.parametrize(('limits', 'error'), [({'flops': 1.0}, BudgetInfeasible), ({}, InvalidBudget)])
+def test_a_budget_that_fails_leaves_the_active_stitch(net, limits, error):
+    net.set_stitch(5)
+    with pytest.raises(error):
+        net.select_for_budget(**limits)
+    assert net.active == 5
+
+
+def test_records_know_which_stitches_are_anchors(net):
+    assert [r.stitch for r in net.records if r.anchor] == [0, 1, 2]

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from families import family_net, images, shared_net, three_vits
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import snnet
+from snnet import NoWeights, SnnetError, StitchableNet
+
+SAVABLE = ['registers', 'deit-3', 'swin', 'resnet kin', 'convnext', 'regnet z', 'three legs', 'official']
+
+
+@pytest.mark.parametrize('name', [*SAVABLE, 'windows to maps'])
+def test_a_saved_net_comes_back_with_the_same_outputs_and_records(tmp_path, name):
+    net = shared_net(name)
+    before = net.records
+    net.records = [replace(r, top1=70.5 + r.stitch, top5=90.0, loss=1.25, n=1000) for r in before[:-1]] + before[-1:]
+    try:
+        net.save_pretrained(tmp_path / 'new' / 'folder')
+        loaded = StitchableNet.from_pretrained(tmp_path / 'new' / 'folder')
+        assert loaded.records == net.records
+    finally:
+        net.records = before
+    assert loaded.stitches == net.stitches
+    assert not loaded.training
+    assert [loaded.anchor(i).official for i in (0, 1)] == [net.anchor(i).official for i in (0, 1)]
+    x = images(net.input_size[1])
+    with torch.no_grad():
+        for i in range(len(net.stitches)):
+            assert torch.equal(loaded(x, stitch=i), net(x, stitch=i))
+
+
+def test_a_net_made_by_name_comes_back(tmp_path):
+    net = snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=3, img_size=96).eval()
+    net.save_pretrained(tmp_path)
+    loaded = StitchableNet.from_pretrained(tmp_path)
+    assert loaded.records == net.records == snnet.measure_costs(loaded).records
+    assert (loaded.num_classes, loaded.input_size) == (3, (3, 96, 96))
+    with torch.no_grad():
+        assert torch.equal(loaded(images(96), stitch=4), net(images(96), stitch=4))
+
+
+def test_levit_comes_back_after_it_ran_in_eval_mode(tmp_path):
+    args = {'img_size': 64, 'num_classes': 7}
+    anchors = [
+        snnet.as_anchor(timm.create_model(n, **args), n, input_size=(3, 64, 64)) for n in ('levit_128s', 'levit_128')
+    ]
+    net = StitchableNet(anchors, snnet.list_stitches(anchors)).eval()
+    with torch.no_grad():
+        net(images(64), stitch=3)
+        net.save_pretrained(tmp_path)
+        loaded = StitchableNet.from_pretrained(tmp_path)
+        assert torch.equal(loaded(images(64), stitch=3), net(images(64), stitch=3))
+
+
+def test_saving_over_a_saved_net_replaces_it(tmp_path):
+    three_vits().save_pretrained(tmp_path)
+    net = family_net('vit')
+    net.save_pretrained(tmp_path)
+    assert StitchableNet.from_pretrained(tmp_path).stitches == net.stitches
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'model.safetensors']
+
+
+def test_the_weights_file_holds_the_documented_names(tmp_path):
+    net = family_net('vit')
+    net.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / 'model.safetensors')) == set(net.state_dict())
+
+
+@pytest.mark.parametrize('broken', ['source', 'args'])
+def test_a_net_that_could_not_be_made_again_is_not_saved(tmp_path, broken):
+    net = family_net('vit')
+    net.anchor(1).source = None if broken == 'source' else snnet.Source('vit_tiny_patch16_224', {'act_layer': nn.GELU})
+    with pytest.raises(SnnetError, match='large cannot be saved'):
+        net.save_pretrained(tmp_path / 'folder')
+    assert not (tmp_path / 'folder').exists()
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('saved')
+    family_net('vit').save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    for path in saved.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def edit(folder, **changes):
+    path = folder / 'config.json'
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def rename_model(folder):
+    config = json.loads((folder / 'config.json').read_text())
+    config['anchors'][1]['model'] = 'my_own_net'
+    (folder / 'config.json').write_text(json.dumps(config))
+
+
+def change_weights(folder, **changes):
+    path = folder / 'model.safetensors'
+    tensors = {**load_file(path), **changes}
+    save_file({key: value for key, value in tensors.items() if value is not None}, path)
+
+
+def truncate(folder, keep):
+    path = folder / 'model.safetensors'
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+BIAS = 'stitch_layers.0.bias'
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'error', 'told'),
+    [
+        (lambda f: edit(f, format=2), SnnetError, r'format 2, this snnet reads 1: upgrade'),
+        (lambda f: edit(f, format=None), SnnetError, 'format None'),
+        (lambda f: edit(f, library='other'), SnnetError, 'does not describe a stitchable network'),
+        (lambda f: edit(f, stitches=None), SnnetError, 'lacks stitches'),
+        (lambda f: (f / 'config.json').unlink(), SnnetError, r'there is no config\.json'),
+        (lambda f: (f / 'config.json').write_text('{"format": 1,'), SnnetError, 'is no JSON file'),
+        (lambda f: (f / 'config.json').write_bytes(b'\xff\xfe\x00'), SnnetError, 'is no JSON file'),
+        (lambda f: (f / 'config.json').write_text('[]'), SnnetError, 'does not describe a stitchable network'),
+        (rename_model, SnnetError, r"timm knows no network 'my_own_net' \(anchor large\).*plugin"),
+        (lambda f: (f / 'model.safetensors').unlink(), NoWeights, r'there is no model\.safetensors'),
+        (lambda f: truncate(f, 5000), NoWeights, 'cannot be read'),
+        (lambda f: truncate(f, 0), NoWeights, 'cannot be read'),
+        (lambda f: change_weights(f, **{BIAS: torch.zeros(5)}), NoWeights, rf'1 tensors differ, such as {BIAS}'),
+        (lambda f: change_weights(f, **{BIAS: None}), NoWeights, rf'1 tensors differ, such as {BIAS}'),
+        (lambda f: change_weights(f, alien=torch.zeros(1)), NoWeights, 'such as alien'),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_refused_in_one_sentence(folder, spoil, error, told):
+    spoil(folder)
+    with pytest.raises(error, match=told) as caught:
+        StitchableNet.from_pretrained(folder)
+    assert '\n' not in str(caught.value)
+    assert str(folder) in str(caught.value) or 'plugin' in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(SnnetError, match='nowhere holds no stitchable network'):
+        StitchableNet.from_pretrained(tmp_path / 'nowhere')

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+DEBUG = ['--config', str(ROOT / 'configs' / 'debug.yaml')]
+
+
+def run(*command, check=True, processes=1):
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore'}
+    command = [*launcher, str(ROOT / command[0]), *map(str, command[1:])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def rows_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def debug_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('debug') / 'run'
+    return folder, run('train.py', *DEBUG, '--output', folder)
+
+
+def test_the_debug_config_trains_and_evaluates_and_says_how_to_go_on(debug_run):
+    folder, done = debug_run
+    assert 'next: python eval_stitches.py' in done.stderr
+    assert 'left' in done.stderr
+    evaluated = run('eval_stitches.py', folder / 'net', '--dataset', 'generated/16', '--workers', '0')
+    assert '* anchors' in evaluated.stdout
+    names = {path.name for path in (folder / 'net' / 'evaluation').iterdir()}
+    assert names == {'stitches.jsonl', 'curve.png', 'curve.svg'}
+    assert [row['id'] for row in rows_of(folder / 'net' / 'evaluation' / 'stitches.jsonl')] == list(range(18))
+
+
+@pytest.mark.parametrize(
+    ('command', 'hint'),
+    [
+        (['train.py'], '--anchors'),
+        (['train.py', '--anchors', 'deit_tinny,deit_small'], 'did you mean'),
+        (['train.py', '--anchors', 'test_vit=missing.safetensors,test_vit2'], 'missing.safetensors'),
+        (['train.py', '--config', 'missing.yaml'], 'missing.yaml'),
+        (['train.py', '--anchors', 'test_vit,test_vit2'], 'no weights for test_vit.*test_vit=FILE.*--no-pretrained'),
+        (['eval_stitches.py', 'missing'], 'missing holds no stitchable network'),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, command, hint):
+    done = run(*command, '--output', tmp_path / 'out', check=False)
+    assert done.returncode == 2
+    message = done.stderr.strip().splitlines()[-1]
+    assert 'Traceback' not in done.stderr
+    assert re.search(hint, message), message
+    assert not (tmp_path / 'out').exists()
+
+
+def test_two_processes_initialise_as_one_does(debug_run, tmp_path):
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    run('train.py', *DEBUG, '--output', one, '--epochs', '0')
+    run('train.py', *DEBUG, '--output', two, '--epochs', '0', processes=2)
+    first, second = (load_file(folder / 'net' / 'model.safetensors') for folder in (one, two))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('option', ['--no-stitch-per-rank', '--stitch-per-rank'])
+def test_two_processes_train_together(tmp_path, option):
+    run(
+        'train.py',
+        *DEBUG,
+        '--output',
+        tmp_path / 'run',
+        '--warmup-epochs',
+        '0',
+        '--epochs',
+        '1',
+        '--batch-size',
+        '8',
+        option,
+        processes=2,
+    )
+    assert len(rows_of(tmp_path / 'run' / 'log.jsonl')) == 2
+
+
+def test_two_processes_evaluate_as_one_does(debug_run, tmp_path):
+    folder, _ = debug_run
+    options = ['--dataset', 'generated/21', '--batch-size', '4', '--workers', '0', '--stitches', '0-5']
+    for processes in (1, 2):
+        run('eval_stitches.py', folder / 'net', *options, '--output', tmp_path / str(processes), processes=processes)
+    one, two = (rows_of(tmp_path / str(processes) / 'stitches.jsonl') for processes in (1, 2))
+    assert [row['n'] for row in two] == [21] * 6
+    for a, b in zip(one, two, strict=True):
+        assert a['loss'] == pytest.approx(b['loss'], abs=1e-9)
+        assert {k: a[k] for k in ('id', 'top1', 'top5', 'of')} == {k: b[k] for k in ('id', 'top1', 'top5', 'of')}
