@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
@@ -63,7 +61,7 @@ def make_teacher(name: str, net: StitchableNet) -> Teacher:
     """
     student = resolve_data_config(model=net.anchor(0).model, verbose=False)
     if name == LARGEST:
-        model: nn.Module = copy.deepcopy(net.anchor(len(net.anchors) - 1))
+        model: nn.Module = net.anchor(len(net.anchors) - 1).duplicate()
         config = student
     else:
         model = load_model(resolve(name), pretrained=True)

@@ -147,7 +147,9 @@ class Trainer:
         else:
             loader, share = initialisation_images(self.settings, self.net, self.ranks)
             reduce = self.ranks.all_reduce if self.ranks.world > 1 else None
-            fits = initialise(self.net, loader, max(1, share), self.settings.init, reduce)
+            progress = Progress(share, 'images for least squares', quiet=not self.ranks.first)
+            fits = initialise(self.net, loader, max(1, share), self.settings.init, reduce, progress.update)
+            progress.close()
             for fit in fits:
                 _log.debug(
                     'stitch layer %d: residual %.4f, rank %d of %d, condition %.1e, %d rows',

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
+from typing import Any
 
 from .errors import BudgetInfeasible, InvalidBudget
 
@@ -78,6 +79,8 @@ def select(records: Sequence[Record], **limits: float | None) -> Selection:
     if not asked:
         raise InvalidBudget(f'no budget given: limit at least one of {", ".join(COSTS)}')
     for name in asked:
+        if name not in COSTS:
+            raise InvalidBudget(f"'{name}' is no cost; a budget limits {', '.join(COSTS)}")
         if any(getattr(r, name) is None for r in records):
             raise InvalidBudget(f'{name} of the stitches are not known yet: measure them with snnet.measure_costs(net)')
     fitting = [r for r in records if all(getattr(r, name) <= limit for name, limit in asked.items())]
@@ -114,9 +117,10 @@ def _costs(record: Record, names: Iterable[str]) -> tuple[float, ...]:
 
 
 def _checked(name: str, limit: object) -> float:
-    if isinstance(limit, bool) or not isinstance(limit, Real) or not math.isfinite(limit) or limit <= 0:
+    number: Any = limit if isinstance(limit, Real) and not isinstance(limit, bool) else math.nan
+    if not 0 < number < math.inf:  # not so for NaN either
         raise InvalidBudget(f'a budget is a positive finite number, but {name}={limit!r} was asked for')
-    return float(limit)
+    return number
 
 
 def _infeasible(records: Sequence[Record], asked: dict[str, float]) -> BudgetInfeasible:

@@ -165,4 +165,5 @@ def _load(net: StitchableNet, path: Path) -> None:
             f'{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, such as {", ".join(wrong[:3])}'
         )
     net.load_state_dict(tensors)
-    net.train(net.training)  # lets LeViT drop the attention biases it caches in eval mode
+    for i in range(len(net.anchors)):
+        net.anchor(i).forget_caches()

@@ -189,19 +189,13 @@ class Anchor(nn.Module):
     @cached_property
     def survey(self) -> Survey:
         """Measures boundaries and who uses which parameter, on a copy without memory (torch's meta device)."""
-        twin = self._meta_twin()
-        names = {id(p): name for name, p in twin.model.named_parameters()}
-        dtype = next((p.dtype for p in twin.parameters()), torch.float32)
-        x = torch.zeros(1, *self.input_size, device='meta', dtype=dtype)
-        boundaries, used = [], []
-        parts: list[Callable[[Tensor], Tensor]] = [twin.stem, *twin.line()]
-        for part in parts:
-            x = part(x.detach().requires_grad_())
-            boundaries.append(self._boundary(x))
-            used.append(_used_parameters(x, names))
-        x = x.detach().requires_grad_()
-        heads = [_used_parameters(head(x), names) for head in (twin.head, twin.published_head)]
-        return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                return self._measure(self._meta_twin())
+        except Exception as error:  # whatever a network raises: a property of a module must not leak AttributeError
+            size = 'x'.join(map(str, self.input_size))
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CannotStitch(f'{self.name} does not run as a line on an image of {size}: {reason}') from error
 
     def parameter_names(self, start: int | None = None, stop: int | None = None) -> frozenset[str]:
         """Names (within the model) of the parameters that take part in `run(x, start, stop)`."""
@@ -225,21 +219,43 @@ class Anchor(nn.Module):
                 drop = bool(own) and not own & keep and not any(id(m) in inside for m in module.modules())
             if drop:
                 memo[id(module)] = Absent(name)
-        twin = copy.deepcopy(self, memo)
+        twin = self.duplicate(memo)
         outside = [name for name, p in twin.model.named_parameters(remove_duplicate=False) if name not in keep]
         for name in outside:
             owner, _, leaf = name.rpartition('.')
             twin.model.get_submodule(owner).register_parameter(leaf, None)
         return twin
 
+    def duplicate(self, memo: dict[int, Any] | None = None) -> Anchor:
+        """A deep copy; `memo` maps ids of objects to what takes their place, as for `copy.deepcopy`."""
+        self.forget_caches()
+        return copy.deepcopy(self, memo)
+
+    def forget_caches(self) -> None:
+        """Drops what the model derived from its weights and would go on using when they change."""
+
     def _meta_twin(self) -> Anchor:
-        self.model.train(self.model.training)  # lets LeViT drop the attention biases it caches in eval mode
         memo: dict[int, Any] = {}
         for p in self.parameters():
             memo[id(p)] = nn.Parameter(torch.empty_like(p, device='meta'), requires_grad=p.is_floating_point())
         for b in self.buffers():
             memo[id(b)] = torch.empty_like(b, device='meta')
-        return copy.deepcopy(self, memo).eval()
+        return self.duplicate(memo).eval()
+
+    def _measure(self, twin: Anchor) -> Survey:
+        """Runs a copy part by part and sees what flows and which parameters autograd reaches."""
+        names = {id(p): name for name, p in twin.model.named_parameters()}
+        dtype = next((p.dtype for p in twin.parameters()), torch.float32)
+        x = torch.zeros(1, *self.input_size, device='meta', dtype=dtype)
+        boundaries, used = [], []
+        parts: list[Callable[[Tensor], Tensor]] = [twin.stem, *twin.line()]
+        for part in parts:
+            x = part(x.detach().requires_grad_())
+            boundaries.append(self._boundary(x))
+            used.append(_used_parameters(x, names))
+        x = x.detach().requires_grad_()
+        heads = [_used_parameters(head(x), names) for head in (twin.head, twin.published_head)]
+        return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
 
     def _boundary(self, x: Tensor) -> Boundary:
         if self.layout == 'NLC':

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -155,13 +156,8 @@ class StitchableNet(nn.Module, Pretrained):
         """
         chosen = self.stitches[self._checked(stitch)]
         legs = [self.anchor(leg.anchor).cut(leg.start, leg.stop) for leg in chosen.legs]
-        layers = []
-        for index in chosen.layers:
-            layer = self.layer(index)
-            copied = StitchLayer(layer.front, layer.end).to(layer.weight)
-            copied.load_state_dict(layer.state_dict())
-            layers.append(copied)
-        return ExtractedStitch(chosen, legs, layers).train(self.training)
+        layers = [copy.deepcopy(self.layer(index)) for index in chosen.layers]
+        return ExtractedStitch(chosen, legs, layers)
 
     def parameter_names(self, stitch: int) -> frozenset[str]:
         """Names of the parameters that take part in a stitch.
@@ -222,6 +218,7 @@ class ExtractedStitch(nn.Module):
 
     def __init__(self, stitch: Stitch, anchors: Sequence[Anchor], layers: Sequence[StitchLayer]) -> None:
         super().__init__()
+        self.training = anchors[0].training
         self.stitch = stitch
         self.anchors = nn.ModuleList(anchors)
         self.stitch_layers = nn.ModuleList(layers)

@@ -36,7 +36,7 @@ def draw_curve(records: Sequence[Record], path: Path, title: str = '') -> list[P
         raise SnnetError('there is nothing to draw: no stitch has been evaluated')
     anchors = sorted((flops, top1) for flops, top1, anchor in points if anchor)
     stitches = [(flops, top1) for flops, top1, anchor in points if not anchor]
-    best = [(r.flops, r.top1) for r in frontier(records)]
+    best = [(r.flops, r.top1) for r in frontier(records) if r.flops is not None and r.top1 is not None]
     figure = Figure(figsize=(7, 4.5), layout='constrained')
     axes = figure.add_subplot()
     for line, style in (

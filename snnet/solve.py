@@ -119,6 +119,7 @@ def initialise(
     samples: int = 100,
     method: str = 'joint',
     all_reduce: Callable[[Tensor], object] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[LayerFit]:
     """Sets every stitch layer to the least-squares map from its front's features to its end's.
 
@@ -130,6 +131,7 @@ def initialise(
         samples: how many images to use; fewer are used, with a warning, where there are fewer.
         method: 'joint' fits all joins that share a layer together, 'mean' averages their solutions (as published).
         all_reduce: adds a tensor up over ranks in place; `samples` then counts the images of this rank.
+        progress: is told the number of images after each part of them.
 
     Returns:
         One report a stitch layer.
@@ -147,7 +149,7 @@ def initialise(
         groups = [[place] for group in groups for place in group]
     device = next(net.parameters()).device
     sums = [Sums(*_widths(net, group[0]), device) for group in groups]
-    used = _accumulate(net, batches, samples, groups, sums)
+    used = _accumulate(net, batches, samples, groups, sums, progress)
     tensors = [tensor for one in sums for tensor in one.tensors()]
     count = torch.tensor([used], dtype=torch.float64, device=device)
     if all_reduce is not None:
@@ -188,7 +190,12 @@ def _widths(net: StitchableNet, place: _Place) -> tuple[int, int]:
 
 @torch.no_grad()
 def _accumulate(
-    net: StitchableNet, batches: Iterable[Any], samples: int, groups: list[list[_Place]], sums: list[Sums]
+    net: StitchableNet,
+    batches: Iterable[Any],
+    samples: int,
+    groups: list[list[_Place]],
+    sums: list[Sums],
+    progress: Callable[[int], object] | None,
 ) -> int:
     """Adds up to `samples` images to the sums; returns how many there were."""
     wanted: dict[str, set[int]] = {}
@@ -200,13 +207,15 @@ def _accumulate(
     with eval_mode(net):
         for batch in batches:
             images = (batch if isinstance(batch, Tensor) else batch[0])[: samples - used]
-            for chunk in images.split(_CHUNK):
+            for chunk in images.split(_CHUNK) if len(images) else ():
                 rows = {
                     (name, position): x
                     for name, positions in wanted.items()
                     for position, x in _features(net.anchor(name), chunk.to(device), positions)
                 }
                 _add_rows(rows, groups, sums)
+                if progress is not None:
+                    progress(len(chunk))
             used += len(images)
             if used >= samples:
                 break

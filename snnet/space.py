@@ -102,10 +102,12 @@ def check_anchors(anchors: Sequence[Anchor]) -> None:
 
     Raises:
         SnnetError: fewer than two, or two of one name.
-        CannotStitch: they differ in number of classes or in image size.
+        CannotStitch: they differ in number of classes or in image size, or one does not run on its image size.
     """
     if len(anchors) < 2:
         raise SnnetError(f'a stitchable network needs at least two anchors, {len(anchors)} given')
+    for anchor in anchors:
+        _ = anchor.boundaries  # runs the anchor once, and says so where it does not run on its image size
     names = [anchor.name for anchor in anchors]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError
+import torch
 from timm.models import get_pretrained_cfg, is_model, list_models, load_state_dict
 from torch import Tensor, nn
 
@@ -58,8 +57,8 @@ def resolve(text: str) -> Named:
         raise SnnetError(
             f"unknown network '{name}'{did_you_mean(name, known) or ': timm.list_models() lists the names'}"
         )
-    if tag and get_pretrained_cfg(model, allow_unregistered=False) is None:
-        tags = [full.partition('.')[2] for full in list_models(architecture, pretrained=True)]
+    tags = [full.partition('.')[2] for full in list_models(architecture, pretrained=True)]
+    if tag and tag not in tags:
         raise SnnetError(f"{architecture} has no weights tagged '{tag}', only {', '.join(tags)}")
     if equals and not Path(file).is_file():
         raise NoWeights(f"{name}: there is no file '{file}'")
@@ -89,12 +88,11 @@ def load_model(named: Named, *, pretrained: bool, num_classes: int | None = None
         num_classes = num_classes or held
     if num_classes is not None:
         args['num_classes'] = num_classes
+    _check_arguments(named, args)
     try:
         return timm.create_model(
             named.model, pretrained=pretrained or named.file is not None, pretrained_cfg_overlay=overlay, **args
         )
-    except TypeError as error:
-        raise SnnetError(f'{named.name} does not take one of the arguments {args}: {error}') from None
     except RuntimeError as error:
         raise NoWeights(_load_failure(named, str(error))) from None
     except (OSError, ValueError) as error:
@@ -105,6 +103,20 @@ def load_model(named: Named, *, pretrained: bool, num_classes: int | None = None
             f'({type(error).__name__}); give a local file with {named.name}=FILE, or start without weights '
             f'(--no-pretrained)'
         ) from None
+
+
+def _check_arguments(named: Named, args: dict[str, Any]) -> None:
+    """Makes the network without memory or weights, to tell wrong arguments from missing weights."""
+    classes = args.get('num_classes')
+    if classes is not None and classes < 1:
+        raise SnnetError(f'{named.name} needs at least one class, num_classes={classes} was asked for')
+    try:
+        with torch.device('meta'):
+            timm.create_model(named.model, pretrained=False, **args)
+    except Exception as error:  # whatever a network raises for arguments that it does not take
+        listed = ', '.join(f'{key}={value}' for key, value in args.items())
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SnnetError(f'{named.name} does not take one of the arguments {listed}: {reason}') from error
 
 
 def load_anchor(
@@ -149,7 +161,7 @@ def _read(named: Named) -> dict[str, Tensor]:
     """The tensors of a local file, without unpickling anything but tensors."""
     try:
         state = load_state_dict(str(named.file))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+    except Exception as error:  # whatever a damaged or foreign file leads to
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NoWeights(f'{named.name}: {named.file} holds no readable weights ({reason})') from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -99,8 +99,21 @@ FAMILIES = {
 }
 TEST_MODELS = ('test_vit', 'test_vit2', 'test_vit3', 'test_resnet', 'test_convnext', 'test_convnext2')
 
+_KIN = (
+    'resnetblur50',
+    'resnetaa34d',
+    'res2net50_26w_4s',
+    'resnest14d',
+    'ecaresnet26t',
+    'skresnet18',
+    'resnext50_32x4d',
+)
+
 # name, image side and maker of every single network
 NETWORKS = {
+    'patch dropout': (32, partial(vit, patch_drop_rate=0.5)),
+    'norm before pooling': (64, partial(convnext, 'convnext_atto', (1, 1, 2, 1), head_norm_first=True)),
+    **{name: (64, partial(resnet, name, (1, 2, 1, 1), 16)) for name in _KIN},
     **{f'{name}, {which}': (f.size, getattr(f, which)) for name, f in FAMILIES.items() for which in ('small', 'large')},
     **{name: (160, partial(_make, name)) for name in TEST_MODELS},
 }

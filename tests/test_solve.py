@@ -136,7 +136,7 @@ def test_a_shared_layer_is_fitted_to_all_its_joins_at_once(name):
         best = error(front, end, *reference(front, end))
         layer = net.layer(fit.layer)
         total = float((end - end.mean(0)).square().sum())
-        excess = error(front, end, layer.weight.double(), layer.bias.double()) - best
+        excess = error(front, end, layer.weight.detach().double(), layer.bias.detach().double()) - best
         assert excess <= 1e-6 * best + 1e-9 * total
         assert fit.residual == pytest.approx(best / total, rel=1e-5, abs=1e-9)
         assert fit.rows == len(front)

@@ -113,6 +113,11 @@ def test_both_directions_list_the_same_number_of_chains(vits):
     assert len(there) == len(back)
 
 
+def test_ids_count_from_the_small_anchors_in_both_directions(vits):
+    legs = [[leg.anchor for leg in stitch.legs] for stitch in list_stitches(vits, direction='slow_to_fast')]
+    assert legs == [['w16'], ['w24'], ['w32'], *[['w24', 'w16']] * 7, *[['w32', 'w24']] * 7]
+
+
 @pytest.mark.parametrize('name', NETS)
 def test_no_sub_network_is_listed_twice_and_every_one_runs(name):
     net = shared_net(name)

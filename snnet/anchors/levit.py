@@ -26,6 +26,12 @@ class LevitAnchor(Anchor):
         """Stages of attention and MLP."""
         return [Stage(list(stage.blocks), entry_or_none(stage.downsample)) for stage in self.model.stages]
 
+    def forget_caches(self) -> None:
+        """Attention biases, which timm gathers once in eval mode."""
+        for module in self.model.modules():
+            if hasattr(module, 'attention_bias_cache'):
+                module.attention_bias_cache = {}
+
     def head(self, x: Tensor) -> Tensor:
         """Pooling and classifier(s)."""
         return self.model.forward_head(x)
