@@ -23,6 +23,7 @@ import snnet
 from snnet.solve import initialise
 
 ANCHORS = 'deit_tiny,deit_small,deit_base'
+Way = Callable[[snnet.StitchableNet, torch.Tensor], None]
 
 
 @torch.no_grad()

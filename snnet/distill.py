@@ -56,7 +56,7 @@ def make_teacher(name: str, net: StitchableNet) -> Teacher:
     """The teacher called `name`: NAME or NAME=FILE as for anchors, or 'largest' for a copy of the largest anchor.
 
     Raises:
-        SnnetError: it has another number of classes than the net.
+        SnnetError: it has another number of classes than the net, or does not take its images.
         NoWeights: its weights cannot be had.
     """
     student = resolve_data_config(model=net.anchor(0).model, verbose=False)
@@ -68,7 +68,13 @@ def make_teacher(name: str, net: StitchableNet) -> Teacher:
         config = resolve_data_config(model=model, verbose=False)
     if model.num_classes != net.num_classes:
         raise SnnetError(f'teacher {name} knows {model.num_classes} classes, the anchors {net.num_classes}')
-    return Teacher(model, config['mean'], config['std'], student['mean'], student['std'])
+    teacher = Teacher(model, config['mean'], config['std'], student['mean'], student['std'])
+    try:
+        teacher(torch.zeros(1, *net.input_size))
+    except Exception as error:  # whatever a network raises for images of another size than its own
+        size = 'x'.join(map(str, net.input_size))
+        raise SnnetError(f'teacher {name} does not take the images of {size}: {str(error).splitlines()[0]}') from error
+    return teacher
 
 
 class DistillationLoss(nn.Module):

@@ -228,5 +228,7 @@ def _check(settings: TrainSettings) -> None:
     for name, least in (('batch_size', 1), ('epochs', 0), ('init_samples', 1), ('log_interval', 1)):
         if getattr(settings, name) < least:
             raise SnnetError(f'{name} is at least {least}, not {getattr(settings, name)}')
+    if (settings.mixup > 0 or settings.cutmix > 0) and settings.batch_size % 2:
+        raise SnnetError(f'mixup and cutmix pair the images of a batch: batch_size {settings.batch_size} is odd')
     if not settings.anchors:
         raise SnnetError('name the networks to stitch with --anchors, such as deit_tiny,deit_small,deit_base')

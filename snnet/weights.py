@@ -95,7 +95,7 @@ def load_model(named: Named, *, pretrained: bool, num_classes: int | None = None
         )
     except RuntimeError as error:
         raise NoWeights(_load_failure(named, str(error))) from None
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a missing network, a broken download or a full disk leads to
         looked = get_pretrained_cfg(named.model)
         places = [str(p) for p in (getattr(looked, 'hf_hub_id', None), getattr(looked, 'url', None)) if p]
         raise NoWeights(

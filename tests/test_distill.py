@@ -80,3 +80,9 @@ def test_any_timm_network_teaches_but_not_one_of_other_classes(net, tmp_path):
     assert make_teacher(f'test_resnet={tmp_path}/7.safetensors', net).model.num_classes == 7
     with pytest.raises(SnnetError, match='knows 9 classes, the anchors 7'):
         make_teacher(f'test_resnet={tmp_path}/9.safetensors', net)
+
+
+def test_a_teacher_for_images_of_another_size_is_refused(net, tmp_path):
+    save_file(timm.create_model('test_vit', num_classes=7).state_dict(), tmp_path / 'vit.safetensors')
+    with pytest.raises(SnnetError, match='teacher test_vit.* does not take the images of 3x32x32'):
+        make_teacher(f'test_vit={tmp_path}/vit.safetensors', net)

@@ -154,6 +154,7 @@ def test_options_train(tmp_path, options):
         ({'distill': 'firm'}, 'hard or soft'),
         ({'distill_alpha': 2.0}, '0 <= alpha <= 1'),
         ({'teacher': 'test_resnet'}, 'no weights for test_resnet'),
+        ({'mixup': 0.8, 'batch_size': 3}, 'batch_size 3 is odd'),
         ({'plugin': ['nowhere.py']}, "no plugin file 'nowhere.py'"),
         ({'direction': 'up'}, 'fast_to_slow or slow_to_fast'),
     ],
