@@ -86,9 +86,8 @@ def main() -> None:
             print(f'pair {pair}: {way.__name__:>15}  {found[-1][0]:7.1f} s  {found[-1][1]:7.0f} MB', flush=True)
         times.append(found[0][0] / found[1][0])
         memories.append(found[0][1] / found[1][1])
-    print(
-        f'ours is {statistics.median(times):.2f} times as fast and needs {statistics.median(memories):.2f} times less memory'
-    )
+    faster, smaller = statistics.median(times), statistics.median(memories)
+    print(f'medians of the ratios: {faster:.2f} times as fast, {smaller:.2f} times less memory')
 
 
 if __name__ == '__main__':

@@ -54,7 +54,7 @@ def frontier(records: Iterable[Record], cost: str = 'flops') -> list[Record]:
 
     Of equal ones the lowest id stays. Records without accuracy or cost do not take part.
     """
-    known = [r for r in records if r.top1 is not None and getattr(r, cost) is not None]
+    known = [r for r in records if _accuracy(r) > -math.inf and getattr(r, cost) is not None]
     best: list[Record] = []
     for record in sorted(known, key=lambda r: (getattr(r, cost), -_accuracy(r), r.stitch)):
         if not best or _accuracy(record) > _accuracy(best[-1]):
@@ -87,7 +87,7 @@ def select(records: Sequence[Record], **limits: float | None) -> Selection:
     if not fitting:
         raise _infeasible(records, asked)
     costs = sorted(asked, key=COSTS.index) + [c for c in COSTS if c not in asked]
-    evaluated = [r for r in fitting if r.top1 is not None]
+    evaluated = [r for r in fitting if _accuracy(r) > -math.inf]
     if evaluated:
         return Selection(min(evaluated, key=lambda r: (-_accuracy(r), *_costs(r, costs), r.stitch)), True)
     dearest = max(getattr(r, costs[0]) for r in fitting)
@@ -108,7 +108,8 @@ def mixing_accuracy(records: Iterable[Record], flops: float) -> float | None:
 
 
 def _accuracy(record: Record) -> float:
-    return -math.inf if record.top1 is None else record.top1
+    """Top-1, or minus infinity where it is unknown."""
+    return -math.inf if record.top1 is None or math.isnan(record.top1) else record.top1
 
 
 def _costs(record: Record, names: Iterable[str]) -> tuple[float, ...]:

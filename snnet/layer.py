@@ -33,11 +33,11 @@ class StitchLayer(nn.Linear):
         self.front, self.end = front, end
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Kaiming initialisation as torch's layers have it: uniform within 1 / sqrt(front channels)."""
+        """Kaiming initialisation as in torch's layers: uniform within 1 / sqrt(front channels), drawn on the CPU."""
         bound = 1 / math.sqrt(self.in_features)
         with torch.no_grad():
-            self.weight.uniform_(-bound, bound, generator=generator)
-            self.bias.uniform_(-bound, bound, generator=generator)
+            for parameter in (self.weight, self.bias):
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
         """Features at the front's boundary to features at the end's boundary."""

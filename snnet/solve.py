@@ -167,9 +167,7 @@ def initialise(
 def kaiming(net: StitchableNet, generator: torch.Generator) -> None:
     """Sets every stitch layer to torch's default (Kaiming) initialisation, drawn from `generator` on the CPU."""
     for layer in map(net.layer, range(len(net.stitch_layers))):
-        fresh = type(layer)(layer.front, layer.end)
-        fresh.reset_parameters(generator)
-        layer.load_state_dict(fresh.state_dict())
+        layer.reset_parameters(generator)
 
 
 def _places(net: StitchableNet) -> list[_Place]:

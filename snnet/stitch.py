@@ -24,6 +24,10 @@ class Leg:
     start: int | None = None
     stop: int | None = None
 
+    def __post_init__(self) -> None:
+        if not self.anchor or set(self.anchor) & set('[]>'):
+            raise SnnetError(f"'{self.anchor}' cannot name an anchor: names are not empty and hold no [, ] or >")
+
     def __str__(self) -> str:
         start = '' if self.start is None else self.start
         stop = '' if self.stop is None else self.stop

@@ -236,3 +236,8 @@ def test_tokens_that_form_no_grid_are_refused():
     model.num_prefix_tokens = 0
     with pytest.raises(CannotStitch, match='odd: 17 tokens do not form a grid shaped like 32x32'):
         as_anchor(model, 'odd', input_size=(3, 32, 32)).boundaries  # noqa: B018
+
+
+def test_a_model_made_for_another_image_size_is_measured_at_that():
+    assert as_anchor(timm.create_model('test_vit', img_size=96)).boundaries[0].grid == (6, 6)
+    assert as_anchor(timm.create_model('test_resnet')).input_size == (3, 160, 160)

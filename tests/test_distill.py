@@ -83,6 +83,6 @@ def test_any_timm_network_teaches_but_not_one_of_other_classes(net, tmp_path):
 
 
 def test_a_teacher_for_images_of_another_size_is_refused(net, tmp_path):
-    save_file(timm.create_model('test_vit', num_classes=7).state_dict(), tmp_path / 'vit.safetensors')
-    with pytest.raises(SnnetError, match='teacher test_vit.* does not take the images of 3x32x32'):
-        make_teacher(f'test_vit={tmp_path}/vit.safetensors', net)
+    save_file(timm.create_model('levit_128s', num_classes=7).state_dict(), tmp_path / 'levit.safetensors')
+    with pytest.raises(SnnetError, match='teacher levit_128s.* does not take the images of 3x32x32'):
+        make_teacher(f'levit_128s={tmp_path}/levit.safetensors', net)

@@ -195,3 +195,9 @@ def test_a_budget_that_fails_leaves_the_active_stitch(net, limits, error):
 
 def test_records_know_which_stitches_are_anchors(net):
     assert [r.stitch for r in net.records if r.anchor] == [0, 1, 2]
+
+
+def test_an_accuracy_that_is_no_number_counts_as_unknown():
+    known, unknown = Record(0, 'a', flops=1, params=1, top1=50.0), Record(1, 'b', flops=1, params=1, top1=float('nan'))
+    assert select([unknown, known], flops=2).record == known
+    assert frontier([unknown, known]) == [known]

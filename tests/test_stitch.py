@@ -82,3 +82,9 @@ def test_what_is_no_stitch_is_refused(text):
 def test_a_stitch_needs_one_layer_between_each_two_legs():
     with pytest.raises(SnnetError, match='2 legs and 2 layers'):
         Stitch((Leg('a', None, 1), Leg('b', 1, None)), (0, 1))
+
+
+@pytest.mark.parametrize('name', ['', 'a>b', 'a[1]'])
+def test_names_that_could_not_be_read_back_are_refused(name):
+    with pytest.raises(SnnetError, match='cannot name an anchor'):
+        Leg(name)

@@ -49,7 +49,8 @@ def as_anchor(
     Args:
         model: a network whose class (or a base class) has an adapter.
         name: what stitches and messages call it; timm's architecture name by default.
-        input_size: channels, height, width of an image; what timm's pretrained config says by default.
+        input_size: channels, height, width of an image; by default what the model was made for, or what timm's
+            pretrained config says.
         source: how `timm.create_model` makes it again; what timm noted in the model by default.
         official: end stitches as the published implementation did.
 
@@ -64,7 +65,7 @@ def as_anchor(
             f'and snnet.register_adapter adds one (README, "Add a family")'
         )
     config = getattr(model, 'pretrained_cfg', None) or {}
-    size = input_size or config.get('input_size')
+    size = input_size or _image_size(model) or config.get('input_size')
     if size is None:
         raise SnnetError(f'{type(model).__name__} does not say its input size: pass input_size=(3, height, width)')
     architecture = config.get('architecture')
@@ -73,3 +74,14 @@ def as_anchor(
         source = Source(f'{architecture}.{tag}' if tag else architecture, dict(getattr(model, '_model_args', {})))
     name = name or architecture or type(model).__name__
     return adapter(model, name, (size[0], size[1], size[2]), source, official)
+
+
+def _image_size(model: nn.Module) -> tuple[int, int, int] | None:
+    """The image size that a model was made for, where timm notes it in the model."""
+    size = getattr(model, '_model_args', {}).get('img_size') or getattr(
+        getattr(model, 'patch_embed', None), 'img_size', None
+    )
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return 3, height, width
