@@ -18,7 +18,7 @@ def main() -> int:
     """Runs the evaluation; 2 for bad input, which is told in one sentence."""
     try:
         net, output = evaluate(parse(EvalSettings, positional='net'))
-    except SnnetError as error:
+    except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
         print(f'eval_stitches.py: {error}', file=sys.stderr)
         return 2
     if os.environ.get('RANK', '0') == '0':

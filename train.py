@@ -15,7 +15,7 @@ def main() -> int:
     """Runs the training; 2 for bad input, which is told in one sentence."""
     try:
         train(parse(TrainSettings))
-    except SnnetError as error:
+    except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
         print(f'train.py: {error}', file=sys.stderr)
         return 2
     return 0

@@ -30,6 +30,7 @@ from .optim import make_optimizer, make_schedule
 from .sample import UniformSampler
 from .seeds import generator, key, seed_libraries
 from .solve import METHODS, initialise, kaiming
+from .sums import LayerFit
 
 _log = logging.getLogger(__name__)
 
@@ -101,12 +102,7 @@ class Trainer:
         if self.ranks.first:
             self.net.eval()
             self.net.save_pretrained(self.output / 'net')
-            data = (
-                f'--dataset {self.settings.dataset}'
-                if self.settings.dataset
-                else f'--data-dir {self.settings.data_dir}'
-            )
-            _log.info('saved the net; next: python eval_stitches.py %s %s', self.output / 'net', data)
+            _log.info('saved the net; next: %s', self._next_command())
         return self.output / 'net'
 
     def _step(self, forward: nn.Module, step: int, images: Tensor, targets: Tensor) -> dict[str, Any]:
@@ -137,30 +133,36 @@ class Trainer:
         return {'step': step, 'stitch': stitch, 'loss': value, 'lr': rates[0], 'stitch_lr': rates[-1]}
 
     def _start(self) -> int:
-        """Opens the output folder and initialises the stitch layers."""
+        """Initialises the stitch layers and opens the output folder."""
+        fits = self._initialise()
         if self.ranks.first:
             self.output.mkdir(parents=True)
             write_text(self.output / 'config.yaml', to_yaml(self.settings))
             set_up_logging(self.output / 'train.log')
-        if self.settings.init == 'kaiming':
-            kaiming(self.net, generator(self.settings.seed, 'kaiming'))
-        else:
-            loader, share = initialisation_images(self.settings, self.net, self.ranks)
-            reduce = self.ranks.all_reduce if self.ranks.world > 1 else None
-            progress = Progress(share, 'images for least squares', quiet=not self.ranks.first)
-            fits = initialise(self.net, loader, max(1, share), self.settings.init, reduce, progress.update)
-            progress.close()
-            for fit in fits:
-                _log.debug(
-                    'stitch layer %d: residual %.4f, rank %d of %d, condition %.1e, %d rows',
-                    fit.layer, fit.residual, fit.rank, fit.channels, fit.condition, fit.rows,
-                )  # fmt: skip
+        for fit in fits:
+            _log.debug(
+                'stitch layer %d: residual %.4f, rank %d of %d, condition %.1e, %d rows',
+                fit.layer, fit.residual, fit.rank, fit.channels, fit.condition, fit.rows,
+            )  # fmt: skip
+        if fits:
+            residuals = [fit.residual for fit in fits]
             _log.info(
-                'least squares on %d images: residual %.3f to %.3f over %d stitch layers, worst condition %.1e',
-                self.settings.init_samples, min(fit.residual for fit in fits), max(fit.residual for fit in fits),
-                len(fits), max(fit.condition for fit in fits),
+                'least squares: residuals %.3f to %.3f over %d stitch layers, worst condition %.1e',
+                min(residuals), max(residuals), len(fits), max(fit.condition for fit in fits),
             )  # fmt: skip
         return 0
+
+    def _initialise(self) -> list[LayerFit]:
+        """Least squares, with a report a layer, or Kaiming's random choice."""
+        if self.settings.init == 'kaiming':
+            kaiming(self.net, generator(self.settings.seed, 'kaiming'))
+            return []
+        loader, share = initialisation_images(self.settings, self.net, self.ranks)
+        reduce = self.ranks.all_reduce if self.ranks.world > 1 else None
+        progress = Progress(share, 'images for least squares', quiet=not self.ranks.first)
+        fits = initialise(self.net, loader, max(1, share), self.settings.init, reduce, progress.update)
+        progress.close()
+        return fits
 
     def _resume(self) -> int:
         """Takes up the state of the checkpoint; returns the next epoch."""
@@ -170,6 +172,14 @@ class Trainer:
             self.lines.rewrite([row for row in self.lines.read() if row['step'] < steps])
         _log.info('resuming %s after epoch %d of %d', self.output, epoch, self.settings.epochs)
         return epoch
+
+    def _next_command(self) -> str:
+        """How the net is evaluated on the data it was trained on."""
+        words = ['python eval_stitches.py', str(self.output / 'net')]
+        words += ['--plugin', *self.settings.plugin] if self.settings.plugin else []
+        words += ['--dataset', self.settings.dataset] if self.settings.dataset else []
+        words += ['--data-dir', self.settings.data_dir] if self.settings.data_dir else []
+        return ' '.join(words)
 
     def _wrap(self) -> nn.Module:
         if self.ranks.world == 1:

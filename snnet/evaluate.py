@@ -78,7 +78,10 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
         output = Path(settings.output) if settings.output else folder / 'evaluation'
         Evaluation(settings, net, output, group).run()
         if group.first:
-            write_records(folder, net.records)
+            try:
+                write_records(folder, net.records)
+            except OSError as error:
+                _log.warning('%s holds the results, but they could not be noted in the net: %s', output, error)
         return net, output
 
 
@@ -137,8 +140,9 @@ class Evaluation:
                 if at + batch * self.ranks.rank < total:
                     images, targets = next(batches)
                     images, targets = images.to(self.ranks.device), targets.to(self.ranks.device)
-                    for stitch, logits in all_logits(self.net, images, todo):
+                    for count, (stitch, logits) in enumerate(all_logits(self.net, images, todo), start=1):
                         tally.add(stitch, logits, targets)
+                        progress.update(0, f'{count} of {len(todo)} stitches of a batch')
                 reached = min(at + window, total)
                 progress.update(reached - at)
                 self._save(tally, reached)

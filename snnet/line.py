@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CannotStitch, SnnetError
+from .survey import Survey, used_parameters
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,6 @@ class Source:
 
     model: str
     args: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What one pass through a line measures.
-
-    Attributes:
-        boundaries: one a position, from 0 (after the stem) to the last (before the head).
-        stem, modules, head, published_head: names of the parameters that reach each part's output.
-    """
-
-    boundaries: tuple[Boundary, ...]
-    stem: frozenset[str]
-    modules: tuple[frozenset[str], ...]
-    head: frozenset[str]
-    published_head: frozenset[str]
 
 
 class Anchor(nn.Module):
@@ -252,9 +237,9 @@ class Anchor(nn.Module):
         for part in parts:
             x = part(x.detach().requires_grad_())
             boundaries.append(self._boundary(x))
-            used.append(_used_parameters(x, names))
+            used.append(used_parameters(x, names))
         x = x.detach().requires_grad_()
-        heads = [_used_parameters(head(x), names) for head in (twin.head, twin.published_head)]
+        heads = [used_parameters(head(x), names) for head in (twin.head, twin.published_head)]
         return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
 
     def _boundary(self, x: Tensor) -> Boundary:
@@ -288,20 +273,3 @@ class Absent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Refuses."""
         raise SnnetError(f'{self.name} was cut out of this network: it runs only the stitch it was extracted for')
-
-
-def _used_parameters(output: Tensor, names: dict[int, str]) -> frozenset[str]:
-    """Names of the parameters that autograd reaches from `output`."""
-    return frozenset(names[id(p)] for p in _leaves(output) if id(p) in names)
-
-
-def _leaves(output: Tensor) -> Iterator[Tensor]:
-    todo, seen = [output.grad_fn], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, 'variable'):
-            yield node.variable
-        todo.extend(child for child, _ in node.next_functions)

@@ -17,7 +17,7 @@ FILES = {
 MODULES = [name for name in FILES if name != '__init__']
 ROOMS = (
     ('errors',),
-    ('files', 'modes', 'seeds', 'distributed'),
+    ('files', 'modes', 'seeds', 'distributed', 'sums', 'survey'),
     ('line', 'stitch', 'frontier'),
     ('layer', 'space', 'anchors'),
     ('weights', 'hub'),
