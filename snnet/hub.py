@@ -65,8 +65,11 @@ class Pretrained:
         """
         folder = Path(folder)
         config = read_config(folder)
-        anchors = [_rebuild(anchor) for anchor in config['anchors']]
-        stitches = [Stitch.parse(row['legs'], tuple(row['layers'])) for row in config['stitches']]
+        try:
+            anchors = [_rebuild(anchor) for anchor in config['anchors']]
+            stitches = [Stitch.parse(row['legs'], tuple(row['layers'])) for row in config['stitches']]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SnnetError(f'{folder / CONFIG} is damaged: {type(error).__name__} {error}') from error
         net: Any = cls(anchors, stitches)  # type: ignore[call-arg]  # StitchableNet, which mixes this in
         net.records = [
             Record(**{**asdict(record), **_known(row)})

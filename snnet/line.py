@@ -174,13 +174,16 @@ class Anchor(nn.Module):
     @cached_property
     def survey(self) -> Survey:
         """Measures boundaries and who uses which parameter, on a copy without memory (torch's meta device)."""
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            try:
                 return self._measure(self._meta_twin())
-        except Exception as error:  # whatever a network raises: a property of a module must not leak AttributeError
-            size = 'x'.join(map(str, self.input_size))
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CannotStitch(f'{self.name} does not run as a line on an image of {size}: {reason}') from error
+            except Exception:  # whatever a network does that needs real numbers: measure a real copy
+                try:
+                    return self._measure(self.duplicate().eval())
+                except Exception as error:  # no AttributeError may leave a property of a module: torch would hide it
+                    size = 'x'.join(map(str, self.input_size))
+                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    raise CannotStitch(f'{self.name} does not run as a line on an image of {size}: {reason}') from error
 
     def parameter_names(self, start: int | None = None, stop: int | None = None) -> frozenset[str]:
         """Names (within the model) of the parameters that take part in `run(x, start, stop)`."""
@@ -230,8 +233,8 @@ class Anchor(nn.Module):
     def _measure(self, twin: Anchor) -> Survey:
         """Runs a copy part by part and sees what flows and which parameters autograd reaches."""
         names = {id(p): name for name, p in twin.model.named_parameters()}
-        dtype = next((p.dtype for p in twin.parameters()), torch.float32)
-        x = torch.zeros(1, *self.input_size, device='meta', dtype=dtype)
+        weight = next(twin.parameters())
+        x = torch.zeros(1, *self.input_size, device=weight.device, dtype=weight.dtype)
         boundaries, used = [], []
         parts: list[Callable[[Tensor], Tensor]] = [twin.stem, *twin.line()]
         for part in parts:

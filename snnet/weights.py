@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models import get_pretrained_cfg, is_model, list_models, load_state_dict
 from torch import Tensor, nn
 
@@ -88,35 +87,34 @@ def load_model(named: Named, *, pretrained: bool, num_classes: int | None = None
         num_classes = num_classes or held
     if num_classes is not None:
         args['num_classes'] = num_classes
-    _check_arguments(named, args)
-    try:
-        return timm.create_model(
-            named.model, pretrained=pretrained or named.file is not None, pretrained_cfg_overlay=overlay, **args
-        )
-    except RuntimeError as error:
-        raise NoWeights(_load_failure(named, str(error))) from None
-    except Exception as error:  # whatever a missing network, a broken download or a full disk leads to
-        looked = get_pretrained_cfg(named.model)
-        places = [str(p) for p in (getattr(looked, 'hf_hub_id', None), getattr(looked, 'url', None)) if p]
-        raise NoWeights(
-            f'no weights for {named.name}: looked for {named.model} at {" and ".join(places) or "no known place"} '
-            f'({type(error).__name__}); give a local file with {named.name}=FILE, or start without weights '
-            f'(--no-pretrained)'
-        ) from None
-
-
-def _check_arguments(named: Named, args: dict[str, Any]) -> None:
-    """Makes the network without memory or weights, to tell wrong arguments from missing weights."""
     classes = args.get('num_classes')
     if classes is not None and classes < 1:
         raise SnnetError(f'{named.name} needs at least one class, num_classes={classes} was asked for')
     try:
-        with torch.device('meta'):
-            timm.create_model(named.model, pretrained=False, **args)
-    except Exception as error:  # whatever a network raises for arguments that it does not take
+        return timm.create_model(
+            named.model, pretrained=pretrained or named.file is not None, pretrained_cfg_overlay=overlay, **args
+        )
+    except Exception as error:  # whatever wrong arguments, a broken download or foreign weights lead to
+        raise _explained(named, args, error) from error
+
+
+def _explained(named: Named, args: dict[str, Any], error: Exception) -> SnnetError:
+    """The error of `timm.create_model` in one sentence: wrong arguments, weights that do not fit, or no weights."""
+    try:
+        timm.create_model(named.model, pretrained=False, **args)
+    except Exception as cause:
         listed = ', '.join(f'{key}={value}' for key, value in args.items())
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SnnetError(f'{named.name} does not take one of the arguments {listed}: {reason}') from error
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        return SnnetError(f'{named.name} does not take one of the arguments {listed}: {reason}')
+    if 'loading state_dict' in str(error):
+        return NoWeights(_misfit(named, str(error)))
+    looked = get_pretrained_cfg(named.model)
+    places = [str(p) for p in (getattr(looked, 'hf_hub_id', None), getattr(looked, 'url', None)) if p]
+    return NoWeights(
+        f'no weights for {named.name}: looked for {named.model} at {" and ".join(places) or "no known place"} '
+        f'({type(error).__name__}); give a local file with {named.name}=FILE, or start without weights '
+        f'(--no-pretrained)'
+    )
 
 
 def load_anchor(
@@ -178,7 +176,7 @@ def _classes_held(named: Named, state: dict[str, Tensor]) -> int | None:
     return rows[0] if rows else None
 
 
-def _load_failure(named: Named, message: str) -> str:
+def _misfit(named: Named, message: str) -> str:
     """torch's list of keys that do not fit, in one sentence."""
     lines = [line.strip() for line in message.splitlines()]
     shapes = [m for line in lines if (m := re.match(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', line))]

@@ -241,3 +241,20 @@ def test_tokens_that_form_no_grid_are_refused():
 def test_a_model_made_for_another_image_size_is_measured_at_that():
     assert as_anchor(timm.create_model('test_vit', img_size=96)).boundaries[0].grid == (6, 6)
     assert as_anchor(timm.create_model('test_resnet')).input_size == (3, 160, 160)
+
+
+class NeedsNumbers(Tower):
+    """Looks at its features, which have no values on the meta device."""
+
+
+class NeedsNumbersAnchor(TowerAnchor):
+    def stem(self, x):
+        return self.model[0](x) if float(x.detach().sum()) < 1e9 else x
+
+
+def test_a_network_that_needs_real_numbers_is_measured_on_a_real_copy():
+    blocks = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)))
+    tower = NeedsNumbers(nn.Conv2d(3, 4, 2, 2), blocks, nn.Sequential(nn.Flatten(), nn.Linear(64, 5)))
+    anchor = NeedsNumbersAnchor(tower, 'needs numbers', (3, 8, 8))
+    assert anchor.boundaries == (Boundary(4, (4, 4), 'NCHW'),) * 4
+    assert anchor.parameter_names() == {name for name, _ in tower.named_parameters()}

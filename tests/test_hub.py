@@ -153,3 +153,10 @@ def test_a_folder_that_does_not_fit_is_refused_in_one_sentence(folder, spoil, er
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(SnnetError, match='nowhere holds no stitchable network'):
         StitchableNet.from_pretrained(tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize('anchors', [[{'name': 'a'}], [None], 3])
+def test_a_damaged_config_is_told_as_that(folder, anchors):
+    edit(folder, anchors=anchors)
+    with pytest.raises(SnnetError, match='config.json is damaged'):
+        StitchableNet.from_pretrained(folder)
