@@ -36,6 +36,11 @@ def register_adapter(model_class: type[nn.Module], adapter: type[Anchor]) -> Non
     _ADAPTERS[model_class] = adapter
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Whether `as_anchor` knows the class of a network or one of its bases."""
+    return any(c in _ADAPTERS for c in type(model).__mro__)
+
+
 def as_anchor(
     model: nn.Module,
     name: str | None = None,
@@ -57,8 +62,7 @@ def as_anchor(
     Raises:
         SnnetError: no adapter for the class, or no input size to be found.
     """
-    adapter = next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), None)
-    if adapter is None:
+    if not has_adapter(model):
         known = ', '.join(sorted(c.__name__ for c in _ADAPTERS))
         raise SnnetError(
             f'no adapter makes a line of {type(model).__name__}; there are adapters for {known}, '
@@ -73,6 +77,7 @@ def as_anchor(
         tag = config.get('tag')
         source = Source(f'{architecture}.{tag}' if tag else architecture, dict(getattr(model, '_model_args', {})))
     name = name or architecture or type(model).__name__
+    adapter = next(_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS)
     return adapter(model, name, (size[0], size[1], size[2]), source, official)
 
 
