@@ -19,7 +19,7 @@ from .sums import LayerFit, Sums
 _log = logging.getLogger(__name__)
 METHODS = ('joint', 'mean')
 
-_CHUNK = 16
+_CHUNK = 4
 """Images whose features are held at a time, so that memory grows neither with the samples nor with the batch."""
 
 
