@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .build import create_stitchable_net
 from .checkpoint import Checkpoint
 from .config import TrainSettings, to_yaml
-from .data import TrainImages, import_plugins, initialisation_images
+from .data import TrainImages, initialisation_images
 from .distill import DistillationLoss, make_teacher
 from .distributed import Ranks, ranks
 from .errors import SnnetError
@@ -27,6 +27,7 @@ from .log import JsonLines, Progress, set_up_logging
 from .modes import autocast
 from .net import StitchableNet
 from .optim import make_optimizer, make_schedule
+from .plugins import import_plugins
 from .sample import UniformSampler
 from .seeds import generator, key, seed_libraries
 from .solve import METHODS, initialise, kaiming

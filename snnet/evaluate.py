@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .config import EvalSettings
-from .data import clean_loader, import_plugins, open_dataset
+from .data import clean_loader, open_dataset
 from .distributed import Ranks, ranks
 from .errors import SnnetError, UnknownStitch
 from .files import write_text
@@ -25,6 +25,7 @@ from .hub import WEIGHTS, write_records
 from .log import JsonLines, Progress, set_up_logging
 from .modes import autocast, eval_mode
 from .net import StitchableNet
+from .plugins import import_plugins
 from .tree import all_logits
 
 _log = logging.getLogger(__name__)

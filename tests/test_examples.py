@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import snnet
+from snnet.data import clean_transform
+from snnet.plugins import import_plugins
+
+ROOT = Path(__file__).parents[1]
+PUBLIC = ROOT.parent / 'shared' / 'data' / 'cifar10'
+needs_public_files = pytest.mark.skipif(not PUBLIC.is_dir(), reason=f'the public CIFAR-10 files are not in {PUBLIC}')
+RESNETS = [f'cifar_resnet{depth}' for depth in (20, 32, 44, 56)]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def plugins():
+    import_plugins([str(ROOT / 'examples' / name) for name in ('cifar10_resnet.py', 'digits.py')])
+
+
+@pytest.mark.parametrize('name', [*RESNETS, 'digits_small', 'digits_medium', 'digits_large'])
+def test_a_family_from_outside_is_an_exact_anchor(name):
+    model = timm.create_model(name).eval()
+    anchor = snnet.as_anchor(model)
+    x = torch.randn(2, *anchor.input_size)
+    with torch.no_grad():
+        assert torch.equal(anchor(x), model(x))
+    assert anchor.parameter_names() == {parameter for parameter, _ in model.named_parameters()}
+
+
+def test_the_cifar_resnets_have_the_published_sizes_and_are_stitched_in_all_three_stages():
+    net = snnet.create_stitchable_net(RESNETS, pretrained=False)
+    assert [round(net.records[i].params / 1e6, 2) for i in range(4)] == [0.27, 0.46, 0.66, 0.86]
+    assert len(net.stitches) == 58
+    assert {net.layer(i).front.channels for i in range(len(net.stitch_layers))} == {16, 32, 64}
+
+
+def test_the_digits_become_35_stitches():
+    assert len(snnet.create_stitchable_net('digits_small,digits_medium,digits_large', pretrained=False).stitches) == 35
+
+
+def test_a_plugin_that_is_not_there_is_named():
+    with pytest.raises(snnet.SnnetError, match=r"no plugin file 'nowhere\.py'"):
+        import_plugins(['nowhere.py'])
+
+
+@needs_public_files
+def test_the_public_weights_reach_their_accuracy_on_the_test_images(tmp_path):
+    script = ROOT / 'examples' / 'cifar10_resnet.py'
+    subprocess.run([sys.executable, script, PUBLIC, tmp_path, '--sprites', '0'], check=True, capture_output=True)
+    net = snnet.create_stitchable_net([f'{name}={tmp_path}/{name}.safetensors' for name in RESNETS], pretrained=False)
+    transform = clean_transform(net)
+    files = sorted((tmp_path / 'images' / 'validation').glob('*/*.png'))
+    images = torch.stack([transform(Image.open(file)) for file in files])
+    labels = torch.tensor([int(file.parent.name) for file in files])
+    net.eval()
+    with torch.inference_mode():
+        right = [int((net(images, stitch=i).argmax(1) == labels).sum()) for i in (0, 1)]
+    assert right == [915, 928]
