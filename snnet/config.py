@@ -36,7 +36,6 @@ class DataSettings:
     amp: bool = option(False, 'mixed precision')
     amp_dtype: str = option('bfloat16', 'type of mixed precision: bfloat16 or float16')
     plugin: list[str] = option([], 'Python files that register networks and adapters')
-    seed: int = option(0, 'of every random choice')
 
 
 @dataclass
@@ -46,6 +45,7 @@ class TrainSettings(DataSettings):
     anchors: str = option('', 'networks to stitch, separated by commas: NAME or NAME=FILE')
     output: str = option('output/train', 'new folder for checkpoints, logs and the net')
     resume: bool = option(False, 'continue the run in the output folder')
+    seed: int = option(0, 'of every random choice')
     # the net
     pretrained: bool = option(True, 'load weights (NAME=FILE always does)')
     num_classes: int | None = option(None, 'classes (default: those of the weights)')

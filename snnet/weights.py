@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from .anchors import as_anchor
 from .errors import NoWeights, SnnetError, did_you_mean
 from .line import Anchor, Source
+
+_log = logging.getLogger(__name__)
 
 ALIASES = {
     **{f'deit_{size}': f'deit_{size}_patch16_224.fb_in1k' for size in ('tiny', 'small', 'base')},
@@ -79,23 +82,36 @@ def load_model(named: Named, *, pretrained: bool, num_classes: int | None = None
         SnnetError: timm does not take one of the arguments.
     """
     args = {key: value for key, value in args.items() if value is not None}
-    overlay: dict[str, Any] | None = None
+    if num_classes is not None and num_classes < 1:
+        raise SnnetError(f'{named.name} needs at least one class, num_classes={num_classes} was asked for')
     if named.file is not None:
-        state = _read(named)
-        held = _classes_held(named, state)
-        overlay = {'state_dict': state, 'num_classes': held or num_classes}
-        num_classes = num_classes or held
+        return _load_file(named, num_classes, args)
     if num_classes is not None:
         args['num_classes'] = num_classes
-    classes = args.get('num_classes')
-    if classes is not None and classes < 1:
-        raise SnnetError(f'{named.name} needs at least one class, num_classes={classes} was asked for')
     try:
-        return timm.create_model(
-            named.model, pretrained=pretrained or named.file is not None, pretrained_cfg_overlay=overlay, **args
-        )
-    except Exception as error:  # whatever wrong arguments, a broken download or foreign weights lead to
+        return timm.create_model(named.model, pretrained=pretrained, **args)
+    except Exception as error:  # whatever wrong arguments, no connection or a broken download lead to
         raise _explained(named, args, error) from error
+
+
+def _load_file(named: Named, num_classes: int | None, args: dict[str, Any]) -> nn.Module:
+    """The network with the weights of a local file, every one of them; then a new classifier if that was asked for."""
+    state = _read(named)
+    overlay: dict[str, Any] = {'state_dict': state}
+    held = _classes_held(named, state)
+    if held is not None:
+        overlay['num_classes'] = args['num_classes'] = held
+    try:
+        model = timm.create_model(named.model, pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    except Exception as error:  # whatever wrong arguments or foreign weights lead to
+        raise _explained(named, args, error) from error
+    if num_classes is not None and num_classes != model.num_classes:
+        _log.warning(
+            '%s: %s holds %d classes, so the classifier for %d starts anew',
+            named.name, named.file, model.num_classes, num_classes,
+        )  # fmt: skip
+        model.reset_classifier(num_classes)
+    return model
 
 
 def _explained(named: Named, args: dict[str, Any], error: Exception) -> SnnetError:
@@ -106,7 +122,7 @@ def _explained(named: Named, args: dict[str, Any], error: Exception) -> SnnetErr
         listed = ', '.join(f'{key}={value}' for key, value in args.items())
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         return SnnetError(f'{named.name} does not take one of the arguments {listed}: {reason}')
-    if 'loading state_dict' in str(error):
+    if named.file is not None or 'loading state_dict' in str(error):
         return NoWeights(_misfit(named, str(error)))
     looked = get_pretrained_cfg(named.model)
     places = [str(p) for p in (getattr(looked, 'hf_hub_id', None), getattr(looked, 'url', None)) if p]
@@ -185,4 +201,4 @@ def _misfit(named: Named, message: str) -> str:
     parts += [line if len(line) < 160 else line[:157] + '...' for line in keys]
     more = f' (and {len(shapes) - 3} more)' if len(shapes) > 3 else ''
     source = named.file or 'the pretrained weights'
-    return f'{source} does not fit {named.name} ({named.model}): {"; ".join(parts) or lines[0]}{more}'
+    return f'{source} does not fit {named.name} ({named.model}): {"; ".join(parts) or next(iter(lines), "unreadable")}{more}'

@@ -184,3 +184,9 @@ def test_an_image_size_that_a_network_cannot_take_is_told_as_that(names, size):
 def test_a_negative_number_of_classes_is_refused():
     with pytest.raises(SnnetError, match='-1'):
         create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=-1)
+
+
+def test_foreign_weights_are_refused_also_where_the_classifier_starts_anew(tmp_path):
+    save_file(timm.create_model('test_vit2', num_classes=CLASSES).state_dict(), tmp_path / 'w.safetensors')
+    with pytest.raises(NoWeights, match=r'does not fit test_vit .*Unexpected key'):
+        load_anchor(f'test_vit={tmp_path}/w.safetensors', pretrained=True, num_classes=CLASSES + 1)
