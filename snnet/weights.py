@@ -201,4 +201,5 @@ def _misfit(named: Named, message: str) -> str:
     parts += [line if len(line) < 160 else line[:157] + '...' for line in keys]
     more = f' (and {len(shapes) - 3} more)' if len(shapes) > 3 else ''
     source = named.file or 'the pretrained weights'
-    return f'{source} does not fit {named.name} ({named.model}): {"; ".join(parts) or next(iter(lines), "unreadable")}{more}'
+    reason = '; '.join(parts) or next(iter(lines), 'no reason given')
+    return f'{source} does not fit {named.name} ({named.model}): {reason}{more}'
