@@ -7,6 +7,7 @@ DEMO := output/demo
 .PHONY: demo test check clean-demo
 
 # Trains three small anchors on handwritten digits, stitches them, evaluates every stitch, and switches between them.
+demo: export OMP_NUM_THREADS := 1  # the networks are too small to gain from more threads
 demo: $(VENV)/demo clean-demo
 	$(BIN)/python examples/digits.py $(DEMO)
 	$(BIN)/python train.py --config configs/digits.yaml
