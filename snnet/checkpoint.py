@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .errors import SnnetError
+from .errors import SnnetError, reason_of
 from .files import write_atomically
 from .net import StitchableNet
 
@@ -52,8 +52,9 @@ class Checkpoint:
         try:
             state = torch.load(self.path, map_location='cpu', weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise SnnetError(f'{self.path} cannot be read ({reason}): start anew in another output folder') from None
+            raise SnnetError(
+                f'{self.path} cannot be read ({reason_of(error)}): start anew in another output folder'
+            ) from None
         before = state['settings']
         changed = [name for name in settings if name not in _FREE and settings[name] != before.get(name)]
         if changed:

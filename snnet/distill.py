@@ -7,7 +7,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import SnnetError
+from .errors import SnnetError, reason_of
 from .net import StitchableNet
 from .weights import load_model, resolve
 
@@ -73,7 +73,7 @@ def make_teacher(name: str, net: StitchableNet) -> Teacher:
         teacher(torch.zeros(1, *net.input_size))
     except Exception as error:  # whatever a network raises for images of another size than its own
         size = 'x'.join(map(str, net.input_size))
-        raise SnnetError(f'teacher {name} does not take the images of {size}: {str(error).splitlines()[0]}') from error
+        raise SnnetError(f'teacher {name} does not take the images of {size}: {reason_of(error)}') from error
     return teacher
 
 

@@ -43,6 +43,12 @@ class MissingExtra(SnnetError):
     """Something that an extra installs is not there; the message names the extra."""
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of another library's error, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that names up to three known words like `word`, or nothing where none is near."""
     near = get_close_matches(word, list(known), n=3)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CannotStitch, SnnetError
+from .errors import CannotStitch, SnnetError, reason_of
 from .survey import Survey, used_parameters
 
 
@@ -182,7 +182,7 @@ class Anchor(nn.Module):
                     return self._measure(self.duplicate().eval())
                 except Exception as error:  # no AttributeError may leave a property of a module: torch would hide it
                     size = 'x'.join(map(str, self.input_size))
-                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    reason = reason_of(error)
                     raise CannotStitch(f'{self.name} does not run as a line on an image of {size}: {reason}') from error
 
     def parameter_names(self, start: int | None = None, stop: int | None = None) -> frozenset[str]:

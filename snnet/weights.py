@@ -13,7 +13,7 @@ from timm.models import get_pretrained_cfg, is_model, list_models, load_state_di
 from torch import Tensor, nn
 
 from .anchors import as_anchor
-from .errors import NoWeights, SnnetError, did_you_mean
+from .errors import NoWeights, SnnetError, did_you_mean, reason_of
 from .line import Anchor, Source
 
 _log = logging.getLogger(__name__)
@@ -120,8 +120,7 @@ def _explained(named: Named, args: dict[str, Any], error: Exception) -> SnnetErr
         timm.create_model(named.model, pretrained=False, **args)
     except Exception as cause:
         listed = ', '.join(f'{key}={value}' for key, value in args.items())
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        return SnnetError(f'{named.name} does not take one of the arguments {listed}: {reason}')
+        return SnnetError(f'{named.name} does not take one of the arguments {listed}: {reason_of(cause)}')
     if named.file is not None or 'loading state_dict' in str(error):
         return NoWeights(_misfit(named, str(error)))
     looked = get_pretrained_cfg(named.model)
@@ -176,8 +175,7 @@ def _read(named: Named) -> dict[str, Tensor]:
     try:
         state = load_state_dict(str(named.file))
     except Exception as error:  # whatever a damaged or foreign file leads to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NoWeights(f'{named.name}: {named.file} holds no readable weights ({reason})') from None
+        raise NoWeights(f'{named.name}: {named.file} holds no readable weights ({reason_of(error)})') from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise NoWeights(f'{named.name}: {named.file} holds no table of tensors')
     return state

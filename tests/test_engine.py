@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from snnet import SnnetError, StitchableNet, create_stitchable_net
 from snnet.distributed import ranks
 from snnet.engine import Trainer, train
+from snnet.errors import reason_of
 from snnet.optim import parameter_groups
 from snnet.sample import UniformSampler
 
@@ -180,6 +181,11 @@ def test_resuming_with_other_settings_names_them_and_a_broken_checkpoint_is_refu
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(SnnetError, match='cannot be read'):
         train(train_settings(tmp_path / 'run', epochs=1, resume=True))
+
+
+def test_an_error_without_words_is_told_by_its_type():
+    assert reason_of(EOFError()) == 'EOFError'
+    assert reason_of(RuntimeError('\nfirst\nsecond')) == 'first'
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path, monkeypatch):
