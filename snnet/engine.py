@@ -28,7 +28,7 @@ from .modes import autocast
 from .net import StitchableNet
 from .optim import make_optimizer, make_schedule
 from .plugins import import_plugins
-from .sample import UniformSampler
+from .sample import make_sampler
 from .seeds import generator, key, seed_libraries
 from .solve import METHODS, initialise, kaiming
 from .sums import LayerFit
@@ -72,7 +72,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.net, settings)
         self.schedule = make_schedule(self.optimizer, settings, len(self.images))
         trainable = [i for i, s in enumerate(self.net.stitches) if s.layers or not settings.freeze_anchors]
-        self.sampler = UniformSampler(trainable, settings.seed, settings.stitch_per_rank)
+        self.sampler = make_sampler(settings, self.net, trainable)
         half = settings.amp and settings.amp_dtype == 'float16'
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=half)
         self.checkpoint = Checkpoint(self.output / 'checkpoint.pt', self.net, self.optimizer, self.scaler)
