@@ -59,6 +59,10 @@ class TrainSettings(DataSettings):
     init: str = option('joint', 'stitch layers: joint or mean (least squares), or kaiming')
     init_samples: int = option(100, 'images for least squares')
     freeze_anchors: bool = option(False, 'train the stitch layers only')
+    sampler: str = option('uniform', 'what draws stitches: uniform, stratified, flops, log_flops, anchors or sandwich')
+    sampler_width: float = option(0.05, 'width of a bin of (log) FLOPs, as a share of the span of all stitches')
+    sampler_anchors: float = option(0.3, 'probability of an anchor, with the sampler of that name')
+    stitches_per_step: int = option(1, 'stitches trained on each batch')
     stitch_per_rank: bool = option(False, 'let every process train a stitch of its own (the slowest sets the pace)')
     drop_path: float | None = option(None, 'rate of stochastic depth')
     # teacher

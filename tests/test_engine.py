@@ -13,7 +13,6 @@ from snnet.distributed import ranks
 from snnet.engine import Trainer, train
 from snnet.errors import reason_of
 from snnet.optim import parameter_groups
-from snnet.sample import UniformSampler
 
 
 def weights(folder):
@@ -114,17 +113,6 @@ def test_the_schedule_warms_up_and_ends_low_for_both_rates(tmp_path):
     assert max(rates) == pytest.approx(1e-3, rel=0.1)
     assert rates[-1] < 5e-5
     assert max(row['stitch_lr'] for row in rows) == pytest.approx(1e-2, rel=0.1)
-
-
-def test_every_stitch_is_drawn_equally_often_and_all_ranks_draw_alike_unless_told_otherwise():
-    ids = list(range(10))
-    together, apart = UniformSampler(ids, seed=0), UniformSampler(ids, seed=0, per_rank=True)
-    drawn = [together(step) for step in range(2000)]
-    assert drawn == [together(step, rank=3) for step in range(2000)]
-    assert drawn != [apart(step, rank=3) for step in range(2000)]
-    counts = [drawn.count(i) for i in ids]
-    chi_squared = sum((count - 200) ** 2 / 200 for count in counts)
-    assert chi_squared < 27.9  # 99.9 % of uniform draws stay below this with 9 degrees of freedom
 
 
 def test_no_epochs_means_initialisation_alone(tmp_path):
