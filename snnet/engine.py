@@ -28,6 +28,7 @@ from .modes import autocast
 from .net import StitchableNet
 from .optim import make_optimizer, make_schedule
 from .plugins import import_plugins
+from .protect import AnchorTeachers
 from .sample import make_sampler
 from .seeds import generator, key, seed_libraries
 from .solve import METHODS, initialise, kaiming
@@ -69,11 +70,14 @@ class Trainer:
         self.criterion, self.mixup = self._make_criterion()
         if settings.freeze_anchors:
             self.net.anchors.requires_grad_(False)
+        for i in range(len(self.net.stitch_layers) if settings.stitch_rank else 0):
+            self.net.layer(i).start_update(settings.stitch_rank, generator(settings.seed, 'update', i))
         self.optimizer = make_optimizer(self.net, settings)
         self.schedule = make_schedule(self.optimizer, settings, len(self.images))
         trainable = [i for i, s in enumerate(self.net.stitches) if s.layers or not settings.freeze_anchors]
         self.sampler = make_sampler(settings, self.net, trainable)
         half = settings.amp and settings.amp_dtype == 'float16'
+        self.protect = AnchorTeachers(self.net, settings.protect_anchors) if settings.protect_anchors else None
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=half)
         self.checkpoint = Checkpoint(self.output / 'checkpoint.pt', self.net, self.optimizer, self.scaler)
         self.lines = JsonLines(self.output / 'log.jsonl')
@@ -117,6 +121,8 @@ class Trainer:
         with autocast(self.settings.amp, self.settings.amp_dtype, self.ranks.device):
             logits = forward(images, stitch=stitch)
             loss = self.criterion(images, logits, targets)
+            if self.protect is not None:
+                loss = self.protect(stitch, images, logits, loss)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise SnnetError(
@@ -161,7 +167,9 @@ class Trainer:
         loader, share = initialisation_images(self.settings, self.net, self.ranks)
         reduce = self.ranks.all_reduce if self.ranks.world > 1 else None
         progress = Progress(share, 'images for least squares', quiet=not self.ranks.first)
-        fits = initialise(self.net, loader, max(1, share), self.settings.init, reduce, progress.update)
+        fits = initialise(
+            self.net, loader, max(1, share), self.settings.init, reduce, progress.update, self.settings.init_ridge
+        )
         progress.close()
         return fits
 
@@ -236,7 +244,14 @@ def _check(settings: TrainSettings) -> None:
         if getattr(settings, name) not in allowed:
             raise SnnetError(f"{name} is one of {', '.join(allowed)}, not '{getattr(settings, name)}'")
     autocast(settings.amp, settings.amp_dtype, torch.device('cpu'))
-    for name, least in (('batch_size', 1), ('epochs', 0), ('init_samples', 1), ('log_interval', 1)):
+    for name, least in (
+        ('batch_size', 1),
+        ('epochs', 0),
+        ('init_samples', 1),
+        ('log_interval', 1),
+        ('stitch_rank', 0),
+        ('stitches_per_step', 1),
+    ):
         if getattr(settings, name) < least:
             raise SnnetError(f'{name} is at least {least}, not {getattr(settings, name)}')
     if (settings.mixup > 0 or settings.cutmix > 0) and settings.batch_size % 2:

@@ -22,7 +22,7 @@ ROOMS = (
     ('layer', 'space', 'anchors'),
     ('weights', 'hub'),
     ('net',),
-    ('solve', 'cost', 'sample', 'distill', 'tree'),
+    ('solve', 'cost', 'sample', 'distill', 'protect', 'tree'),
     ('build',),
     ('config', 'log'),
     ('data', 'optim', 'checkpoint'),
