@@ -118,7 +118,7 @@ def covering(net: StitchableNet) -> list[int]:
     layer than behind a stem) and on whether a stitch layer made it.
     """
     left = {i: set(_inputs(net, i)) for i in range(len(net.stitches))}
-    chosen = []
+    chosen: list[int] = []
     while True:
         best = max(left, key=lambda i: len(left[i]))
         if not left[best]:
@@ -181,14 +181,12 @@ class _Kind:
         # torch keeps graphs and counts them by code object: one of its own means few guards to try, and no limit that
         # other networks use up
         code = _call.__code__.replace(co_name=f'{name}_{next(_numbers)}')
-        limit = {'recompile_limit': GRAPHS}
-        if 'recompile_limit' not in inspect.signature(torch.compile).parameters:  # before torch 2.12 it is global
+        settings: dict[str, Any] = {'fullgraph': True, 'backend': backend, **options}  # fullgraph: no limit in silence
+        if 'recompile_limit' in inspect.signature(torch.compile).parameters:
+            settings['recompile_limit'] = GRAPHS
+        else:  # older torch has one limit for all
             torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
-            limit = {}
-        # fullgraph also turns an exceeded limit into an error
-        self.compiled: Callable[[nn.Module, Tensor], Tensor] = torch.compile(
-            FunctionType(code, globals()), fullgraph=True, backend=backend, **limit, **options
-        )
+        self.compiled: Callable[[nn.Module, Tensor], Tensor] = torch.compile(FunctionType(code, globals()), **settings)
 
     def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
         """Runs a block on features (N, ...)."""

@@ -25,7 +25,7 @@ ROOMS = (
     ('solve', 'cost', 'sample', 'distill', 'tree'),
     ('build',),
     ('config', 'log'),
-    ('data', 'optim', 'checkpoint'),
+    ('data', 'optim', 'checkpoint', 'compile'),
     ('evaluate', 'engine', 'plot'),
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""
