@@ -46,6 +46,7 @@ class TrainSettings(DataSettings):
     output: str = option('output/train', 'new folder for checkpoints, logs and the net')
     resume: bool = option(False, 'continue the run in the output folder')
     seed: int = option(0, 'of every random choice')
+    data_seed: int | None = option(None, 'of order, augmentation and mixup (default: the seed)')
     # the net
     pretrained: bool = option(True, 'load weights (NAME=FILE always does)')
     num_classes: int | None = option(None, 'classes (default: those of the weights)')
@@ -64,6 +65,9 @@ class TrainSettings(DataSettings):
     distill: str = option('hard', 'hard or soft')
     distill_alpha: float = option(0.5, 'weight of the teacher')
     distill_tau: float = option(1.0, 'temperature of soft distillation')
+    distill_topk: int = option(16, 'classes that a soft answer of the teacher tells apart; 0 for all')
+    teacher_store: str = option('', "folder that keeps the teacher's answers, for later epochs and runs to replay")
+    teacher_epochs: int | None = option(None, 'repeat the augmentations after so many epochs (default: never)')
     # optimiser and schedule
     opt: str = option('adamw', 'optimiser')
     lr: float = option(1e-4, 'learning rate')

@@ -23,9 +23,9 @@ ROOMS = (
     ('weights', 'hub'),
     ('net',),
     ('solve', 'cost', 'sample', 'distill', 'tree'),
-    ('build',),
+    ('build', 'store'),
     ('config', 'log'),
-    ('data', 'optim', 'checkpoint'),
+    ('data', 'optim', 'checkpoint', 'replay'),
     ('evaluate', 'engine', 'plot'),
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""
