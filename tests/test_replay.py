@@ -182,6 +182,17 @@ def test_a_crash_between_a_longer_shard_and_the_removal_of_the_shorter_is_tidied
     assert len(shards(tmp_path)) == 1
 
 
+def test_shards_of_two_runs_that_filled_one_store_may_overlap(tmp_path):
+    runs = [Answers(teacher, QUESTIONS['hard'], Store(tmp_path, {'of': 'test'}), range(STEPS)) for _ in range(2)]
+    for answers, steps in zip(runs, (range(4), range(2, STEPS)), strict=True):
+        for step in steps:
+            answers(step, images(step))
+        answers.flush()
+    assert len(shards(tmp_path)) == 2
+    assert [Store(tmp_path, {'of': 'test'}).held(range(stop)) for stop in (3, STEPS, 9)] == [3, STEPS, STEPS]
+    run(tmp_path, QUESTIONS['hard'], no_teacher)
+
+
 def flip(path):
     data = bytearray(path.read_bytes())
     data[-3] ^= 4
