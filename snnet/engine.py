@@ -234,7 +234,7 @@ class Trainer:
         self.ranks.barrier()
         if values is None:
             return None
-        self.checkpoints.load(step, self.state, self.ranks.device)
+        self.checkpoints.load(step, self.state)
         self.step.skips = values['skips']
         if self.ranks.first:
             self.folder.write_config()  # batch size and processes may have been dealt otherwise
