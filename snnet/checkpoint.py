@@ -68,7 +68,7 @@ class State:
 
 
 class Checkpoints:
-    """The checkpoints in a folder: `step-00000120/` with safetensors, JSON and SHA-256 sums (`sha256sum -c` reads them).
+    """The checkpoints in a folder: `step-00000120/` with safetensors, JSON and SHA-256 sums (as `sha256sum -c` reads).
 
     No state of a random generator is kept: every draw is keyed by the seed and its place (see `seeds`).
 
@@ -119,7 +119,7 @@ class Checkpoints:
         return True
 
     def newest(self) -> dict[str, Any] | None:
-        """Step and values of the newest checkpoint that verifies; broken ones are set aside. None where there is none."""
+        """Values of the newest checkpoint that verifies, or None; broken ones are set aside."""
         for step in sorted(self._steps(), reverse=True):
             path = self.folder / f'step-{step:08}'
             reason = _fault(path)
@@ -138,7 +138,9 @@ class Checkpoints:
         try:
             state.load(load_file(path / _TENSORS, device=str(device)), values)
         except (RuntimeError, KeyError, ValueError) as error:
-            raise SnnetError(f'{path} does not fit these anchors and settings: {" ".join(str(error).split())}') from None
+            raise SnnetError(
+                f'{path} does not fit these anchors and settings: {" ".join(str(error).split())}'
+            ) from None
 
     def _steps(self) -> list[int]:
         found = (_NAME.fullmatch(path.name) for path in self.folder.glob('step-*'))
@@ -189,10 +191,9 @@ def _fill(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> N
 def _fault(path: Path) -> str | None:
     """What is wrong with the files of a checkpoint."""
     try:
-        lines = (path / _SUMS).read_text(encoding='utf-8').splitlines()
-        sums = dict(reversed(line.split('  ', 1)) for line in lines)
+        sums = (path / _SUMS).read_text(encoding='utf-8').splitlines()
         for name in (_TENSORS, _VALUES):
-            if sums.get(name) != sha256(path / name):
+            if f'{sha256(path / name)}  {name}' not in sums:
                 return f'{name} differs from its SHA-256 sum'
     except (OSError, ValueError) as error:
         return str(error)

@@ -113,7 +113,7 @@ class TrainSettings(DataSettings):
     checkpoint_keep: int = option(2, 'newest checkpoints to keep; the best stays, too', free=True)
     max_skips: int = option(10, 'updates in a row that may be left out for gradients that are not finite')
     check_steps: int = option(500, 'steps between comparisons of the ranks, bit by bit', free=True)
-    timeout: float = option(1800.0, 'seconds without a step, or without word of the other ranks, that end a run', free=True)
+    timeout: float = option(1800.0, 'seconds without a step or a word of the other ranks that end a run', free=True)
     log_interval: int = option(50, 'steps between log lines', free=True)
 
 

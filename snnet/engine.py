@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,17 @@ from timm.utils import ModelEmaV3
 
 from .build import create_stitchable_net
 from .checkpoint import Checkpoints, State
+from .checks import check
 from .config import TrainSettings
 from .data import TrainImages, initialisation_images
 from .distributed import Ranks, ranks
 from .errors import SnnetError
 from .folder import RunFolder
 from .log import Progress, set_up_logging
-from .modes import autocast
 from .net import StitchableNet
 from .plugins import import_plugins
 from .seeds import generator, key, seed_libraries
-from .solve import METHODS, initialise, kaiming
+from .solve import initialise, kaiming
 from .step import Step
 from .stop import StopRequest, Watchdog
 from .sums import LayerFit
@@ -42,7 +43,7 @@ def train(settings: TrainSettings) -> Path | None:
     Raises:
         SnnetError: with a sentence that says what was asked and what is possible; what earlier runs wrote is whole.
     """
-    _check(settings)
+    check(settings)
     import_plugins(settings.plugin)
     with ranks(settings.device, settings.timeout) as group, Watchdog(settings.timeout) as watchdog:
         set_up_logging(quiet=not group.first)
@@ -88,7 +89,7 @@ class Trainer:
         if settings.freeze_anchors:
             self.net.anchors.requires_grad_(False)
         self.step = Step(settings, self.net, ranks, self.updates)
-        self.average = ModelEmaV3(self.net, decay=settings.model_ema_decay) if settings.model_ema else None
+        self.average = _average_of(self.net, settings) if settings.model_ema else None
         modules = {'net': self.net, **({'average': self.average.module} if self.average else {})}
         self.state = State(modules, self.step.optimizer, self.step.scaler)
         self.checkpoints = Checkpoints(folder.path / 'checkpoints', settings.checkpoint_keep)
@@ -109,7 +110,9 @@ class Trainer:
         )  # fmt: skip
         if not self._train(begin):
             return None
-        if self.ranks.first:
+        if self.ranks.first and begin == self.total and _whole(self.folder.net):
+            _log.info('%s is trained already', self.folder.net)
+        elif self.ranks.first:
             net = self.average.module if self.average else self.net
             net.eval()
             net.save_pretrained(self.folder.net)
@@ -122,32 +125,35 @@ class Trainer:
         progress = Progress(self.total, 'steps', begin, quiet=not self.ranks.first)
         losses: list[float] = []
         saved = time.monotonic()
-        step = begin
-        while step < self.total:
-            epoch, done = divmod(step, self.updates)
-            self._set_modes()
-            batches = self.images.epoch(epoch, done * self.settings.grad_accum_steps)
-            for step in range(step, (epoch + 1) * self.updates):
-                taken = [next(batches) for _ in range(self.settings.grad_accum_steps)]
-                due = self._due(step + 1, saved)
-                row, (stopping, saving) = self.step(step, taken, [self.stop.received is not None, due])
-                self._note(progress, epoch, row)
-                if row['loss'] is not None:
-                    losses.append(row['loss'])
-                if (step + 1) % self.settings.check_steps == 0:
-                    self._compare(step)
-                if saving or stopping or step + 1 == self.total:
-                    self._save(step + 1, losses)
-                    saved, losses = time.monotonic(), []
-                if stopping and step + 1 < self.total:
-                    progress.close()
-                    _log.info('stopped after step %d of %d; the same command goes on', step + 1, self.total)
-                    return False
-            step += 1
+        for step, batches in self._batches(begin):
+            asks = [self.stop.received is not None, self._due(step + 1, saved)]
+            row, (stopping, saving) = self.step(step, batches, asks)
+            self._note(progress, row)
+            if row['loss'] is not None:
+                losses.append(row['loss'])
+            if (step + 1) % self.settings.check_steps == 0:
+                self._compare(step)
+            if saving or stopping or step + 1 == self.total:
+                self._save(step + 1, losses)
+                saved, losses = time.monotonic(), []
+            if stopping and step + 1 < self.total:
+                progress.close()
+                _log.info('stopped after step %d of %d; the same command goes on', step + 1, self.total)
+                return False
         progress.close()
         return True
 
-    def _note(self, progress: Progress, epoch: int, row: dict[str, Any]) -> None:
+    def _batches(self, begin: int) -> Iterator[tuple[int, list[Any]]]:
+        """Number and batches of every step from `begin` on."""
+        together = self.settings.grad_accum_steps
+        for epoch in range(begin // self.updates, self.settings.epochs):
+            first = max(begin, epoch * self.updates)
+            self._set_modes()
+            batches = self.images.epoch(epoch, first % self.updates * together)
+            for step in range(first, (epoch + 1) * self.updates):
+                yield step, [next(batches) for _ in range(together)]
+
+    def _note(self, progress: Progress, row: dict[str, Any]) -> None:
         """Says how a step went."""
         self.watchdog.alive()
         if self.average is not None:
@@ -156,7 +162,12 @@ class Trainer:
         if row.get('skipped'):
             _log.warning('step %d was left out: the gradients of stitch %s are not finite', row['step'], row['stitch'])
         if self.ranks.first and (row.get('skipped') or (row['step'] + 1) % self.settings.log_interval == 0):
-            self.folder.lines.append({'epoch': epoch, **row})
+            self.folder.lines.append({'epoch': row['step'] // self.updates, **row})
+        if self.step.skips >= self.settings.max_skips:
+            raise SnnetError(
+                f'gradients were not finite in {self.step.skips} steps in a row, the last of stitch {row["stitch"]} at '
+                f'step {row["step"]}: lower --lr or set --clip-grad; the last good checkpoint is kept'
+            )
 
     def _due(self, done: int, saved: float) -> bool:
         """Whether this rank wants a checkpoint after `done` steps; the clock is the first rank's."""
@@ -259,30 +270,15 @@ def _build_net(settings: TrainSettings) -> StitchableNet:
     )
 
 
-_CHOICES = {
-    'init': (*METHODS, 'kaiming'),
-    'clip_mode': ('norm', 'value', 'agc'),
-    'unused_grads': ('none', 'zero'),
-}
-_LEAST = {
-    'batch_size': 1, 'epochs': 0, 'init_samples': 1, 'log_interval': 1, 'grad_accum_steps': 1, 'stitches_per_step': 1,
-    'checkpoint_steps': 1, 'checkpoint_minutes': 0, 'checkpoint_keep': 1, 'max_skips': 1, 'check_steps': 1,
-}  # fmt: skip
+def _average_of(net: StitchableNet, settings: TrainSettings) -> ModelEmaV3:
+    """A moving average whose decay grows from 0 to the one set, so that short runs do not keep their first weights."""
+    return ModelEmaV3(net, decay=settings.model_ema_decay, use_warmup=True)
 
 
-def _check(settings: TrainSettings) -> None:
-    """Refuses at once what would fail later."""
-    for name, allowed in _CHOICES.items():
-        if getattr(settings, name) not in allowed:
-            raise SnnetError(f"{name} is one of {', '.join(allowed)}, not '{getattr(settings, name)}'")
-    autocast(settings.amp, settings.amp_dtype, torch.device('cpu'))
-    for name, least in _LEAST.items():
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise SnnetError(f'{name} is at least {least}, not {value}')
-    if settings.timeout <= 0:
-        raise SnnetError(f'timeout is a number of seconds above 0, not {settings.timeout}')
-    if (settings.mixup > 0 or settings.cutmix > 0) and settings.batch_size % 2:
-        raise SnnetError(f'mixup and cutmix pair the images of a batch: batch_size {settings.batch_size} is odd')
-    if not settings.anchors:
-        raise SnnetError('name the networks to stitch with --anchors, such as deit_tiny,deit_small,deit_base')
+def _whole(folder: Path) -> bool:
+    """Whether a saved net is there and can be loaded."""
+    try:
+        StitchableNet.from_pretrained(folder)
+    except SnnetError:
+        return False
+    return True

@@ -56,7 +56,9 @@ class RunFolder:
             before = yaml.safe_load(config.read_text(encoding='utf-8'))
             world = before.pop('world')
         except (OSError, yaml.YAMLError, AttributeError, KeyError):
-            raise SnnetError(f'{config} is damaged, so nobody can tell what run this is: name another --output') from None
+            raise SnnetError(
+                f'{config} is damaged, so nobody can tell what run this is: name another --output'
+            ) from None
         differing = changes(self.settings, before)
         asked = self.settings.batch_size * self.settings.grad_accum_steps * self.world
         then = before['batch_size'] * before['grad_accum_steps'] * world
@@ -78,13 +80,15 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / _LOCK, 'w')
+            self._lock = open(self.path / _LOCK, 'w')  # noqa: SIM115  # it stays open while the process lives
         except OSError as error:
             raise SnnetError(f"the output folder '{self.path}' cannot be written: {error.strerror}") from None
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not handed on to loader processes
         except OSError:
-            raise SnnetError(f"another process trains in '{self.path}': wait for it, or name another --output") from None
+            raise SnnetError(
+                f"another process trains in '{self.path}': wait for it, or name another --output"
+            ) from None
 
     def write_config(self) -> None:
         """Notes the settings."""

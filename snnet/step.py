@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from .config import TrainSettings
 from .distill import DistillationLoss, make_teacher
 from .distributed import Ranks
-from .errors import SnnetError
 from .exchange import Active, Exchange
 from .modes import autocast
 from .net import StitchableNet
@@ -59,7 +58,6 @@ class Step:
             A row for the log, and which wishes at least one rank has; both are the same on all ranks.
 
         Raises:
-            SnnetError: gradients were not finite too many times in a row.
             LostRanks: another rank is gone.
         """
         self.schedule.step_update(step)
@@ -74,7 +72,8 @@ class Step:
             self.skips = 0
         else:
             self.skips += 1
-            torch._foreach_copy_(active.statistics, before)  # what batch norms saw was not finite either
+            for statistic, old in zip(active.statistics, before, strict=True):
+                statistic.copy_(old)  # what batch norms saw was not finite either
         rates = [group['lr'] for group in self.optimizer.param_groups]
         own = drawn[self.ranks.rank]
         row = {
@@ -85,12 +84,6 @@ class Step:
             'stitch_lr': rates[-1],
             **({} if finite else {'skipped': True}),
         }
-        if self.skips >= self.settings.max_skips:
-            named = ', '.join(f'{stitch} ({self.net.stitches[stitch]})' for stitch in own)
-            raise SnnetError(
-                f'gradients were not finite in {self.skips} steps in a row, the last of stitch {named} at step {step}, '
-                f'where the loss was {mean}: lower --lr or set --clip-grad, then start from the last checkpoint'
-            )
         return row, [wish > 0 for wish in wishes]
 
     def _drawn(self, step: int) -> list[list[int]]:

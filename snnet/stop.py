@@ -61,4 +61,4 @@ class Watchdog:
 
     def alive(self) -> None:
         """Starts the time anew."""
-        faulthandler.dump_traceback_later(self.timeout, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self.timeout, exit=True, file=sys.__stderr__ or 2)
