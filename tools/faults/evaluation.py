@@ -7,6 +7,8 @@ import shutil
 import signal
 from pathlib import Path
 
+from safetensors.numpy import load_file
+
 from . import check
 from .kinds import IDENTICAL, kind
 from .lab import Lab
@@ -29,12 +31,13 @@ def kill(lab: Lab) -> str:
 def kill_in_net(lab: Lab) -> str:
     """The net must stay whole."""
     net = _net(lab)
-    marker = lab.fault('file', 'pause', match='/net/', at=lab.random.randint(1, 3))
-    run = lab.evaluate(net, net / 'run')
+    marker = lab.fault('file', 'pause', match='/net/.*tmp|/net$', at=lab.random.randint(1, 6))
+    run = lab.evaluate(net, lab.output)
     run.reached(marker)
     run.signal(signal.SIGKILL)
     run.wait()
-    return _finish(lab, net / 'run')
+    load_file(net / 'model.safetensors')
+    return _finish(lab)
 
 
 @kind('the last line of the results is torn', often=3)
@@ -92,17 +95,17 @@ def _evaluated(lab: Lab) -> Path:
     return lab.prepared('evaluated', evaluate) / 'run'
 
 
-def _finish(lab: Lab, output: Path | None = None) -> str:
+def _finish(lab: Lab) -> str:
     """The same command ends with the results of an undisturbed evaluation."""
     net = lab.folder / 'net'
     if not net.exists():
         _net(lab)
-    output = output or lab.output
+    output = lab.output
     run = lab.evaluate(net, output)
     codes = run.wait()
     check.require(codes == [0], f'{codes}: {run.said()[-2000:]}')
     same = check.digest(output / RESULTS) == check.digest(_evaluated(lab) / RESULTS)
     check.require(same, 'the results differ from those of an undisturbed evaluation')
-    left = [path.name for path in output.glob('.*')] + [path.name for path in output.glob('progress*')]
+    left = [path.name for folder in (net, output) for path in (*folder.glob('.*'), *folder.glob('progress*'))]
     check.require(not left, f'left over: {left}')
     return IDENTICAL.replace('end', 'results')

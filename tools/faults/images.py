@@ -1,4 +1,4 @@
-"""Images that cannot be read, loader processes that are killed, weights and stored answers that are not what they say."""
+"""Images that cannot be read, loader processes that are killed, and weights that are not what they say."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def modes(lab: Lab) -> str:
     data = lab.folder / 'data'
     write_pictures(data)
     for file, mode in zip(sorted(data.rglob('*.png')), ('CMYK', 'L', 'P', 'RGBA', 'LA', '1', 'I;16'), strict=False):
-        picture = Image.open(file)
+        picture: Image.Image = Image.open(file)
         if mode == 'I;16':
             picture = Image.fromarray(np.asarray(picture.convert('L')).astype(np.uint16) * 257)
         else:

@@ -1,4 +1,4 @@
-"""Processes that die: in a step, in a save, before the first checkpoint, while the net is written, and under torchrun."""
+"""Processes that die: in a step, in a save, at the start, at the end, and under torchrun."""
 
 from __future__ import annotations
 

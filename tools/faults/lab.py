@@ -126,7 +126,11 @@ class Lab:
         return len(found)
 
     def _run(self, main: Callable[[], int], argv: list[str], world: int, restarts: int | None) -> Run:
-        plan = {'faults': self.faults, 'trace': str(self.folder / 'trace'), 'output': str(self.output)}
+        plan = {
+            'faults': self.faults,
+            'trace': str(self.folder / 'trace'),
+            'folders': [str(self.output), str(self.folder / 'net')],
+        }
         return Run(main, argv, world, self.folder, plan, restarts)
 
     def prepared(self, title: str, make: Callable[[Lab], None]) -> Path:

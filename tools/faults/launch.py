@@ -213,6 +213,8 @@ def _script(main: Callable[[], int], argv: Sequence[str]) -> int:
 
 
 def _rank_of_agent(main: Callable[[], int], argv: Sequence[str]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # the agent's own handlers, which a fork inherits
     sys.exit(_script(main, argv))
 
 

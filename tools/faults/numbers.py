@@ -61,12 +61,8 @@ def drift(lab: Lab) -> str:
 def hang(lab: Lab) -> str:
     """Within seconds of the timeout all ranks are gone, and the stack tells where it hung."""
     timeout = 8
-    marker = lab.fault(
-        lab.random.choice(('step', 'loss', 'update')),
-        'hang',
-        rank=lab.random.randrange(2),
-        at=lab.random.randrange(STEPS),
-    )
+    point, at = lab.random.choice(('step', 'loss', 'update')), lab.random.randrange(STEPS)
+    marker = lab.fault(point, 'hang', rank=lab.random.randrange(2), at=at)
     run = lab.train(2, timeout=timeout)
     run.until(lambda: any(lab.folder.glob(f'{marker}.*')), 'to the hang')
     begin = time.monotonic()
@@ -110,6 +106,7 @@ def _stopped(lab: Lab, run: Run, *words: str, world: int = 2, exact: bool = True
     check.require('Traceback' not in run.said(), run.said()[-3000:])
     check.sound(lab.output)
     check.finite(lab.output)
+    lab.faults.clear()
     if exact:
         lab.finish(world, **changes)
         return STOPPED

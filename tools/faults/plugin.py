@@ -188,30 +188,34 @@ def _watch_steps() -> None:
     register_optimizer_step_post_hook(lambda optimizer, args, named: _reach('update', optimizer))
 
 
+def _watched(path: str) -> bool:
+    return path.startswith(_FOLDERS)
+
+
 def _watch_files() -> None:
-    """Every opening, renaming, making, removing and syncing of a file in the output folder is a point, before it."""
+    """Makes points of all openings, renamings, makings, removals and syncings of watched files, each before it."""
     sync = os.fsync
 
     def seen(event: str, args: tuple[Any, ...]) -> None:
-        if event == 'open' and isinstance(args[0], str) and _OUTPUT in args[0]:
+        if event == 'open' and isinstance(args[0], str) and _watched(args[0]):
             writes = isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             _reach('file', operation=f'{"write" if writes else "read"} {args[0]}')
-        elif event in ('os.rename', 'os.mkdir', 'os.remove', 'os.rmdir') and _OUTPUT in str(args[0]):
+        elif event in ('os.rename', 'os.mkdir', 'os.remove', 'os.rmdir') and _watched(str(args[0])):
             _reach('file', operation=f'{event[3:]} {args[0]}')
 
     def fsync(file: Any) -> None:
         path = os.readlink(f'/proc/self/fd/{file if isinstance(file, int) else file.fileno()}')
-        if _OUTPUT in path:
+        if _watched(path):
             _reach('file', operation=f'sync {path}')
         sync(file)
 
     sys.addaudithook(seen)
-    os.fsync = fsync
+    os.fsync = fsync  # type: ignore[assignment]
 
 
 _plan = json.loads(os.environ.get('SNNET_FAULTS', '{}'))
 _RANK = int(os.environ.get('RANK', '0'))
-_TRACE, _OUTPUT = _plan.get('trace', ''), _plan.get('output', '')
+_TRACE, _FOLDERS = _plan.get('trace', ''), tuple(_plan.get('folders', ()))
 _FAULTS = [Fault(**fault) for fault in _plan.get('faults', [])]
 _step = -1
 if _plan:

@@ -40,7 +40,7 @@ def markdown(results: Sequence[Result], command: str) -> str:
     import torch
 
     bad = [result for result in results if not result.good]
-    kinds = list(dict.fromkeys(result.kind for result in results))
+    kinds = [name for name in KINDS if any(result.kind == name for result in results)]
     lines = [
         '# Faults injected',
         '',

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 
 from . import check
-from .kinds import IDENTICAL, kind
 from .kills import POINTS, SAVE
+from .kinds import IDENTICAL, kind
 from .lab import INTERVAL, STEPS, Lab
 
 CLEAN = 'saved, exit 0; bit-identical end after a restart'
@@ -95,7 +95,7 @@ def _stop(lab: Lab, number: int, workers: int = 0) -> str:
 def _stop_in_save(lab: Lab, number: int) -> str:
     """The second signal comes before a random one of the operations on files of the save."""
     world, step = lab.random.choice((1, 2)), lab.random.randrange(STEPS - 1)
-    one_save = lab.operations(world, SAVE) // len(range(0, STEPS, INTERVAL))
+    one_save = lab.operations(world, r'\.step-0*5\.')
     first = lab.fault('update', 'pause', rank=0, at=step)
     second = lab.fault('file', 'pause', rank=0, match=SAVE, since=step, at=lab.random.randint(1, one_save))
     run = lab.train(world)

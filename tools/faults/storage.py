@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import check
 from .kinds import IDENTICAL, STOPPED, kind
-from .lab import INTERVAL, STEPS, Lab
+from .lab import STEPS, Lab
 
 LOST = 17 - 10  # killed in step 17, its newest checkpoint after 15 steps damaged
 FILES = ('state.safetensors', 'state.json', 'SHA256SUMS')
