@@ -25,7 +25,8 @@ from . import evaluation, images, kills, numbers, refusals, signals, storage  # 
 from .check import Violation
 from .kinds import KINDS
 from .lab import Lab
-from .launch import Hang, adopt_orphans, fork, left_over
+from .launch import Hang
+from .processes import adopt_orphans, fork, left_over
 from .report import Result, write
 
 

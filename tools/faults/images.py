@@ -16,7 +16,7 @@ from PIL import Image
 from . import check
 from .kinds import IDENTICAL, STOPPED, kind
 from .lab import INTERVAL, STEPS, Lab, write_pictures
-from .launch import children
+from .processes import children
 
 COUNTED = 'warned and replaced, the same with 0 and 2 loader workers'
 
