@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import SnnetError
-from .files import sha256, sync_folder
+from .files import sha256, sync_folder, write_tensors
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r'step-(\d{8})')
@@ -109,7 +110,7 @@ class Checkpoints:
             _fill(temporary, tensors, {'format': FORMAT, 'step': step, **values, **state.values()})
             os.replace(temporary, final)
             sync_folder(self.folder)
-        except (OSError, RuntimeError) as error:  # safetensors wraps what the system says
+        except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             _log.warning(
                 'no checkpoint after step %d: %s wants %s bytes (%s); the run goes on', step, final, f'{size:,}', error
@@ -122,7 +123,7 @@ class Checkpoints:
         """Values of the newest checkpoint that verifies, or None; broken ones are set aside."""
         for step in sorted(self._steps(), reverse=True):
             path = self.folder / f'step-{step:08}'
-            reason = _fault(path)
+            reason = _fault(path, step)
             if reason is None:
                 return json.loads((path / _VALUES).read_text(encoding='utf-8'))
             aside = path.with_name(f'broken-{path.name}')
@@ -137,7 +138,7 @@ class Checkpoints:
         values = json.loads((path / _VALUES).read_text(encoding='utf-8'))
         try:
             state.load(load_file(path / _TENSORS, device=str(device)), values)
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
             raise SnnetError(
                 f'{path} does not fit these anchors and settings: {" ".join(str(error).split())}'
             ) from None
@@ -178,7 +179,7 @@ def _under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _fill(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Writes the three files of a checkpoint down to the disk."""
     folder.mkdir()
-    save_file(tensors, folder / _TENSORS)
+    write_tensors(folder / _TENSORS, tensors)
     (folder / _VALUES).write_text(json.dumps(values, indent=1), encoding='utf-8')
     sums = ''.join(f'{sha256(folder / name)}  {name}\n' for name in (_TENSORS, _VALUES))
     (folder / _SUMS).write_text(sums, encoding='utf-8')
@@ -188,13 +189,16 @@ def _fill(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> N
     sync_folder(folder)
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with the files of a checkpoint."""
+def _fault(path: Path, step: int) -> str | None:
+    """What is wrong with the files of the checkpoint after `step` steps."""
     try:
         sums = (path / _SUMS).read_text(encoding='utf-8').splitlines()
         for name in (_TENSORS, _VALUES):
             if f'{sha256(path / name)}  {name}' not in sums:
                 return f'{name} differs from its SHA-256 sum'
+        held = json.loads((path / _VALUES).read_text(encoding='utf-8'))['step']
+        if held != step:
+            return f'it holds step {held}'
     except (OSError, ValueError) as error:
         return str(error)
     return None

@@ -12,7 +12,7 @@ import yaml
 
 from .config import TrainSettings, changes, to_yaml
 from .errors import SnnetError
-from .files import write_text
+from .files import clear_temporaries, write_text
 from .log import JsonLines
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'
@@ -89,6 +89,8 @@ class RunFolder:
             raise SnnetError(
                 f"another process trains in '{self.path}': wait for it, or name another --output"
             ) from None
+        for folder in (self.path, self.net):
+            clear_temporaries(folder)
 
     def write_config(self) -> None:
         """Notes the settings."""
