@@ -17,12 +17,12 @@ FILES = {
 MODULES = [name for name in FILES if name != '__init__']
 ROOMS = (
     ('errors',),
-    ('files', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins'),
+    ('files', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins'),
     ('line', 'stitch', 'frontier'),
     ('layer', 'space', 'anchors'),
     ('weights', 'hub'),
     ('net',),
-    ('solve', 'cost', 'sample', 'distill', 'tree', 'exchange'),
+    ('solve', 'cost', 'sample', 'distill', 'protect', 'tree', 'exchange'),
     ('build',),
     ('config', 'log'),
     ('data', 'optim', 'checkpoint', 'folder', 'checks'),

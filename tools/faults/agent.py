@@ -1,4 +1,4 @@
-"""torchrun in a fork of this process, with ranks that are forks too: all of it is torchrun's but the start of a rank."""
+"""torchrun in a fork of this process, with ranks that are forks too: only the start of a rank is not torchrun's."""
 
 from __future__ import annotations
 

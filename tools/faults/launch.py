@@ -50,14 +50,17 @@ class Run:
         if restarts is not None:
             self.pids = [fork_into(lambda: run_agent(main, argv, world, restarts), self.log, common)]
             return
+        place = {
+            'WORLD_SIZE': world,
+            'LOCAL_WORLD_SIZE': world,
+            'MASTER_ADDR': '127.0.0.1',
+            'MASTER_PORT': _free_port(),
+        }
         self.pids = []
-        port = str(_free_port())
         for rank in range(world):
-            place = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': world, 'LOCAL_WORLD_SIZE': world}
-            more = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, **{k: str(v) for k, v in place.items()}}
-            self.pids.append(
-                fork_into(lambda: run_script(main, argv), self.log, {**common, **(more if world > 1 else {})})
-            )
+            own = {**place, 'RANK': rank, 'LOCAL_RANK': rank} if world > 1 else {}
+            environment = common | {name: str(value) for name, value in own.items()}
+            self.pids.append(fork_into(lambda: run_script(main, argv), self.log, environment))
 
     def reached(self, marker: str, ranks: Sequence[int] = (0,)) -> None:
         """Waits until these ranks are at a fault.
