@@ -113,7 +113,7 @@ def restart_storm(lab: Lab) -> str:
     """The run stops by itself, long before torchrun gives up, and says why."""
     at = lab.random.randrange(STEPS)
     lab.fault('step', 'crash', rank=lab.random.randrange(2), at=at, last=at)
-    run = lab.train(2, restarts=8)
+    run = lab.train(2, restarts=5)
     check.require(run.wait() != [0], 'the run ended well')
     attempts = run.said().count('a fault was injected here\n')
     check.require(attempts <= 4, f'{attempts} attempts were made')
