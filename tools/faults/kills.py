@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 from . import check
 from .kinds import IDENTICAL, kind
@@ -12,6 +13,21 @@ from .launch import Run
 
 SAVE = '/checkpoints'
 POINTS = ('step', 'loss', 'update')
+RECIPES: tuple[dict[str, Any], ...] = (
+    {'model_ema': True},
+    {'mixup': 0.8},
+    {'drop_path': 0.2},
+    {'aug_repeats': 3},
+    {'stitches_per_step': 2},
+    {'stitch_per_rank': True},
+    {'sampler': 'sandwich'},
+    {'grad_accum_steps': 2},
+    {'opt': 'sgd'},
+    {'clip_grad': 1.0},
+    {'unused_grads': 'zero'},
+    {'amp': True},
+    {'teacher': 'largest'},
+)
 
 
 @kind('kill -9 of a random rank, in a step', often=10, lost=INTERVAL)
@@ -31,6 +47,13 @@ def kill_all_in_step(lab: Lab) -> str:
 def kill_with_workers(lab: Lab) -> str:
     """The workers end by themselves; the images that they had read ahead are read again."""
     return _kill_in_step(lab, [0], world=1, workers=2)
+
+
+@kind('kill -9 in a step, other recipes', often=10, lost=INTERVAL)
+def kill_other_recipe(lab: Lab) -> str:
+    """What else a run remembers or draws: moving averages, mixup, drop path, several stitches or batches a step."""
+    world, changes = lab.random.choice((1, 2)), lab.random.choice(RECIPES)
+    return _kill_in_step(lab, range(world), world, STEPS // changes.get('grad_accum_steps', 1), **changes)
 
 
 @kind('kill -9 of a random rank, in a save', often=10, lost=INTERVAL)
@@ -123,13 +146,13 @@ def restart_storm(lab: Lab) -> str:
     return f'stopped after {attempts} attempts with the cause; bit-identical end after a restart'
 
 
-def _kill_in_step(lab: Lab, ranks: Sequence[int], world: int, workers: int = 0) -> str:
+def _kill_in_step(lab: Lab, ranks: Sequence[int], world: int, steps: int = STEPS, **changes: Any) -> str:
     """Pauses a random place of a random step and kills."""
-    marker = lab.fault(lab.random.choice(POINTS), 'pause', at=lab.random.randrange(STEPS), rank=ranks[0])
-    run = lab.train(world, workers=workers)
+    marker = lab.fault(lab.random.choice(POINTS), 'pause', at=lab.random.randrange(steps), rank=ranks[0])
+    run = lab.train(world, **changes)
     run.reached(marker, ranks[:1])
     run.signal(signal.SIGKILL, ranks)
-    return _killed(lab, run, world, workers)
+    return _killed(lab, run, world, **changes)
 
 
 def _kill_at_file(lab: Lab, ranks: Sequence[int], world: int, pattern: str) -> str:
@@ -143,12 +166,12 @@ def _kill_at_file(lab: Lab, ranks: Sequence[int], world: int, pattern: str) -> s
     return _killed(lab, run, world)
 
 
-def _killed(lab: Lab, run: Run, world: int, workers: int = 0) -> str:
+def _killed(lab: Lab, run: Run, world: int, **changes: Any) -> str:
     """What holds after a death: nothing is broken, and the run goes on to the same end."""
     codes = run.wait()
     check.require(any(codes), f'nothing died: {codes}')
     check.sound(lab.output)
-    lab.finish(world, workers=workers)
+    lab.finish(world, **changes)
     return IDENTICAL
 
 

@@ -74,16 +74,23 @@ class Lab:
         self.faults.append({'point': point, 'action': action, 'marker': str(self.folder / name), **more})
         return name
 
-    def train(self, world: int = 1, restarts: int | None = None, **changes: Any) -> Run:
-        """Starts the run under test, or continues it."""
+    def train(self, world: int = 1, restarts: int | None = None, program: bool = False, **changes: Any) -> Run:
+        """Starts the run under test, or continues it.
+
+        Args:
+            world: processes.
+            restarts: with a number, under torchrun, which restarts them so often.
+            program: with torchrun as a program of its own rather than a fork.
+            **changes: settings other than those of `TINY`.
+        """
         settings = {'output': self.output, 'batch_size': IMAGES_A_STEP // world, **changes}
-        return self._run(train.main, arguments(settings), world, restarts)
+        return self._run(train.main, arguments(settings), world, restarts, program)
 
     def evaluate(self, net: Path, output: Path) -> Run:
         """Starts an evaluation, or continues it."""
         settings = {'output': output, 'dataset': 'generated/24', 'batch_size': 4, 'workers': 0, 'device': 'cpu'}
         argv = [str(net), *_flags({**settings, 'plugin': PLUGIN})]
-        return self._run(eval_stitches.main, argv, 1, None)
+        return self._run(eval_stitches.main, argv)
 
     def finish(self, world: int = 1, **changes: Any) -> None:
         """Continues the run under test to its end, which must be that of the undisturbed run.
@@ -125,13 +132,17 @@ class Lab:
         found = [line[3] for line in lines if line[0] == '0' and line[1] == 'file' and re.search(pattern, line[3])]
         return len(found)
 
-    def _run(self, main: Callable[[], int], argv: list[str], world: int, restarts: int | None) -> Run:
-        plan = {
-            'faults': self.faults,
-            'trace': str(self.folder / 'trace'),
-            'folders': [str(self.output), str(self.folder / 'net')],
-        }
-        return Run(main, argv, world, self.folder, plan, restarts)
+    def _run(
+        self,
+        main: Callable[[], int],
+        argv: list[str],
+        world: int = 1,
+        restarts: int | None = None,
+        program: bool = False,
+    ) -> Run:
+        folders = [str(self.output), str(self.folder / 'net')]
+        plan = {'faults': self.faults, 'trace': str(self.folder / 'trace'), 'folders': folders}
+        return Run(main, argv, world, self.folder, plan, restarts, program)
 
     def prepared(self, title: str, make: Callable[[Lab], None]) -> Path:
         """A folder made once for all injections."""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ class Run:
         folder: for what the run says, and the markers of its faults.
         plan: faults for `plugin`.
         restarts: with a number, torchrun's agent looks after the ranks and restarts them so often.
+        program: torchrun is started from a command line.
     """
 
     def __init__(
@@ -42,13 +44,15 @@ class Run:
         folder: Path,
         plan: dict[str, Any],
         restarts: int | None = None,
+        program: bool = False,
     ) -> None:
         self.folder = folder
         self.log = folder / f'said-{len(list(folder.glob("said-*")))}.txt'
         self.codes: dict[int, int] = {}
         common = {'SNNET_FAULTS': json.dumps(plan), 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
         if restarts is not None:
-            self.pids = [fork_into(lambda: run_agent(main, argv, world, restarts), self.log, common)]
+            start = _torchrun if program else run_agent
+            self.pids = [fork_into(lambda: start(main, argv, world, restarts), self.log, common)]
             return
         place = {
             'WORLD_SIZE': world,
@@ -129,6 +133,13 @@ class Run:
         time.sleep(0.5)
         self.signal(signal.SIGKILL)
         raise Hang(f'did not come {what}: {self.said()[-4000:]}')
+
+
+def _torchrun(main: Callable[[], int], argv: Sequence[str], world: int, restarts: int) -> int:
+    """Becomes torchrun."""
+    words = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    words += [f'--nproc_per_node={world}', f'--max-restarts={restarts}', str(sys.modules[main.__module__].__file__)]
+    os.execv(sys.executable, [*words, *argv])
 
 
 def _free_port() -> int:

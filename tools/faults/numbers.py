@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 from . import check
 from .kinds import STOPPED, kind
@@ -97,7 +98,7 @@ def _left_out(lab: Lab, action: str) -> str:
     return 'left out by all ranks alike'
 
 
-def _stopped(lab: Lab, run: Run, *words: str, world: int = 2, exact: bool = True, **changes: int) -> str:
+def _stopped(lab: Lab, run: Run, *words: str, world: int = 2, exact: bool = True, **changes: Any) -> str:
     """The run stops with a sentence, and what it leaves is good: it goes on to a good end."""
     codes = run.wait()
     check.require(any(codes) and set(codes) <= {2, -15}, f'{codes}: {run.said()[-2000:]}')

@@ -9,7 +9,7 @@ from .kills import POINTS, SAVE
 from .kinds import IDENTICAL, kind
 from .lab import INTERVAL, STEPS, Lab
 
-CLEAN = 'saved, exit 0; bit-identical end after a restart'
+CLEAN = 'saved at the next step; bit-identical end after a restart'
 
 
 @kind('SIGTERM to a random rank or all', often=14)
@@ -64,16 +64,28 @@ def terminate_at_start(lab: Lab) -> str:
 
 @kind('SIGTERM to torchrun', often=4)
 def terminate_torchrun(lab: Lab) -> str:
-    """It passes the signal on."""
+    """It passes the signal on to the ranks and, as they share a process group, to their loader workers."""
+    return _stop_torchrun(lab, lab.random.choice((0, 2)))
+
+
+@kind('SIGTERM to torchrun, started from a command line', often=1)
+def terminate_real_torchrun(lab: Lab) -> str:
+    """Not one process is a fork of this one."""
+    return _stop_torchrun(lab, 0, program=True)
+
+
+def _stop_torchrun(lab: Lab, workers: int, program: bool = False) -> str:
     marker = lab.fault(lab.random.choice(POINTS), 'pause', rank=0, at=lab.random.randrange(STEPS - 1))
-    run = lab.train(2, restarts=3)
+    run = lab.train(2, restarts=3, program=program, workers=workers)
     run.reached(marker)
     run.signal(signal.SIGTERM)
     run.release(marker)
     run.wait()
+    check.require('stopped after step' in run.said(), f'the ranks did not stop by themselves: {run.said()[-2000:]}')
     check.sound(lab.output)
-    lab.finish(2)
-    return IDENTICAL
+    check.tidy(lab.output)
+    lab.finish(2, workers=workers)
+    return CLEAN
 
 
 def _stop(lab: Lab, number: int, workers: int = 0) -> str:
