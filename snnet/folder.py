@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +17,8 @@ from .files import clear_temporaries, write_text
 from .log import JsonLines
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'
+_BEGINNING = re.compile(r'\.lock|train\.log|attempts\.jsonl|\..*\.tmp')
+"""What a run that is killed before it has noted its settings leaves behind."""
 ATTEMPTS = 3
 """Restarts in a row without a new checkpoint after which a launcher's further ones are refused."""
 
@@ -47,7 +50,7 @@ class RunFolder:
             return
         config = self.path / _CONFIG
         if not config.is_file():
-            if self.path.is_dir() and all(path.name == _LOCK for path in self.path.iterdir()):
+            if self.path.is_dir() and all(_BEGINNING.fullmatch(path.name) for path in self.path.iterdir()):
                 return
             raise SnnetError(f"the output folder '{self.path}' holds other things: name another --output")
         if not self.settings.resume:
