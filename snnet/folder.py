@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -119,6 +120,6 @@ class RunFolder:
     def note_error(self, rank: int, error: BaseException) -> None:
         """Notes why a rank ends, for `note_attempt` of the next."""
         row: dict[str, Any] = {'rank': rank, 'error': ' '.join(f'{type(error).__name__}: {error}'.split())}
-        if self.path.is_dir():
-            with open(self._attempts.path, 'a', encoding='utf-8') as file:
-                file.write(json.dumps(row) + '\n')
+        # a disk that is full must not hide what went wrong
+        with contextlib.suppress(OSError), open(self._attempts.path, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(row) + '\n')
