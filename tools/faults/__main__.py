@@ -2,7 +2,7 @@
 
 python -m tools.faults                                              every kind once, about two minutes on two cores
 python -m tools.faults --injections 200 --report docs/results/faults.md
-python -m tools.faults --only 'full disk' --keep                    some kinds; folders of defects stay
+python -m tools.faults --kinds 'disk is full' --keep               some kinds; folders of defects stay
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .report import Result, write
 def main() -> int:
     """Injects what the command line asks for; 1 where a defect was found."""
     arguments = _parse()
-    plan = list(_plan(arguments.injections, arguments.only, arguments.seed))
+    plan = list(_plan(arguments.injections, arguments.kinds, arguments.seed))
     folder = Path(tempfile.mkdtemp(prefix='faults-', dir=arguments.folder))
     begin, results = time.monotonic(), []
     for result in _campaign(plan, folder, arguments):
@@ -53,7 +53,7 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='python -m tools.faults', description=__doc__.partition('\n')[0])
     parser.add_argument('--injections', type=int, help='how many, spread over the kinds (default: each kind once)')
-    parser.add_argument('--only', nargs='+', default=[], help='kinds whose name holds one of these words')
+    parser.add_argument('--kinds', nargs='+', default=[], help='only those whose name holds one of these words')
     parser.add_argument('--seed', type=int, default=0, help='of every choice')
     parser.add_argument('--number', type=int, help='only the injection of this number, to repeat it')
     parser.add_argument('--jobs', type=int, default=2, help='injections at a time')
@@ -63,9 +63,10 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _plan(injections: int | None, only: list[str], seed: int) -> Iterator[tuple[str, int]]:
+def _plan(injections: int | None, kinds: list[str], seed: int) -> Iterator[tuple[str, int]]:
     """Kinds and numbers of injections, in a random order."""
-    names = [name for name in KINDS if not only or any(word in name for word in only)]
+    exact, parts = ({word for word in kinds if (word in KINDS) == whole} for whole in (True, False))
+    names = [name for name in KINDS if not kinds or name in exact or any(part in name for part in parts)]
     total = sum(KINDS[name].often for name in names)
     share = {name: max(1, round((injections or 0) * KINDS[name].often / total)) for name in names}
     plan = [(name, number) for name in names for number in range(share[name])]
