@@ -2,6 +2,7 @@
 
 from .anchors import as_anchor, register_adapter
 from .build import create_stitchable_net
+from .compile import compile_blocks, warm_up
 from .cost import measure_costs
 from .errors import BudgetInfeasible, CannotStitch, InvalidBudget, NoWeights, SnnetError, UnknownStitch
 from .frontier import Record, frontier, select
@@ -29,6 +30,7 @@ __all__ = [
     'StitchableNet',
     'UnknownStitch',
     'as_anchor',
+    'compile_blocks',
     'create_stitchable_net',
     'frontier',
     'initialise',
@@ -37,4 +39,5 @@ __all__ = [
     'measure_costs',
     'register_adapter',
     'select',
+    'warm_up',
 ]

@@ -36,6 +36,7 @@ class DataSettings:
     device: str = option('', 'cpu or cuda (default: a GPU where there is one)', free=True)
     amp: bool = option(False, 'mixed precision')
     amp_dtype: str = option('bfloat16', 'type of mixed precision: bfloat16 or float16')
+    compile: bool = option(False, 'compile the blocks with torch.compile: a minute or more at the start, then faster')
     plugin: list[str] = option([], 'Python files that register networks and adapters', free=True)
 
 

@@ -14,12 +14,14 @@ from timm.utils import ModelEmaV3
 from .build import create_stitchable_net
 from .checkpoint import Checkpoints, State
 from .checks import check
+from .compile import compile_blocks, warm_up
 from .config import TrainSettings
 from .data import TrainImages, initialisation_images
 from .distributed import Ranks, ranks
 from .errors import SnnetError
 from .folder import RunFolder
 from .log import Progress, set_up_logging
+from .modes import autocast
 from .net import StitchableNet
 from .plugins import import_plugins
 from .seeds import generator, key, seed_libraries
@@ -110,6 +112,8 @@ class Trainer:
             len(self.net.stitches), len(self.net.anchors), self.settings.epochs, self.updates,
             self.settings.batch_size, self.ranks.world, self.ranks.device,
         )  # fmt: skip
+        if self.settings.compile and begin < self.total:
+            self._compile()
         if not self._train(begin):
             return None
         if self.ranks.first and begin == self.total and _whole(self.folder.net):
@@ -121,6 +125,17 @@ class Trainer:
             _log.info('saved the net; next: %s', self._next_command())
         self.ranks.barrier()
         return self.folder.net
+
+    def _compile(self) -> None:
+        """Compiles the blocks now, so that no later step stops for it."""
+        compile_blocks(self.net)
+        self._set_modes()
+        images = torch.zeros(self.settings.batch_size, *self.net.input_size, device=self.ranks.device)
+        if self.settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.settings.amp, self.settings.amp_dtype, self.ranks.device):
+            warm_up(self.net, images, quiet=not self.ranks.first)
+        self.watchdog.alive()
 
     def _train(self, begin: int) -> bool:
         """Takes the steps from `begin` on; False where a signal ended them early."""

@@ -25,7 +25,7 @@ ROOMS = (
     ('solve', 'cost', 'sample', 'distill', 'protect', 'tree', 'exchange'),
     ('build',),
     ('config', 'log'),
-    ('data', 'optim', 'checkpoint', 'folder', 'checks'),
+    ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile'),
     ('step',),
     ('evaluate', 'engine', 'plot'),
 )
