@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shlex
@@ -68,7 +69,7 @@ def _plan(injections: int | None, kinds: list[str], seed: int) -> Iterator[tuple
     exact, parts = ({word for word in kinds if (word in KINDS) == whole} for whole in (True, False))
     names = [name for name in KINDS if not kinds or name in exact or any(part in name for part in parts)]
     total = sum(KINDS[name].often for name in names)
-    share = {name: max(1, round((injections or 0) * KINDS[name].often / total)) for name in names}
+    share = {name: max(1, math.ceil((injections or 0) * KINDS[name].often / total)) for name in names}
     plan = [(name, number) for name in names for number in range(share[name])]
     random.Random(seed).shuffle(plan)
     yield from plan

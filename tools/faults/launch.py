@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .agent import run_agent
+from .check import Violation
 from .processes import fork_into, run_script
 
 LIMIT = 90.0
@@ -79,13 +80,14 @@ class Run:
         """Waits for progress.
 
         Raises:
-            Hang: it does not come, or a process ends before.
+            Hang: it does not come.
+            Violation: the processes end before.
         """
         end = time.monotonic() + LIMIT
         while not condition():
             self._reap()
             if len(self.codes) == len(self.pids):
-                raise Hang(f'the run ended with {self.codes} before it came {what}: {self.said()[-2000:]}')
+                raise Violation(f'the run ended with {self.codes} before it came {what}: {self.said()[-2000:]}')
             if time.monotonic() > end:
                 self._give_up(what)
             time.sleep(0.002)
