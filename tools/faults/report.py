@@ -46,8 +46,9 @@ def markdown(results: Sequence[Result], command: str) -> str:
         '# Faults injected',
         '',
         f'`{command}`: {len(results)} injections of {len(kinds)} kinds, {len(bad)} with a defect, '
-        f'{sum(result.hang for result in results)} hangs. Tiny runs of {STEPS} steps with a checkpoint every {INTERVAL}, '
-        f'one or two processes (gloo), torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores.',
+        f'{sum(result.hang for result in results)} hangs. Tiny runs of {STEPS} steps with a checkpoint every '
+        f'{INTERVAL}, one or two processes (gloo), torch {torch.__version__}, Python {platform.python_version()}, '
+        f'{os.cpu_count()} cores.',
         '',
         'Every fault is triggered by progress (a step, an operation on a file), never by the clock. "Bit-identical" '
         'means: weights of the net, optimiser moments of the last checkpoint and `log.jsonl` are those of a run that '
