@@ -95,6 +95,7 @@ class TrainImages:
     def __init__(self, settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> None:
         dataset = open_dataset(settings, settings.train_split, net)
         dataset.transform = train_transform(settings, net)  # type: ignore[attr-defined]
+        self.dataset = dataset
         self._batch_size = settings.batch_size
         self._draws = _Draws(settings, dataset, ranks)
         self._loader = DataLoader(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from .net import StitchableNet
 from .plugins import import_plugins
 from .seeds import generator, key, seed_libraries
 from .solve import initialise, kaiming
-from .step import Step
+from .step import Batch, Step
 from .stop import StopRequest, Watchdog
 from .sums import LayerFit
 
@@ -77,13 +78,6 @@ class Trainer:
         seed_libraries(key(settings.seed, 'build'))  # for weights that are not loaded
         self.net = _build_net(settings).to(ranks.device)
         self.images = TrainImages(settings, self.net, ranks)
-        self.updates = len(self.images) // settings.grad_accum_steps
-        if self.updates == 0:
-            raise SnnetError(
-                f'an epoch has {len(self.images)} batches, fewer than the {settings.grad_accum_steps} of one update: '
-                f'lower --grad-accum-steps or --batch-size'
-            )
-        self.total = settings.epochs * self.updates
         if settings.channels_last:
             self.net.to(memory_format=torch.channels_last)
         for i in range(len(self.net.anchors)):
@@ -92,7 +86,9 @@ class Trainer:
             self.net.anchors.requires_grad_(False)
         for i in range(len(self.net.stitch_layers) if settings.stitch_rank else 0):
             self.net.layer(i).start_update(settings.stitch_rank, generator(settings.seed, 'update', i))
-        self.step = Step(settings, self.net, ranks, self.updates)
+        self.step = Step(settings, self.net, ranks, self.images)
+        self.updates = self.step.updates
+        self.total = settings.epochs * self.updates
         self.average = _average_of(self.net, settings) if settings.model_ema else None
         modules = {'net': self.net, **({'average': self.average.module} if self.average else {})}
         self.state = State(modules, self.step.optimizer, self.step.scaler)
@@ -161,15 +157,17 @@ class Trainer:
         progress.close()
         return True
 
-    def _batches(self, begin: int) -> Iterator[tuple[int, list[Any]]]:
+    def _batches(self, begin: int) -> Iterator[tuple[int, list[Batch]]]:
         """Number and batches of every step from `begin` on."""
-        together = self.settings.grad_accum_steps
+        together, repeat = self.settings.grad_accum_steps, self.settings.teacher_epochs
         for epoch in range(begin // self.updates, self.settings.epochs):
             first = max(begin, epoch * self.updates)
             self._set_modes()
-            batches = self.images.epoch(epoch, first % self.updates * together)
+            drawn = epoch % repeat if repeat else epoch  # repeated augmentations are answered by the stored teacher
+            place = first % self.updates * together
+            batches = enumerate(self.images.epoch(drawn, place), start=drawn * len(self.images) + place)
             for step in range(first, (epoch + 1) * self.updates):
-                yield step, [next(batches) for _ in range(together)]
+                yield step, [Batch(number, *batch) for number, batch in islice(batches, together)]
 
     def _note(self, progress: Progress, row: dict[str, Any]) -> None:
         """Says how a step went."""
@@ -194,6 +192,7 @@ class Trainer:
         return by_steps or (self.ranks.first and minutes is not None and time.monotonic() - saved > 60 * minutes)
 
     def _save(self, step: int, losses: list[float]) -> None:
+        self.step.flush()
         if self.ranks.first:
             loss = sum(losses) / len(losses) if losses else None
             self.folder.lines.sync()

@@ -23,9 +23,9 @@ ROOMS = (
     ('weights', 'hub'),
     ('net',),
     ('solve', 'cost', 'sample', 'distill', 'protect', 'tree', 'exchange'),
-    ('build',),
+    ('build', 'store'),
     ('config', 'log'),
-    ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile'),
+    ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay'),
     ('step',),
     ('evaluate', 'engine', 'plot'),
 )
