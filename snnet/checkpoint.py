@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import SnnetError
-from .files import sha256, sync_folder
+from .files import sha256, sync_folder, write_tensors
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r'step-(\d{8})')
@@ -131,7 +131,7 @@ class Checkpoints:
             _fill(temporary, tensors, values)
             os.replace(temporary, final)
             sync_folder(self.folder)
-        except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
+        except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             _log.warning(
                 'no checkpoint after step %d: %s wants %s bytes (%s); the run goes on', step, final, f'{size:,}', error
@@ -216,7 +216,7 @@ def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
 def _fill(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Writes the three files of a checkpoint down to the disk."""
     folder.mkdir()
-    save_file(tensors, folder / _TENSORS)
+    write_tensors(folder / _TENSORS, tensors)
     (folder / _VALUES).write_text(json.dumps(values, indent=1), encoding='utf-8')
     sums = ''.join(f'{sha256(folder / name)}  {name}\n' for name in (_TENSORS, _VALUES))
     (folder / _SUMS).write_text(sums, encoding='utf-8')

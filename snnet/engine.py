@@ -144,9 +144,10 @@ class Trainer:
             self._note(progress, row)
             if row['loss'] is not None:
                 losses.append(row['loss'])
-            if (step + 1) % self.settings.check_steps == 0:
+            due = saving or stopping or step + 1 == self.total
+            if due or (step + 1) % self.settings.check_steps == 0:
                 self._compare(step)
-            if saving or stopping or step + 1 == self.total:
+            if due:
                 self._save(step + 1, losses)
                 saved, losses = time.monotonic(), []
             if stopping and step + 1 < self.total:

@@ -19,7 +19,7 @@ from .config import EvalSettings
 from .data import clean_loader, open_dataset
 from .distributed import Ranks, ranks
 from .errors import SnnetError, UnknownStitch
-from .files import write_text
+from .files import clear_temporaries, write_text
 from .frontier import Record
 from .hub import WEIGHTS, write_records
 from .log import JsonLines, Progress, set_up_logging
@@ -177,6 +177,8 @@ class Evaluation:
         """Results in the output folder; refuses those of other weights or images."""
         if self.ranks.first:
             self.output.mkdir(parents=True, exist_ok=True)
+            for folder in (self.output, Path(self.settings.net)):
+                clear_temporaries(folder)
             if self.settings.overwrite:
                 self.lines.path.unlink(missing_ok=True)
                 self.partial.unlink(missing_ok=True)

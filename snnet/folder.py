@@ -15,7 +15,7 @@ import yaml
 
 from .config import TrainSettings, changes, to_yaml
 from .errors import LostRanks, SnnetError
-from .files import write_text
+from .files import clear_temporaries, write_text
 from .log import JsonLines
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'
@@ -94,6 +94,8 @@ class RunFolder:
             raise SnnetError(
                 f"another process trains in '{self.path}': wait for it, or name another --output"
             ) from None
+        for folder in (self.path, self.net):
+            clear_temporaries(folder)
         self._write_config()  # even of an old run: batch size and processes may have been dealt otherwise
 
     def _write_config(self) -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.models import is_model
 from torch import Tensor
 
 from .anchors import as_anchor
 from .errors import NoWeights, SnnetError
-from .files import write_atomically, write_text
+from .files import write_atomically, write_tensors, write_text
 from .frontier import Record
 from .layer import merged_state
 from .line import Anchor, Source
@@ -53,7 +53,7 @@ class Pretrained:
         text = json.dumps(config, indent=1)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in merged_state(self).items()}
-        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={'format': 'pt'}))
+        write_atomically(folder / WEIGHTS, lambda path: write_tensors(path, tensors, {'format': 'pt'}))
         write_text(folder / CONFIG, text)
 
     @classmethod

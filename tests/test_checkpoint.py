@@ -233,18 +233,18 @@ def full_disk(monkeypatch):
 
 
 def full_while_saving(monkeypatch):
-    def save(tensors, path):
+    def save(tensors, path, metadata):
         path.write_bytes(b'half of the')
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(snnet.checkpoint, 'save_file', save)
+    monkeypatch.setattr(snnet.files, 'save_file', save)
 
 
 def full_in_safetensors(monkeypatch):
-    def save(tensors, path):
-        raise snnet.checkpoint.SafetensorError('I/O error: No space left on device (os error 28)')
+    def save(tensors, path, metadata):
+        raise snnet.files.SafetensorError('I/O error: No space left on device (os error 28)')
 
-    monkeypatch.setattr(snnet.checkpoint, 'save_file', save)
+    monkeypatch.setattr(snnet.files, 'save_file', save)
 
 
 def full_while_moving(monkeypatch):
