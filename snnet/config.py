@@ -46,6 +46,7 @@ class TrainSettings(DataSettings):
     output: str = option('output/train', 'new folder for checkpoints, logs and the net')
     resume: bool = option(False, 'continue the run in the output folder')
     seed: int = option(0, 'of every random choice')
+    data_seed: int | None = option(None, 'of order, augmentation and mixup (default: the seed)')
     # the net
     pretrained: bool = option(True, 'load weights (NAME=FILE always does)')
     num_classes: int | None = option(None, 'classes (default: those of the weights)')
