@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,13 @@ class Ranks:
         """Adds a tensor up over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What every process gives, in the order of ranks, on all of them."""
+        things = [thing] * self.world
+        if self.world > 1:
+            dist.all_gather_object(things, thing)
+        return things
 
     def barrier(self) -> None:
         """Waits for all processes."""

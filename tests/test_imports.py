@@ -17,7 +17,7 @@ FILES = {
 MODULES = [name for name in FILES if name != '__init__']
 ROOMS = (
     ('errors',),
-    ('files', 'modes', 'seeds', 'distributed', 'sums', 'survey', 'plugins'),
+    ('files', 'folders', 'modes', 'seeds', 'distributed', 'sums', 'survey', 'plugins'),
     ('line', 'stitch', 'frontier'),
     ('layer', 'space', 'anchors'),
     ('weights', 'hub'),
@@ -25,6 +25,9 @@ ROOMS = (
     ('solve', 'cost', 'sample', 'distill', 'tree'),
     ('build',),
     ('config', 'log'),
+    ('draws', 'images'),
+    ('batch',),
+    ('loader',),
     ('data', 'optim', 'checkpoint'),
     ('evaluate', 'engine', 'plot'),
 )
