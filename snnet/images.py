@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
@@ -23,8 +24,8 @@ class Unreadable(Exception):
 class Pictures:
     """The decoded images of a data set, as timm decodes them, except that one that cannot be read is never passed over.
 
-    Every mode becomes RGB (CMYK, grey, palette; transparency is dropped), and rotation by EXIF is not applied: the
-    anchors were trained without it.
+    Every mode becomes RGB (CMYK, grey of 1 to 16 bits, palette; transparency is dropped), and rotation by EXIF is not
+    applied: the anchors were trained without it.
 
     Args:
         dataset: of timm or torchvision, without a transform.
@@ -70,7 +71,8 @@ class Pictures:
 class Quarantine:
     """Training images that cannot be read: counted over all ranks, recorded once each, and refused past a limit.
 
-    A rank adds what it meets; what follows from it is decided by all ranks alike in `settle`.
+    A rank adds what it meets; what follows from it is decided by all ranks alike in `settle`, which they call where
+    the sum of their `unsettled` is not 0.
 
     Args:
         pictures: where the images come from.
@@ -111,18 +113,19 @@ class Quarantine:
         Raises:
             SnnetError: on every rank, where more images are bad than may be.
         """
+        before = len(self.bad)
         for found in self._ranks.gather(self._fresh):
             for index, reason in found.items():
                 self.bad.setdefault(index, reason)
         self._fresh = {}
         named = [{'index': i, 'path': self._pictures.path(i), 'reason': reason} for i, reason in self.bad.items()]
-        if self._ranks.first:
+        if self._ranks.first and len(named) > before:
             self._lines.rewrite(named)
         if len(named) > self.limit:
             examples = ', '.join(f'{row["path"]!r} ({row["reason"]})' for row in named[-3:])
             raise SnnetError(
-                f'{len(named)} of {len(self._pictures)} training images cannot be read, and {self.limit} may be bad '
-                f'(--max-bad-images {self._share:g}): {self._lines.path} names all, such as {examples}'
+                f'{len(named)} of {len(self._pictures)} training images cannot be read, and {self.limit} may be '
+                f'(--max-bad-images {self._share:g}): {self._lines.path} names them all, such as {examples}'
             )
 
 
@@ -131,6 +134,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == 'RGB':
         image.load()
         return image
+    if image.mode.startswith('I;16'):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # convert would cut all but the darkest off
+    if image.mode in ('I', 'F'):
+        raise ValueError(f"pixels of mode '{image.mode}' have no known range")
     if image.mode == 'P' and 'transparency' in image.info:
         image = image.convert('RGBA')  # the same colours; Pillow warns of each image that skips this step
     return image.convert('RGB')

@@ -140,6 +140,42 @@ def test_folders_without_images_are_refused(net, tmp_path):
         open_dataset(settings_of(tmp_path), 'train', net)
 
 
+@pytest.mark.parametrize(('split', 'first'), [('train', 'class3'), ('validation', 'cat')])
+def test_training_and_validation_with_different_classes_are_refused(net, tmp_path, split, first):
+    write_images(tmp_path / 'train', classes=4, each=1)
+    write_images(tmp_path / 'val', classes=4, each=1)
+    assert len(open_dataset(settings_of(tmp_path), split, net)) == 4
+    (tmp_path / 'val' / 'class3').rename(tmp_path / 'val' / 'cat')
+    with pytest.raises(SnnetError, match=f"different classes: only the first has '{first}'") as error:
+        open_dataset(settings_of(tmp_path), split, net)
+    assert '\n' not in str(error.value)
+    table = tmp_path / 'table.txt'
+    table.write_text('class0\nclass1\nclass2\nclass3\n')
+    (tmp_path / 'val' / 'cat').rename(tmp_path / 'val' / 'dog')
+    assert len(open_dataset(settings_of(tmp_path, class_map=str(table)), 'train', net)) == 4
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+def test_a_class_folder_without_images_is_refused_by_name(net, tmp_path, split):
+    write_images(tmp_path / split, classes=4, each=1)
+    (tmp_path / split / 'big').mkdir()
+    (tmp_path / split / '.hidden').mkdir()
+    with pytest.raises(SnnetError, match="class folders of .* hold no images: 'big'; fill or remove"):
+        open_dataset(settings_of(tmp_path), split, net)
+
+
+def test_a_missing_split_is_refused_where_there_are_others_but_a_plain_folder_is_its_own_split(net, tmp_path):
+    write_images(tmp_path / 'all' / 'train', classes=4, each=1)
+    with pytest.raises(SnnetError, match="has no split 'validation', but 'train'"):
+        open_dataset(settings_of(tmp_path / 'all'), 'validation', net)
+    assert len(open_dataset(settings_of(tmp_path / 'all' / 'train'), 'validation', net)) == 4
+
+
+def test_classes_in_nested_folders_are_the_leaves(net, tmp_path):
+    write_images(tmp_path / 'train' / 'animals', classes=4, each=1)
+    assert len(open_dataset(settings_of(tmp_path), 'train', net)) == 4
+
+
 def test_another_number_of_classes_is_refused_and_says_what_helps(net, tmp_path):
     write_images(tmp_path / 'train', classes=3, each=2)
     with pytest.raises(SnnetError, match='has 3 classes, the anchors 4.*--num-classes 3'):
