@@ -17,13 +17,13 @@ FILES = {
 MODULES = [name for name in FILES if name != '__init__']
 ROOMS = (
     ('errors',),
-    ('files', 'modes', 'seeds', 'distributed', 'sums', 'survey', 'plugins'),
+    ('files', 'modes', 'seeds', 'distributed', 'sums', 'survey', 'plugins', 'parts'),
     ('line', 'stitch', 'frontier'),
-    ('layer', 'space', 'anchors'),
-    ('weights', 'hub'),
+    ('layer', 'space', 'anchors', 'statistics'),
+    ('weights', 'hub', 'extract'),
     ('net',),
     ('solve', 'cost', 'sample', 'distill', 'tree'),
-    ('build',),
+    ('build', 'recalibrate'),
     ('config', 'log'),
     ('data', 'optim', 'checkpoint'),
     ('evaluate', 'engine', 'plot'),
