@@ -25,7 +25,8 @@ ROOMS = (
     ('solve', 'cost', 'sample', 'distill', 'tree'),
     ('build', 'recalibrate'),
     ('config', 'log'),
-    ('data', 'optim', 'checkpoint'),
+    ('data', 'optim', 'checkpoint', 'tally'),
+    ('prepare',),
     ('evaluate', 'engine', 'plot'),
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""
