@@ -101,7 +101,8 @@ class Evaluation:
                 hits.update(zip(tally.stitches, tally.hits.numpy(), strict=True))
                 write_hits(self.hits, hits, self.fingerprint)
                 self.lines.rewrite([rows[stitch] for stitch in sorted(rows)])
-                self.partial.unlink(missing_ok=True)
+        if self.ranks.first:
+            self.partial.unlink(missing_ok=True)
         nothing = dict.fromkeys(RESULTS)
         for record in self.net.records:
             row = rows.get(record.stitch, nothing)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,20 +78,15 @@ class Tally:
 
     def save(self, path: Path, of: str) -> None:
         """Writes the state, whole or not at all; `of` tells what it belongs to."""
-        about = {'of': of, 'stitches': json.dumps(self.stitches), 'done': str(self.done)}
         tensors = {'sums': self.sums, 'hits': pack(self.hits.numpy())}
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
+        _write(path, tensors, {'of': of, 'stitches': self.stitches, 'done': self.done})
 
     def take_up(self, path: Path, of: str) -> None:
         """Loads the state of an interrupted pass over the same stitches and images; without one, nothing happens."""
-        try:
-            with safe_open(path, 'pt') as file:
-                about, sums, hits = file.metadata(), file.get_tensor('sums'), file.get_tensor('hits')
-        except (OSError, SafetensorError):
-            return
-        if (about['of'], about['stitches']) == (of, json.dumps(self.stitches)):
-            self.sums, self.done = sums, int(about['done'])
-            self.hits = torch.from_numpy(unpack(hits, self.images))
+        about, tensors = _read(path)
+        if about.get('of') == of and about['stitches'] == self.stitches:
+            self.sums, self.done = tensors['sums'], about['done']
+            self.hits = torch.from_numpy(unpack(tensors['hits'], self.images))
 
 
 def write_hits(path: Path, hits: Mapping[int, np.ndarray], of: str) -> None:
@@ -103,8 +99,7 @@ def write_hits(path: Path, hits: Mapping[int, np.ndarray], of: str) -> None:
     """
     ids = sorted(hits)
     tensors = {'stitches': torch.tensor(ids), 'hits': pack(np.stack([hits[stitch] for stitch in ids]))}
-    about = {'of': of, 'images': str(len(hits[ids[0]]))}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
+    _write(path, tensors, {'of': of, 'images': len(hits[ids[0]])})
 
 
 def read_hits(path: Path, of: str | None = None) -> dict[int, np.ndarray]:
@@ -114,14 +109,10 @@ def read_hits(path: Path, of: str | None = None) -> dict[int, np.ndarray]:
         path: of the file.
         of: what the hits must belong to; anything where None.
     """
-    try:
-        with safe_open(path, 'pt') as file:
-            about, ids, hits = file.metadata(), file.get_tensor('stitches'), file.get_tensor('hits')
-    except (OSError, SafetensorError):
+    about, tensors = _read(path)
+    if not about or (of is not None and about['of'] != of):
         return {}
-    if of is not None and about['of'] != of:
-        return {}
-    return dict(zip(ids.tolist(), unpack(hits, int(about['images'])), strict=True))
+    return dict(zip(tensors['stitches'].tolist(), unpack(tensors['hits'], about['images']), strict=True))
 
 
 @dataclass(frozen=True)
@@ -170,3 +161,18 @@ def pack(hits: np.ndarray) -> Tensor:
 def unpack(packed: Tensor, columns: int) -> np.ndarray:
     """The bits that `pack` was given."""
     return np.unpackbits(packed.numpy(), axis=1, count=columns).astype(bool)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Writes tensors and facts, whole or not at all; one text holds all facts, for safetensors shuffles several."""
+    metadata = {'about': json.dumps(about)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The facts and tensors of a file; nothing where it is missing or torn."""
+    try:
+        with safe_open(path, 'pt') as file:
+            return json.loads(file.metadata()['about']), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return {}, {}
