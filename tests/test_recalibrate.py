@@ -279,3 +279,12 @@ def test_what_cannot_be_recalibrated_is_refused_in_one_sentence(caplog):
     assert set(map(type, batch_norms(net).values())) == {nn.BatchNorm2d}
     snnet.recalibrate(net, [SAMPLES], samples=11, stitches=[0])
     assert 'recalibrating with 10 images' in caplog.text
+
+
+def test_compiled_blocks_follow_the_statistics_of_the_stitch(nets):
+    net = copy.deepcopy(nets['resnet'][0])
+    ids = [1, 3, 5, 6]  # all end in the same block
+    expected = outputs(net, ids)
+    net.anchor(1).line()[-1].compile(backend='eager')
+    assert all_equal(outputs(net, ids), expected)
+    assert all_equal(outputs(net, ids[::-1]), expected[::-1])
