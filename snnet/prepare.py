@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from .config import EvalSettings
+from .config import DataSettings, EvalSettings
 from .data import clean_loader, open_dataset
 from .distributed import Ranks
 from .errors import SnnetError
@@ -33,6 +33,8 @@ def prepare_statistics(settings: EvalSettings, net: StitchableNet, ranks: Ranks)
         SnnetError: it was asked for and cannot be done.
     """
     wanted, held = settings.recalibrate, net.statistics
+    if wanted is not None and wanted < 0:
+        raise SnnetError(f'recalibrate is a number of images, or 0, not {wanted}')
     if wanted == 0 or (wanted is None and (held is not None or not batch_norms(net))):
         return
     try:
@@ -41,8 +43,7 @@ def prepare_statistics(settings: EvalSettings, net: StitchableNet, ranks: Ranks)
         if wanted is not None:
             raise
         _log.warning(
-            'BatchNorm runs with the statistics of the anchors, which a mixture of stitches left behind (%s): '
-            '--recalibrate %d measures those of every stitch',
+            'BatchNorm runs with the statistics of the anchors (%s): --recalibrate %d measures those of every stitch',
             error, SAMPLES,
         )  # fmt: skip
         return
@@ -50,7 +51,7 @@ def prepare_statistics(settings: EvalSettings, net: StitchableNet, ranks: Ranks)
     samples = min(SAMPLES if wanted is None else wanted, total)
     if held is not None and held.samples == samples and len(held.stitches) == len(net.stitches):
         return
-    _recalibrate(settings, net, ranks, images, samples)
+    recalibrate_on(settings, net, ranks, images, samples)
     if ranks.first:
         _store(Path(settings.net), net)
     ranks.barrier()
@@ -73,9 +74,21 @@ def _training_images(settings: EvalSettings, net: StitchableNet) -> Dataset[Any]
     return images
 
 
-def _recalibrate(settings: EvalSettings, net: StitchableNet, ranks: Ranks, images: Dataset[Any], samples: int) -> None:
+def recalibrate_on(
+    settings: DataSettings, net: StitchableNet, ranks: Ranks, images: Dataset[Any], samples: int = SAMPLES
+) -> None:
+    """Recalibrates a net with some training images, chosen at random and shared by the ranks, and tells of progress.
+
+    Args:
+        settings: how images are read.
+        net: a net with BatchNorm.
+        ranks: the processes share the images.
+        images: training images.
+        samples: how many of them, or all where there are fewer.
+    """
+    total = len(images)  # type: ignore[arg-type]  # a Dataset with a length
+    samples = min(samples, total)
     _log.info('recalibrating BatchNorm in %d stitches with %d training images', len(net.stitches), samples)
-    total = len(images)  # type: ignore[arg-type]
     order = torch.randperm(total, generator=generator(0, 'recalibrate')).tolist()
     share = order[:samples][ranks.rank :: ranks.world]
     loader = clean_loader(settings, images, net, share, max(1, min(settings.batch_size, len(share))))

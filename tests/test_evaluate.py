@@ -356,6 +356,8 @@ def test_without_a_training_split_of_its_own_evaluation_says_so_and_goes_on(cnn,
 def test_recalibration_is_refused_where_there_is_no_batch_norm(saved, tmp_path):
     with pytest.raises(SnnetError, match='nothing to recalibrate'):
         evaluate(eval_settings(saved, output=str(tmp_path), recalibrate=5))
+    with pytest.raises(SnnetError, match='a number of images, or 0, not -1'):
+        evaluate(eval_settings(saved, output=str(tmp_path), recalibrate=-1))
 
 
 def test_a_folder_that_cannot_keep_the_statistics_is_evaluated_all_the_same(cnn, tmp_path, monkeypatch):
