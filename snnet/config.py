@@ -106,10 +106,9 @@ class EvalSettings(DataSettings):
     val_split: str = option('validation', 'name of the split to evaluate')
     stitches: str = option('', "ids to evaluate, such as '0-2,24' (default: all)")
     images: int | None = option(None, 'evaluate so many images, evenly spread (default: all)')
-    recalibrate: int | None = option(
-        None,
-        'training images for BatchNorm statistics of every stitch, kept in the folder of the net; 0 for none '
-        '(default: 1000 where the net has BatchNorm but no such statistics and data_dir has a training split)',
+    recalibrate: int = option(
+        0,
+        'training images for BatchNorm statistics of every stitch, kept in the folder of the net; 0 keeps what it has',
     )
     train_split: str = option('train', 'name of the split to recalibrate with')
     suffix_batch: int | None = option(

@@ -43,7 +43,8 @@ def recalibrate(
 
     Args:
         net: a net with BatchNorm in its anchors.
-        batches: clean training images (n, C, H, W), or pairs whose first item they are, normalised as for inference.
+        batches: training images (n, C, H, W), or pairs whose first item they are, augmented as when the weights were
+            trained: BatchNorm normalises what it sees now by what it saw then, and clean images cost points.
         samples: how many images to use; fewer are used, with a warning, where there are fewer. Memory holds the
             features of all of them at three positions or so (4 GB for 1,000 images of 224 pixels in a ResNet-50).
         stitches: ids; all by default. Others run with the statistics of the anchors.

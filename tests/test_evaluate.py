@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -311,16 +310,16 @@ def cnn(tmp_path):
 
 def test_batch_norm_is_recalibrated_once_and_the_folder_keeps_the_statistics(cnn):
     folder, data = cnn
-    before, _ = evaluate(eval_settings(folder, **data, recalibrate=0, output=str(folder / 'plain')))
+    before, _ = evaluate(eval_settings(folder, **data, output=str(folder / 'plain')))
     assert before.statistics is None
-    first, output = evaluate(eval_settings(folder, **data))
+    first, output = evaluate(eval_settings(folder, **data, recalibrate=1000))
     assert first.statistics.samples == 21
     loaded = StitchableNet.from_pretrained(folder)
     assert loaded.statistics.digest() == first.statistics.digest()
     assert loaded.records == first.records != before.records
     lines = (output / 'stitches.jsonl').read_bytes()
-    for again in ({}, {'recalibrate': 0}, {'recalibrate': 1000}):
-        evaluate(eval_settings(folder, **data, **again))
+    for again in (0, 1000):
+        evaluate(eval_settings(folder, **data, recalibrate=again))
     assert (output / 'stitches.jsonl').read_bytes() == lines
     few, _ = evaluate(eval_settings(folder, **data, recalibrate=9, output=str(folder / 'few')))
     assert few.statistics.samples == StitchableNet.from_pretrained(folder).statistics.samples == 9
@@ -330,7 +329,7 @@ def test_batch_norm_is_recalibrated_once_and_the_folder_keeps_the_statistics(cnn
 
 def test_the_recorded_accuracy_is_that_of_the_loaded_and_of_the_extracted_stitch(cnn):
     folder, data = cnn
-    evaluate(eval_settings(folder, **data))
+    evaluate(eval_settings(folder, **data, recalibrate=21))
     net, settings = StitchableNet.from_pretrained(folder), eval_settings(folder, **data)
     batches = list(clean_loader(settings, open_dataset(settings, 'validation', net), net, range(7), 4))
     for i, record in enumerate(net.records):
@@ -340,24 +339,23 @@ def test_the_recorded_accuracy_is_that_of_the_loaded_and_of_the_extracted_stitch
             assert record.loss == pytest.approx(float(loss.double().mean()), rel=1e-6)
 
 
-def test_without_a_training_split_of_its_own_evaluation_says_so_and_goes_on(cnn, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        ({'train_split': 'validation'}, "the splits 'validation' and 'validation' of .* share images"),
+        ({'recalibrate': -1}, 'a number of images, or 0, not -1'),
+    ],
+)
+def test_images_that_are_evaluated_are_not_recalibrated_with(cnn, change, told):
     folder, data = cnn
-    only = {**data, 'data_dir': str(tmp_path / 'data' / 'validation')}  # a folder of classes is every split
-    for wrong, told in ((only, 'share images'), ({'dataset': 'generated/7'}, 'only on folders')):
-        with caplog.at_level('WARNING'):
-            logging.getLogger('snnet').propagate = True
-            net, _ = evaluate(eval_settings(folder, **wrong, output=str(tmp_path / told)))
-        assert net.statistics is None
-    with pytest.raises(SnnetError, match="the splits 'train' and 'validation' of .* share images"):
-        evaluate(eval_settings(folder, **only, recalibrate=5, output=str(tmp_path / 'asked')))
+    with pytest.raises(SnnetError, match=told):
+        evaluate(eval_settings(folder, **{**data, 'recalibrate': 5, **change}))
     assert StitchableNet.from_pretrained(folder).statistics is None
 
 
 def test_recalibration_is_refused_where_there_is_no_batch_norm(saved, tmp_path):
     with pytest.raises(SnnetError, match='nothing to recalibrate'):
         evaluate(eval_settings(saved, output=str(tmp_path), recalibrate=5))
-    with pytest.raises(SnnetError, match='a number of images, or 0, not -1'):
-        evaluate(eval_settings(saved, output=str(tmp_path), recalibrate=-1))
 
 
 def test_a_folder_that_cannot_keep_the_statistics_is_evaluated_all_the_same(cnn, tmp_path, monkeypatch):
@@ -365,6 +363,6 @@ def test_a_folder_that_cannot_keep_the_statistics_is_evaluated_all_the_same(cnn,
     monkeypatch.setattr(
         'snnet.prepare.write_statistics', lambda *_: (_ for _ in ()).throw(PermissionError('read-only'))
     )
-    net, output = evaluate(eval_settings(folder, **data, output=str(tmp_path / 'out')))
+    net, output = evaluate(eval_settings(folder, **data, recalibrate=21, output=str(tmp_path / 'out')))
     assert net.statistics.samples == 21
     assert len(rows_of(output)) == len(net.stitches)
