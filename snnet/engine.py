@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
 from .build import create_stitchable_net
 from .checkpoint import Checkpoints, State
@@ -25,8 +26,10 @@ from .log import Progress, set_up_logging
 from .modes import autocast
 from .net import StitchableNet
 from .plugins import import_plugins
+from .prepare import recalibrate_in_sight
 from .seeds import generator, key, seed_libraries
 from .solve import initialise, kaiming
+from .statistics import batch_norms
 from .step import Batch, Step
 from .stop import StopRequest, Watchdog
 from .sums import LayerFit
@@ -112,15 +115,30 @@ class Trainer:
             self._compile()
         if not self._train(begin):
             return None
-        if self.ranks.first and begin == self.total and _whole(self.folder.net):
+        if self.ranks.share(self.ranks.first and begin == self.total and _whole(self.folder.net)):
             _log.info('%s is trained already', self.folder.net)
-        elif self.ranks.first:
-            net = self.average.module if self.average else self.net
-            net.eval()
+        else:
+            self._finish(self.average.module if self.average else self.net)
+        return self.folder.net
+
+    def _finish(self, net: StitchableNet) -> None:
+        """Gives every stitch BatchNorm statistics of its own, where anchors moved, and saves the net."""
+        self.watchdog.alive()
+        settings = self.settings
+        if settings.recalibrate and batch_norms(net) and not settings.freeze_anchors:
+            share = -(-settings.recalibrate // self.ranks.world)
+            recalibrate_in_sight(net, self._training_images(), share, self.ranks)
+        net.eval()
+        if self.ranks.first:
             net.save_pretrained(self.folder.net)
             _log.info('saved the net; next: %s', self._next_command())
         self.ranks.barrier()
-        return self.folder.net
+
+    def _training_images(self) -> Iterator[Tensor]:
+        """Images as the steps saw them, of an epoch that none of them took: clean ones have other statistics."""
+        first = self.settings.epochs * len(self.images)
+        for number, batch in enumerate(self.images.epoch(self.settings.epochs), start=first):
+            yield self.step.prepared(Batch(number, *batch))[0]
 
     def _compile(self) -> None:
         """Compiles the blocks now, so that no later step stops for it."""
