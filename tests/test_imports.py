@@ -29,7 +29,7 @@ ROOMS = (
     ('batch',),
     ('loader',),
     ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay', 'tally'),
-    ('step', 'prepare'),
+    ('step', 'prepare', 'start'),
     ('evaluate', 'engine', 'plot'),
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""
