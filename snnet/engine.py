@@ -131,9 +131,10 @@ class Trainer:
             self._note(progress, row)
             if row['loss'] is not None:
                 losses.append(row['loss'])
-            if (step + 1) % self.settings.check_steps == 0:
+            saving = saving or stopping or step + 1 == self.total
+            if saving or (step + 1) % self.settings.check_steps == 0:
                 self._compare(step)
-            if saving or stopping or step + 1 == self.total:
+            if saving:
                 self._save(step + 1, losses)
                 saved, losses = time.monotonic(), []
             if stopping and step + 1 < self.total:
@@ -188,8 +189,8 @@ class Trainer:
         if strangers:
             told = '; '.join(f'rank {rank} from {name} on' for rank, name in strangers.items())
             raise SnnetError(
-                f'after step {step} the weights of some ranks differ from the first rank ({told}): no checkpoint was '
-                f'written since; run it again to go on from the last one'
+                f'after step {step} the weights of some ranks differ from the first rank ({told}), so no '
+                f'checkpoint was written; run it again to go on from the last one'
             )
 
     def _start(self) -> None:
@@ -220,7 +221,12 @@ class Trainer:
         loader, share = initialisation_images(self.settings, self.net, self.ranks)
         reduce = self.ranks.all_reduce if self.ranks.world > 1 else None
         progress = Progress(share, 'images for least squares', quiet=not self.ranks.first)
-        fits = initialise(self.net, loader, max(1, share), self.settings.init, reduce, progress.update)
+
+        def note(count: int) -> None:
+            self.watchdog.alive()
+            progress.update(count)
+
+        fits = initialise(self.net, loader, max(1, share), self.settings.init, reduce, note)
         progress.close()
         return fits
 
