@@ -179,7 +179,7 @@ def strangers_of(ranks, changes):
         flat = net.get_parameter(name).detach().view(-1)
         kept = flat[-1].clone()
         if ranks.rank == 1:
-            flat[-1] += change
+            flat[-1] = torch.nextafter(flat[-1], torch.tensor(9.0)) if change == 'least' else flat[-1] + change
         found.append(exchange.strangers())
         flat[-1] = kept
     return found
@@ -187,7 +187,7 @@ def strangers_of(ranks, changes):
 
 def test_a_single_weight_that_differs_is_found_and_named_on_all_ranks():
     names = ('anchors.1.model.blocks.2.mlp.fc1.weight', 'stitch_layers.0.bias')
-    changes = [(name, change) for name in names for change in (1e-6, -1.0, float('nan'))]
+    changes = [(name, change) for name in names for change in ('least', 1e-6, float('nan'))]
     assert on_two_ranks(strangers_of, changes) == [[{}, *({1: name} for name, _ in changes)]] * 2
 
 

@@ -3,19 +3,23 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import re
 import shutil
+import signal
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from runs import train_settings, trainer
+from runs import in_two_processes, train_settings, trainer
 from safetensors.torch import load_file
+from torch import distributed as dist
 
 from snnet import SnnetError, StitchableNet, engine
 from snnet.engine import Trainer, _build_net, train
+from snnet.errors import LostRanks
 from snnet.step import Step
 
 ROOT = __file__.rpartition('/tests/')[0]
@@ -108,6 +112,43 @@ def test_the_number_of_loader_processes_may_change_at_every_stop(tmp_path, monke
     train(train_settings(tmp_path / 'whole', **changes))
     stopped(monkeypatch, train_settings(tmp_path / 'stopped', workers=2, **changes), 1, 'asked')
     train(train_settings(tmp_path / 'stopped', workers=1, **changes))
+    assert ends(tmp_path / 'whole') == ends(tmp_path / 'stopped')
+
+
+def train_on(rank, store, folder, number, how):
+    """A rank of a run, that ends itself in a step."""
+    os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store), 'TORCHELASTIC_USE_AGENT_STORE': 'True'}
+    os.environ |= {'WORLD_SIZE': '2', 'RANK': str(rank), 'TORCHELASTIC_RUN_ID': 'x'}
+    call = Step.__call__
+
+    def stopping(self, step, batches, asks):
+        if step == number and rank == 1:
+            os.kill(os.getpid(), how)
+        return call(self, step, batches, asks)
+
+    Step.__call__ = stopping
+    settings = train_settings(
+        folder, dataset='generated/24', stitch_per_rank=True, drop_path=0.3, mixup=0.8, checkpoint_steps=2, timeout=60
+    )
+    try:
+        return str(train(settings))
+    except LostRanks as error:
+        return error.args[0]
+
+
+def test_a_rank_that_is_told_to_end_or_killed_takes_no_bit_away(tmp_path):
+    def on_two(folder, number=None, how=None):
+        store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+        return in_two_processes(train_on, store.port, tmp_path / folder, number, how)
+
+    assert on_two('whole') == [str(tmp_path / 'whole' / 'net')] * 2
+    assert on_two('stopped', 0, signal.SIGTERM) == ['None', 'None']
+    assert newest(tmp_path / 'stopped')[1]['step'] == 2
+    told, silent = on_two('stopped', 4, signal.SIGKILL)
+    assert told.startswith('rank 0 lost the other 1 ranks')
+    assert silent is None
+    assert newest(tmp_path / 'stopped')[1]['step'] == 4
+    on_two('stopped')
     assert ends(tmp_path / 'whole') == ends(tmp_path / 'stopped')
 
 
