@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from . import disks, evaluation, images, kills, numbers, refusals, signals, storage, teacher  # noqa: F401
+from . import disks, evaluation, images, kills, numbers, refusals, restarts, signals, storage, teacher  # noqa: F401
 from .check import Violation
 from .kinds import KINDS
 from .lab import Lab

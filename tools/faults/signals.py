@@ -62,6 +62,20 @@ def terminate_at_start(lab: Lab) -> str:
     return IDENTICAL
 
 
+@kind('SIGTERM while the net is written', often=2)
+def terminate_at_end(lab: Lab) -> str:
+    """There is nothing left to stop."""
+    marker = lab.fault('file', 'pause', rank=0, match=r'/run/\.?net', at=lab.random.randint(1, 6))
+    run = lab.train(lab.random.choice((1, 2)))
+    run.reached(marker)
+    run.signal(signal.SIGTERM)
+    run.release(marker)
+    codes = run.wait()
+    check.require(not any(codes), f'exit statuses {codes}: {run.said()[-2000:]}')
+    check.whole(lab.output, lab.reference(len(codes)))
+    return IDENTICAL
+
+
 @kind('SIGTERM to torchrun', often=4)
 def terminate_torchrun(lab: Lab) -> str:
     """It passes the signal on to the ranks and, as they share a process group, to their loader workers."""
