@@ -75,9 +75,7 @@ class TrainSettings(DataSettings):
     distill_alpha: float = option(0.5, 'weight of the teacher')
     distill_tau: float = option(1.0, 'temperature of soft distillation')
     distill_topk: int = option(16, 'classes that a soft answer of the teacher tells apart; 0 for all')
-    teacher_store: str = option(
-        '', "folder for the teacher's answers, which later epochs and runs replay", free=True
-    )
+    teacher_store: str = option('', "folder for the teacher's answers, which later epochs and runs replay", free=True)
     teacher_epochs: int | None = option(None, 'repeat the augmentations after so many epochs (default: never)')
     # optimiser and schedule
     opt: str = option('adamw', 'optimiser')

@@ -213,7 +213,6 @@ class Trainer:
         """Initialises the stitch layers."""
         fits = self._initialise()
         if self.ranks.first:
-            self.folder.write_config()
             self.folder.lines.rewrite([])
         for fit in fits:
             _log.debug(
@@ -253,10 +252,9 @@ class Trainer:
         self.ranks.barrier()
         if values is None:
             return None
-        self.checkpoints.load(step, self.state, self.ranks.device)
+        self.checkpoints.load(step, self.state)
         self.step.skips = values['skips']
         if self.ranks.first:
-            self.folder.write_config()  # batch size and processes may have been dealt otherwise
             self.folder.lines.rewrite([row for row in self.folder.lines.read() if row['step'] < step])
         _log.info('%s goes on after step %d of %d', self.folder.path, step, self.total)
         return step
