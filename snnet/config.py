@@ -91,6 +91,7 @@ class TrainSettings(DataSettings):
     warmup_lr: float = option(1e-7, 'learning rate at the start')
     min_lr: float = option(1e-6, 'learning rate at the end')
     # data and augmentation
+    max_bad_images: float = option(0.001, 'share of the training images that may be unreadable', free=True)
     train_split: str = option('train', 'name of the training split')
     scale: tuple[float, float] = option((0.08, 1.0), 'area of random crops')
     ratio: tuple[float, float] = option((3 / 4, 4 / 3), 'aspect ratio of random crops')

@@ -139,9 +139,12 @@ class Trainer:
         losses: list[float] = []
         saved = time.monotonic()
         for step, batches in self._batches(begin):
-            asks = [self.stop.received is not None, self._due(step + 1, saved)]
-            row, (stopping, saving) = self.step(step, batches, asks)
+            quarantine = self.images.quarantine
+            asks = [self.stop.received is not None, self._due(step + 1, saved), quarantine.unsettled > 0]
+            row, (stopping, saving, unsettled) = self.step(step, batches, asks)
             self._note(progress, row)
+            if unsettled:
+                quarantine.settle()
             if row['loss'] is not None:
                 losses.append(row['loss'])
             due = saving or stopping or step + 1 == self.total

@@ -17,7 +17,7 @@ FILES = {
 MODULES = [name for name in FILES if name != '__init__']
 ROOMS = (
     ('errors',),
-    ('files', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins'),
+    ('files', 'folders', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins'),
     ('line', 'stitch', 'frontier'),
     ('layer', 'space', 'anchors'),
     ('weights', 'hub'),
@@ -25,6 +25,9 @@ ROOMS = (
     ('solve', 'cost', 'sample', 'distill', 'protect', 'tree', 'exchange'),
     ('build', 'store'),
     ('config', 'log'),
+    ('draws', 'images'),
+    ('batch',),
+    ('loader',),
     ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay'),
     ('step',),
     ('evaluate', 'engine', 'plot'),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from snnet.stop import StopRequest, Watchdog, leave_signals_to_parent
+from snnet.loader import _leave_signals_to_the_main_process
+from snnet.stop import StopRequest, Watchdog
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -105,7 +106,7 @@ class Pids(Dataset):
 
 @pytest.mark.parametrize('number', SIGNALS)
 def test_a_signal_to_all_processes_takes_no_batch_away_from_the_last_step(number):
-    loader = DataLoader(Pids(), num_workers=1, worker_init_fn=leave_signals_to_parent, prefetch_factor=1)
+    loader = DataLoader(Pids(), num_workers=1, worker_init_fn=_leave_signals_to_the_main_process, prefetch_factor=1)
     with StopRequest() as stop:
         batches = iter(loader)
         os.kill(int(next(batches)), number)
