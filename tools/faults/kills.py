@@ -33,27 +33,27 @@ RECIPES: tuple[dict[str, Any], ...] = (
 @kind('kill -9 of a random rank, in a step', often=10, lost=INTERVAL)
 def kill_rank_in_step(lab: Lab) -> str:
     """The other rank notices that its peer is gone and ends."""
-    return _kill_in_step(lab, [lab.random.randrange(2)], world=2)
+    return kill_in_step(lab, [lab.random.randrange(2)], world=2)
 
 
 @kind('kill -9 of all ranks, in a step', often=10, lost=INTERVAL)
 def kill_all_in_step(lab: Lab) -> str:
     """As a machine that loses its power."""
     world = lab.random.choice((1, 2))
-    return _kill_in_step(lab, range(world), world)
+    return kill_in_step(lab, range(world), world)
 
 
 @kind('kill -9 in a step, two loader workers', often=4, lost=INTERVAL)
 def kill_with_workers(lab: Lab) -> str:
     """The workers end by themselves; the images that they had read ahead are read again."""
-    return _kill_in_step(lab, [0], world=1, workers=2)
+    return kill_in_step(lab, [0], world=1, workers=2)
 
 
 @kind('kill -9 in a step, other recipes', often=10, lost=INTERVAL)
 def kill_other_recipe(lab: Lab) -> str:
     """What else a run remembers or draws: moving averages, mixup, drop path, several stitches or batches a step."""
     world, changes = lab.random.choice((1, 2)), lab.random.choice(RECIPES)
-    return _kill_in_step(lab, range(world), world, STEPS // changes.get('grad_accum_steps', 1), **changes)
+    return kill_in_step(lab, range(world), world, STEPS // changes.get('grad_accum_steps', 1), **changes)
 
 
 @kind('kill -9 of a random rank, in a save', often=10, lost=INTERVAL)
@@ -113,7 +113,7 @@ def kill_in_net(lab: Lab) -> str:
     return _kill_at_file(lab, [0], lab.random.choice((1, 2)), r'/run/\.?net')
 
 
-def _kill_in_step(lab: Lab, ranks: Sequence[int], world: int, steps: int = STEPS, **changes: Any) -> str:
+def kill_in_step(lab: Lab, ranks: Sequence[int], world: int, steps: int = STEPS, **changes: Any) -> str:
     """Pauses a random place of a random step and kills."""
     marker = lab.fault(lab.random.choice(POINTS), 'pause', at=lab.random.randrange(steps), rank=ranks[0])
     run = lab.train(world, **changes)
