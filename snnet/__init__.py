@@ -8,6 +8,7 @@ from .errors import BudgetInfeasible, CannotStitch, InvalidBudget, NoWeights, Sn
 from .frontier import Record, frontier, select
 from .line import Anchor, Boundary, Source, Stage
 from .net import StitchableNet
+from .recalibrate import recalibrate
 from .solve import initialise, kaiming
 from .space import list_stitches
 from .stitch import Leg, Stitch
@@ -37,6 +38,7 @@ __all__ = [
     'kaiming',
     'list_stitches',
     'measure_costs',
+    'recalibrate',
     'register_adapter',
     'select',
     'warm_up',

@@ -107,6 +107,7 @@ class TrainSettings(DataSettings):
     mixup_prob: float = option(1.0, 'probability of mixup or cutmix')
     mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on')
     smoothing: float = option(0.1, 'label smoothing')
+    recalibrate: int = option(1000, 'training images for BatchNorm statistics of every stitch, at the end; 0 for none')
     # how a step is computed
     grad_accum_steps: int = option(1, 'batches an update')
     unused_grads: str = option('none', "gradients of weights that take no part: 'none', or 'zero' as published")
@@ -135,6 +136,14 @@ class EvalSettings(DataSettings):
     val_split: str = option('validation', 'name of the split to evaluate')
     stitches: str = option('', "ids to evaluate, such as '0-2,24' (default: all)")
     images: int | None = option(None, 'evaluate so many images, evenly spread (default: all)')
+    recalibrate: int = option(
+        0,
+        'training images for BatchNorm statistics of every stitch, kept in the folder of the net; 0 keeps what it has',
+    )
+    train_split: str = option('train', 'name of the split to recalibrate with')
+    suffix_batch: int | None = option(
+        None, 'most images in a batch of several stitches with the same end; 0 merges none (default: 512 on a GPU, 0)'
+    )
 
 
 def parse(

@@ -19,7 +19,7 @@ from .batch import AugmentedPictures, Normaliser
 from .config import DataSettings, TrainSettings
 from .distributed import Ranks
 from .draws import Draw, Draws
-from .errors import SnnetError
+from .errors import SnnetError, reason_of
 from .folders import check_folders
 from .images import Pictures, Quarantine
 from .loader import Loader
@@ -52,7 +52,7 @@ def open_dataset(settings: DataSettings, split: str, net: StitchableNet) -> Data
             settings.dataset, root=settings.data_dir, split=split, class_map=settings.class_map or None
         )
     except (RuntimeError, AssertionError, OSError, ValueError) as error:
-        raise SnnetError(f"no images in the split '{split}' of '{settings.data_dir}': {error}") from None
+        raise SnnetError(f"no images in the split '{split}' of '{settings.data_dir}': {reason_of(error)}") from None
     if isinstance(dataset, IterableDataset):
         raise SnnetError(f"'{settings.dataset}' is a stream, and images are drawn by number: use a folder or hfds/")
     if hasattr(getattr(dataset, 'reader', None), 'samples') and Path(settings.data_dir).is_dir():

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
-from .build import create_stitchable_net
 from .checkpoint import Checkpoints, State
 from .checks import check
 from .compile import compile_blocks, warm_up
 from .config import TrainSettings
-from .data import TrainImages, initialisation_images
+from .data import TrainImages
 from .distributed import Ranks, ranks
 from .errors import SnnetError
 from .folder import RunFolder
@@ -25,11 +25,12 @@ from .log import Progress, set_up_logging
 from .modes import autocast
 from .net import StitchableNet
 from .plugins import import_plugins
+from .prepare import recalibrate_in_sight
 from .seeds import generator, key, seed_libraries
-from .solve import initialise, kaiming
+from .start import build_net, initialise_layers
+from .statistics import batch_norms
 from .step import Batch, Step
 from .stop import StopRequest, Watchdog
-from .sums import LayerFit
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Trainer:
     ) -> None:
         self.settings, self.ranks, self.folder, self.stop, self.watchdog = settings, ranks, folder, stop, watchdog
         seed_libraries(key(settings.seed, 'build'))  # for weights that are not loaded
-        self.net = _build_net(settings).to(ranks.device)
+        self.net = build_net(settings).to(ranks.device)
         self.images = TrainImages(settings, self.net, ranks)
         if settings.channels_last:
             self.net.to(memory_format=torch.channels_last)
@@ -112,15 +113,30 @@ class Trainer:
             self._compile()
         if not self._train(begin):
             return None
-        if self.ranks.first and begin == self.total and _whole(self.folder.net):
+        if self.ranks.share(self.ranks.first and begin == self.total and _whole(self.folder.net)):
             _log.info('%s is trained already', self.folder.net)
-        elif self.ranks.first:
-            net = self.average.module if self.average else self.net
-            net.eval()
+        else:
+            self._finish(self.average.module if self.average else self.net)
+        return self.folder.net
+
+    def _finish(self, net: StitchableNet) -> None:
+        """Gives every stitch BatchNorm statistics of its own, where anchors moved, and saves the net."""
+        self.watchdog.alive()
+        settings = self.settings
+        if settings.recalibrate and batch_norms(net) and not settings.freeze_anchors:
+            share = -(-settings.recalibrate // self.ranks.world)
+            recalibrate_in_sight(net, self._training_images(), share, self.ranks)
+        net.eval()
+        if self.ranks.first:
             net.save_pretrained(self.folder.net)
             _log.info('saved the net; next: %s', self._next_command())
         self.ranks.barrier()
-        return self.folder.net
+
+    def _training_images(self) -> Iterator[Tensor]:
+        """Images as the steps saw them, of an epoch that none of them took: clean ones have other statistics."""
+        first = self.settings.epochs * len(self.images)
+        for number, batch in enumerate(self.images.epoch(self.settings.epochs), start=first):
+            yield self.step.prepared(Batch(number, *batch))[0]
 
     def _compile(self) -> None:
         """Compiles the blocks now, so that no later step stops for it."""
@@ -214,37 +230,12 @@ class Trainer:
 
     def _start(self) -> None:
         """Initialises the stitch layers."""
-        fits = self._initialise()
+        initialise_layers(self.settings, self.net, self.ranks)
         if self.ranks.first:
             self.folder.lines.rewrite([])
-        for fit in fits:
-            _log.debug(
-                'stitch layer %d: residual %.4f, rank %d of %d, condition %.1e, %d rows',
-                fit.layer, fit.residual, fit.rank, fit.channels, fit.condition, fit.rows,
-            )  # fmt: skip
-        if fits:
-            residuals = [fit.residual for fit in fits]
-            _log.info(
-                'least squares: residuals %.3f to %.3f over %d stitch layers, worst condition %.1e',
-                min(residuals), max(residuals), len(fits), max(fit.condition for fit in fits),
-            )  # fmt: skip
         if self.average is not None:
             self.average.set(self.net)
         self._save(0, [])
-
-    def _initialise(self) -> list[LayerFit]:
-        """Least squares, with a report a layer, or Kaiming's random choice."""
-        if self.settings.init == 'kaiming':
-            kaiming(self.net, generator(self.settings.seed, 'kaiming'))
-            return []
-        loader, share = initialisation_images(self.settings, self.net, self.ranks)
-        reduce = self.ranks.all_reduce if self.ranks.world > 1 else None
-        progress = Progress(share, 'images for least squares', quiet=not self.ranks.first)
-        fits = initialise(
-            self.net, loader, max(1, share), self.settings.init, reduce, progress.update, self.settings.init_ridge
-        )
-        progress.close()
-        return fits
 
     def _resume(self) -> int | None:
         """Takes up the newest checkpoint that verifies; returns its step, or None where there is none."""
@@ -274,20 +265,6 @@ class Trainer:
         self.net.train()
         if self.settings.freeze_anchors:
             self.net.anchors.eval()  # frozen means batch-norm statistics and drop path too
-
-
-def _build_net(settings: TrainSettings) -> StitchableNet:
-    return create_stitchable_net(
-        settings.anchors,
-        pretrained=settings.pretrained,
-        num_classes=settings.num_classes,
-        img_size=settings.img_size,
-        window=settings.window,
-        step=settings.step,
-        nearest=settings.nearest,
-        direction=settings.direction,
-        drop_path_rate=settings.drop_path,
-    )
 
 
 def _average_of(net: StitchableNet, settings: TrainSettings) -> ModelEmaV3:

@@ -78,10 +78,11 @@ class Quarantine:
         pictures: where the images come from.
         share: of the images that may be bad; unless it is 0, one always may.
         ranks: their findings are put together.
-        file: JSON lines with the index, path and reason of each; an earlier run's are taken up.
+        file: JSON lines with the index, path and reason of each; those of a run that is taken up again are known,
+            unless they have been repaired.
 
     Raises:
-        SnnetError: the share is no number from 0 to 1.
+        SnnetError: the share is no number from 0 to 1, or more images are known to be bad than may be.
     """
 
     def __init__(self, pictures: Pictures, share: float, ranks: Ranks, file: Path) -> None:
@@ -92,9 +93,13 @@ class Quarantine:
         self.bad: dict[int, str] = {}
         self._fresh: dict[int, str] = {}
         for row in self._lines.read():
-            index, reason = row.get('index'), row.get('reason')
+            index = row.get('index')
             if isinstance(index, int) and 0 <= index < len(pictures) and row.get('path') == pictures.path(index):
-                self.bad[index] = str(reason)
+                try:
+                    pictures.read(index)  # it may have been repaired
+                except Unreadable as error:
+                    self.bad[index] = str(error)
+        self._refuse_too_many()
 
     @property
     def unsettled(self) -> int:
@@ -118,13 +123,18 @@ class Quarantine:
             for index, reason in found.items():
                 self.bad.setdefault(index, reason)
         self._fresh = {}
-        named = [{'index': i, 'path': self._pictures.path(i), 'reason': reason} for i, reason in self.bad.items()]
-        if self._ranks.first and len(named) > before:
-            self._lines.rewrite(named)
-        if len(named) > self.limit:
-            examples = ', '.join(f'{row["path"]!r} ({row["reason"]})' for row in named[-3:])
+        if self._ranks.first and len(self.bad) > before:
+            self._lines.rewrite(self._rows())
+        self._refuse_too_many()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{'index': i, 'path': self._pictures.path(i), 'reason': reason} for i, reason in self.bad.items()]
+
+    def _refuse_too_many(self) -> None:
+        if len(self.bad) > self.limit:
+            examples = ', '.join(f'{row["path"]!r} ({row["reason"]})' for row in self._rows()[-3:])
             raise SnnetError(
-                f'{len(named)} of {len(self._pictures)} training images cannot be read, and {self.limit} may be '
+                f'{len(self.bad)} of {len(self._pictures)} training images cannot be read, and {self.limit} may be '
                 f'(--max-bad-images {self._share:g}): {self._lines.path} names them all, such as {examples}'
             )
 

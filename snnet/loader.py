@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -79,17 +81,21 @@ class Loader:
         # processes at work on a pass that was broken off, or with a dead one among them, are not used again
         loader, self._loader = self._make_loader() if self._loader is None else self._loader, None
         self._order.batches = batches
+        iterator: Any = None
         try:
             iterator = _start(loader)
             while (batch := self._next(iterator)) is not None:
                 yield batch
+            self._loader = loader
         except (RuntimeError, OSError, EOFError) as error:
             if self._workers and _processes_failed(error):
                 raise _Killed from None
             raise
         except MemoryError:
             raise SnnetError(_MEMORY.format('ran out of memory', self._workers)) from None
-        self._loader = loader
+        finally:
+            if self._loader is None and hasattr(iterator, '_shutdown_workers'):
+                iterator._shutdown_workers()  # they would live on with the iterator, which an error's traceback keeps
 
     def _next(self, iterator: Iterator[Batch]) -> Batch | None:
         """The next batch; says so where it takes long, and gives up where the processes are stuck."""
@@ -102,8 +108,7 @@ class Loader:
                     raise
                 waited = time.monotonic() - begin
                 if waited > STUCK_SECONDS:
-                    for process in getattr(iterator, '_workers', []):
-                        process.kill()  # or the end of this process would wait for it
+                    _kill(_processes(iterator))
                     raise SnnetError(
                         f'the processes that load images gave nothing for {waited:.0f} s: is the disk there?'
                     ) from None
@@ -158,9 +163,19 @@ def _start(loader: DataLoader[Any]) -> Iterator[Batch]:
     """
     before = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
+    atexit.register(_kill, _processes(iterator))  # they ignore signals: Python would wait for them for ever
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     return iterator
+
+
+def _processes(iterator: Iterator[Batch]) -> list[BaseProcess]:
+    return list(getattr(iterator, '_workers', []))
+
+
+def _kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

@@ -120,6 +120,16 @@ class Step:
         }
         return row, [wish > 0 for wish in wishes]
 
+    def prepared(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images and targets (classes, or shares of classes) as the net is shown them: mixed up, on the device."""
+        images, targets = (x.to(self.ranks.device, non_blocking=True) for x in (batch.images, batch.targets))
+        if self.settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if self.mixup is not None:
+            seed_libraries(key(self.data_seed, 'mixup', batch.number, self.ranks.rank))
+            images, targets = self.mixup(images, targets)
+        return images, targets
+
     def flush(self) -> None:
         """Writes what must be on the disk before a checkpoint is."""
         if self.answers is not None:
@@ -135,15 +145,10 @@ class Step:
         settings, device = self.settings, self.ranks.device
         total = torch.zeros((), device=device)
         share = 1 / (len(batches) * len(stitches))
-        for place, (number, images, targets) in enumerate(batches):
-            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-            if settings.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            if self.mixup is not None:
-                seed_libraries(key(self.data_seed, 'mixup', number, self.ranks.rank))
-                images, targets = self.mixup(images, targets)
+        for place, batch in enumerate(batches):
+            images, targets = self.prepared(batch)
             with autocast(settings.amp, settings.amp_dtype, device):
-                answer = None if self.answers is None else self.answers(number, images)
+                answer = None if self.answers is None else self.answers(batch.number, images)
             for turn, stitch in enumerate(stitches):
                 # what drop path and dropout draw
                 seed_libraries(key(settings.seed, 'forward', step, place, self.ranks.rank, turn))

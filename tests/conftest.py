@@ -17,6 +17,7 @@ def quiet_logger():
     yield
     logger = logging.getLogger('snnet')
     logger.propagate = True
+    logger.setLevel(logging.NOTSET)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()

@@ -206,6 +206,10 @@ def test_more_bad_images_than_may_be_end_in_a_sentence_with_paths(net, folder, s
         images.quarantine.settle()
     assert '\n' not in str(error.value)
     assert len((folder / 'run' / 'quarantine.jsonl').read_text().splitlines()) == 2
+    with pytest.raises(SnnetError, match='2 of 24'):
+        TrainImages(settings_of(folder, max_bad_images=share), net, ALONE)
+    write_images(folder / 'train', classes=4, each=6)
+    assert TrainImages(settings_of(folder, max_bad_images=share), net, ALONE).quarantine.bad == {}, 'once repaired'
 
 
 @pytest.mark.parametrize('share', [-0.1, 1.5, float('nan')])
@@ -277,8 +281,9 @@ def test_paths_of_any_characters_are_read_and_recorded(net, tmp_path):
             file.write(b'')
     dataset = open_dataset(settings_of(tmp_path), 'train', net)
     quarantine = Quarantine(Pictures(dataset), 0.9, ALONE, tmp_path / 'quarantine.jsonl')
-    for index in range(3):
-        quarantine.add(index + 2, 'bad')
+    empty = [index for index, (path, _) in enumerate(dataset.reader.samples) if os.path.getsize(path) == 0]
+    for index in empty:
+        quarantine.add(index, 'no image in a format that Pillow knows')
     quarantine.settle()
     lines = (tmp_path / 'quarantine.jsonl').read_text(encoding='ascii').splitlines()
     assert len(lines) == 3

@@ -17,19 +17,19 @@ FILES = {
 MODULES = [name for name in FILES if name != '__init__']
 ROOMS = (
     ('errors',),
-    ('files', 'folders', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins'),
+    ('files', 'folders', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins', 'parts'),
     ('line', 'stitch', 'frontier'),
-    ('layer', 'space', 'anchors'),
-    ('weights', 'hub'),
+    ('layer', 'space', 'anchors', 'statistics'),
+    ('weights', 'hub', 'extract'),
     ('net',),
     ('solve', 'cost', 'sample', 'distill', 'protect', 'tree', 'exchange'),
-    ('build', 'store'),
+    ('build', 'store', 'recalibrate'),
     ('config', 'log'),
     ('draws', 'images'),
     ('batch',),
     ('loader',),
-    ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay'),
-    ('step',),
+    ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay', 'tally'),
+    ('step', 'prepare', 'start'),
     ('evaluate', 'engine', 'plot'),
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""

@@ -255,6 +255,23 @@ def test_a_pass_that_was_broken_off_does_not_mix_with_the_next(tmp_path):
 
 
 @needs_proc
+@pytest.mark.parametrize('ending', ['error', 'stop'])
+def test_processes_end_with_a_pass_that_does_not_end_well(tmp_path, ending):
+    before = set(children())
+    transform = Wrong() if ending == 'error' else pixels
+    loader = Loader(AugmentedPictures(Decodes(20), transform), Normaliser(MEAN, STD, CPU), 2, lambda *bad: None)
+    batches = pass_of(loader)
+    try:
+        next(batches)
+    except OSError as error:
+        kept = error  # and with it the frames that hold torch's iterator
+        assert kept.__traceback__ is not None
+    assert ending == 'error' or set(children()) != before
+    batches.close()
+    assert set(children()) == before
+
+
+@needs_proc
 def test_processes_are_kept_from_pass_to_pass(tmp_path):
     loader = loader_of(tmp_path)
     before = set(children())
