@@ -52,12 +52,12 @@ def tear(lab: Lab) -> str:
 @kind('the notes of an unfinished evaluation are torn', often=3)
 def tear_progress(lab: Lab) -> str:
     """The pass begins anew."""
-    marker = lab.fault('file', 'pause', match='rename .*progress.json', at=3)
+    marker = lab.fault('file', 'pause', match='rename .*progress', at=3)
     run = lab.evaluate(_net(lab), lab.output)
     run.reached(marker)
     run.signal(signal.SIGKILL)
     run.wait()
-    file = lab.output / 'progress.json'
+    file = next(lab.output.glob('progress.*'))
     os.truncate(file, lab.random.randrange(file.stat().st_size))
     return _finish(lab)
 
