@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from .files import write_atomically
+from .files import write_atomically, write_tensors
 from .frontier import Record
 
 HITS = 'hits.safetensors'
@@ -165,14 +165,26 @@ def unpack(packed: Tensor, columns: int) -> np.ndarray:
 
 def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Writes tensors and facts, whole or not at all; one text holds all facts, for safetensors shuffles several."""
-    metadata = {'about': json.dumps(about)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    metadata = {'about': json.dumps({**about, 'sha256': _digest(about, tensors)})}
+    write_atomically(path, lambda temporary: write_tensors(temporary, tensors, metadata))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The facts and tensors of a file; nothing where it is missing or torn."""
+    """The facts and tensors of a file; nothing where it is missing or damaged."""
     try:
         with safe_open(path, 'pt') as file:
-            return json.loads(file.metadata()['about']), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
+            about = json.loads(file.metadata()['about'])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        intact = about.pop('sha256') == _digest(about, tensors)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
         return {}, {}
+    return (about, tensors) if intact else ({}, {})
+
+
+def _digest(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of facts and tensors; safetensors notices no flipped bit."""
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for name in sorted(tensors):
+        digest.update(repr((name, tensors[name].dtype, tensors[name].shape)).encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()

@@ -225,6 +225,15 @@ def test_the_best_stitch_is_compared_with_the_best_anchor():
     assert best_against_anchor(records[:2], hits) == best_against_anchor(records, {}) == ''
 
 
+def test_a_hits_file_with_a_flipped_bit_gives_nothing(tmp_path):
+    path = tmp_path / 'hits.safetensors'
+    write_hits(path, {4: np.array([True, False, True])}, 'this')
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert read_hits(path) == {}, at
+
+
 def test_a_hits_file_of_other_results_or_none_gives_nothing(tmp_path):
     path = tmp_path / 'hits.safetensors'
     write_hits(path, {4: np.array([True, False, True])}, 'this')

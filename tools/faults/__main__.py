@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from . import disks, evaluation, images, kills, numbers, refusals, signals, storage, teacher  # noqa: F401
+from . import disks, evaluation, images, kills, numbers, refusals, restarts, signals, storage, teacher  # noqa: F401
 from .check import Violation
 from .kinds import KINDS
 from .lab import Lab
@@ -35,6 +35,8 @@ def main() -> int:
     """Injects what the command line asks for; 1 where a defect was found."""
     arguments = _parse()
     plan = list(_plan(arguments.injections, arguments.kinds, arguments.seed))
+    if arguments.number is not None:
+        plan = [(name, arguments.number) for name in dict.fromkeys(name for name, _ in plan)]
     folder = Path(tempfile.mkdtemp(prefix='faults-', dir=arguments.folder))
     begin, results = time.monotonic(), []
     for result in _campaign(plan, folder, arguments):
@@ -79,7 +81,7 @@ def _campaign(plan: list[tuple[str, int]], folder: Path, arguments: argparse.Nam
     """Each injection in a process of its own, some at a time."""
     shared = folder / 'shared'
     shared.mkdir()
-    waiting = [(n, i) for n, i in plan if arguments.number in (None, i)][::-1]
+    waiting = plan[::-1]
     running: dict[int, Path] = {}
     while waiting or running:
         while waiting and len(running) < arguments.jobs:

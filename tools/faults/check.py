@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+KEPT = 4
+"""The three newest checkpoints and the best."""
 WEIGHTS = Path('net') / 'model.safetensors'
 
 
@@ -74,6 +76,8 @@ def whole(output: Path, reference: Path) -> None:
     sound(output)
     _same(output / WEIGHTS, reference / WEIGHTS)
     _same(output / 'log.jsonl', reference / 'log.jsonl')
+    held = len(checkpoints(output))
+    require(held <= KEPT, f'{held} checkpoints are kept, more than the newest and the best')
     last, expected = checkpoints(output)[-1], checkpoints(reference)[-1]
     require(last.name == expected.name, f'the last checkpoint is {last.name}, not {expected.name}')
     _same(last / 'state.safetensors', expected / 'state.safetensors')

@@ -76,15 +76,19 @@ def full_disk_at_end(lab: Lab) -> str:
 @kind('the folder cannot be written', often=2)
 def read_only(lab: Lab) -> str:
     """Told at the start, before the first step."""
+    folder = lab.folder / 'disk'
     with _small_disk(lab, megabytes=64) as disk:
         if disk is None:
-            return 'left out: only root can mount'
-        subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)
-        run = lab.train(lab.random.choice((1, 2)), output=disk / 'run')
+            folder.chmod(0o500)  # root alone could write here all the same, and root can mount
+        else:
+            subprocess.run(['mount', '-o', 'remount,ro', disk], check=True)
+        run = lab.train(lab.random.choice((1, 2)), output=folder / 'run')
         codes = run.wait()
-        check.require(codes[0] == 2 and all(codes), f'{codes}: {run.said()[-2000:]}')
-        check.sentence(run.said())
-        check.require(not lab.steps(), 'steps were trained')
+        if disk is None:
+            folder.chmod(0o700)
+    check.require(codes[0] == 2 and all(codes), f'{codes}: {run.said()[-2000:]}')
+    check.sentence(run.said())
+    check.require(not lab.steps(), 'steps were trained')
     return 'refused with a sentence before the first step'
 
 

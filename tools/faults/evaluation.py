@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.numpy import load_file
 
 from . import check
 from .kinds import IDENTICAL, kind
-from .lab import Lab
+from .lab import Lab, flip_bit
 
-RESULTS = 'stitches.jsonl'
+LIMIT = 600
+"""Bytes that hold what an evaluation says on its terminal, but not its notes."""
+RESULTS = ('stitches.jsonl', 'hits.safetensors')
 
 
 @kind('an evaluation is killed', often=6)
@@ -44,7 +47,7 @@ def kill_in_net(lab: Lab) -> str:
 def tear(lab: Lab) -> str:
     """Its stitch alone is evaluated again."""
     shutil.copytree(_evaluated(lab), lab.output)
-    file = lab.output / RESULTS
+    file = lab.output / RESULTS[0]
     os.truncate(file, file.stat().st_size - lab.random.randrange(2, 100))
     return _finish(lab)
 
@@ -52,14 +55,24 @@ def tear(lab: Lab) -> str:
 @kind('the notes of an unfinished evaluation are torn', often=3)
 def tear_progress(lab: Lab) -> str:
     """The pass begins anew."""
-    marker = lab.fault('file', 'pause', match='rename .*progress.json', at=3)
+    return _damage_progress(lab, lambda file: os.truncate(file, lab.random.randrange(file.stat().st_size)))
+
+
+@kind('a bit flips in the notes of an unfinished evaluation', often=4)
+def flip_progress(lab: Lab) -> str:
+    """The pass begins anew rather than go on from wrong sums."""
+    return _damage_progress(lab, lambda file: flip_bit(file, lab.random))
+
+
+@kind('no room for the notes of an evaluation', often=2)
+def limit(lab: Lab) -> str:
+    """It stops with a sentence, and goes on where there is room."""
+    lab.fault('file', 'limit', match='progress', at=lab.random.randint(1, 12), value=LIMIT)
     run = lab.evaluate(_net(lab), lab.output)
-    run.reached(marker)
-    run.signal(signal.SIGKILL)
-    run.wait()
-    file = lab.output / 'progress.json'
-    os.truncate(file, lab.random.randrange(file.stat().st_size))
-    return _finish(lab)
+    codes = run.wait()
+    check.require(codes == [2], f'{codes}: {run.said()[-2000:]}')
+    check.sentence(run.said())
+    return 'stopped with a sentence; ' + _finish(lab)
 
 
 @kind('a bit flips in the weights of a net', often=3)
@@ -67,9 +80,7 @@ def flip(lab: Lab) -> str:
     """An evaluation of other weights than were saved would mean nothing."""
     net = _net(lab)
     file = net / 'model.safetensors'
-    content = bytearray(file.read_bytes())
-    content[lab.random.randrange(len(content) // 2, len(content))] ^= 1 << lab.random.randrange(8)
-    file.write_bytes(content)
+    flip_bit(file, lab.random)
     run = lab.evaluate(net, lab.output)
     codes = run.wait()
     check.require(codes == [2], f'{codes}: {run.said()[-1000:]}')
@@ -95,6 +106,17 @@ def _evaluated(lab: Lab) -> Path:
     return lab.prepared('evaluated', evaluate) / 'run'
 
 
+def _damage_progress(lab: Lab, damage: Callable[[Path], object]) -> str:
+    """Kills a pass that has noted some batches and damages its notes."""
+    marker = lab.fault('file', 'pause', match='rename .*progress', at=3)
+    run = lab.evaluate(_net(lab), lab.output)
+    run.reached(marker)
+    run.signal(signal.SIGKILL)
+    run.wait()
+    damage(next(lab.output.glob('progress.*')))
+    return _finish(lab)
+
+
 def _finish(lab: Lab) -> str:
     """The same command ends with the results of an undisturbed evaluation."""
     net = lab.folder / 'net'
@@ -104,8 +126,9 @@ def _finish(lab: Lab) -> str:
     run = lab.evaluate(net, output)
     codes = run.wait()
     check.require(codes == [0], f'{codes}: {run.said()[-2000:]}')
-    same = check.digest(output / RESULTS) == check.digest(_evaluated(lab) / RESULTS)
-    check.require(same, 'the results differ from those of an undisturbed evaluation')
+    for name in RESULTS:
+        same = check.digest(output / name) == check.digest(_evaluated(lab) / name)
+        check.require(same, f'{name} differs from that of an undisturbed evaluation')
     left = [path.name for folder in (net, output) for path in (*folder.glob('.*'), *folder.glob('progress*'))]
     check.require(not left, f'left over: {left}')
     return IDENTICAL.replace('end', 'results')

@@ -9,11 +9,13 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from . import check
+from .kills import kill_in_step
 from .kinds import IDENTICAL, STOPPED, kind
 from .lab import INTERVAL, STEPS, Lab, write_pictures
 from .processes import children
@@ -37,6 +39,15 @@ def truncated(lab: Lab) -> str:
 def huge(lab: Lab) -> str:
     """A file of a few bytes that says it has 3600 megapixels."""
     return _bad(lab, lambda file: file.write_bytes(_bomb(60_000)))
+
+
+@kind('kill -9 in a step, with bad images', often=4, lost=INTERVAL)
+def kill_with_bad(lab: Lab) -> str:
+    """What was found before the death is known after it, and replaced by the same images."""
+    data = lab.prepared('bad pictures', _write_bad) / 'data'
+    world, workers = lab.random.choice((1, 2)), lab.random.choice((0, 2))
+    bad: dict[str, Any] = {'dataset': None, 'data_dir': data, 'max_bad_images': 0.2}
+    return kill_in_step(lab, range(world), world, workers=workers, **bad)
 
 
 @kind('images that vanish while training', often=2)
@@ -144,6 +155,12 @@ def payload_in_checkpoint(lab: Lab) -> str:
         return 'refused with a sentence; the payload did not run'
     check.whole(lab.output, lab.reference())
     return 'set aside with a warning; the payload did not run; ' + IDENTICAL
+
+
+def _write_bad(lab: Lab) -> None:
+    write_pictures(lab.folder / 'data')
+    for file in lab.random.sample(sorted(lab.folder.rglob('*.png')), 4):
+        file.write_bytes(b'no image')
 
 
 class _Payload:

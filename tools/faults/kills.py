@@ -1,4 +1,4 @@
-"""Processes that die: in a step, in a save, at the start, at the end, and under torchrun."""
+"""Processes that die: in a step, in a save, at the start and at the end."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ RECIPES: tuple[dict[str, Any], ...] = (
 @kind('kill -9 of a random rank, in a step', often=10, lost=INTERVAL)
 def kill_rank_in_step(lab: Lab) -> str:
     """The other rank notices that its peer is gone and ends."""
-    return _kill_in_step(lab, [lab.random.randrange(2)], world=2)
+    return kill_in_step(lab, [lab.random.randrange(2)], world=2)
 
 
 @kind('kill -9 of all ranks, in a step', often=10, lost=INTERVAL)
 def kill_all_in_step(lab: Lab) -> str:
     """As a machine that loses its power."""
     world = lab.random.choice((1, 2))
-    return _kill_in_step(lab, range(world), world)
+    return kill_in_step(lab, range(world), world)
 
 
 @kind('kill -9 in a step, two loader workers', often=4, lost=INTERVAL)
 def kill_with_workers(lab: Lab) -> str:
     """The workers end by themselves; the images that they had read ahead are read again."""
-    return _kill_in_step(lab, [0], world=1, workers=2)
+    return kill_in_step(lab, [0], world=1, workers=2)
 
 
 @kind('kill -9 in a step, other recipes', often=10, lost=INTERVAL)
 def kill_other_recipe(lab: Lab) -> str:
     """What else a run remembers or draws: moving averages, mixup, drop path, several stitches or batches a step."""
     world, changes = lab.random.choice((1, 2)), lab.random.choice(RECIPES)
-    return _kill_in_step(lab, range(world), world, STEPS // changes.get('grad_accum_steps', 1), **changes)
+    return kill_in_step(lab, range(world), world, STEPS // changes.get('grad_accum_steps', 1), **changes)
 
 
 @kind('kill -9 of a random rank, in a save', often=10, lost=INTERVAL)
@@ -113,40 +113,7 @@ def kill_in_net(lab: Lab) -> str:
     return _kill_at_file(lab, [0], lab.random.choice((1, 2)), r'/run/\.?net')
 
 
-@kind('a rank dies at the start, torchrun restarts', often=2)
-def die_at_start(lab: Lab) -> str:
-    """A new attempt finds no stale addresses in the store."""
-    lab.fault('start', 'kill', rank=lab.random.randrange(2))
-    return _restarted(lab)
-
-
-@kind('a rank dies in a step, torchrun restarts', often=4, lost=INTERVAL)
-def die_in_step(lab: Lab) -> str:
-    """Twice, so that there are three attempts."""
-    first = lab.random.randrange(1, STEPS - 6)
-    lab.fault('loss', 'kill', rank=lab.random.randrange(2), at=first)
-    lab.fault('loss', 'kill', rank=lab.random.randrange(2), at=first + INTERVAL)
-    _restarted(lab)
-    lab.lost //= 2
-    return IDENTICAL
-
-
-@kind('a rank crashes at the same step again and again', often=2, lost=4 * INTERVAL)
-def restart_storm(lab: Lab) -> str:
-    """The run stops by itself, long before torchrun gives up, and says why."""
-    at = lab.random.randrange(STEPS)
-    lab.fault('step', 'crash', rank=lab.random.randrange(2), at=at, last=at)
-    run = lab.train(2, restarts=5)
-    check.require(run.wait() != [0], 'the run ended well')
-    attempts = run.said().count('a fault was injected here\n')
-    check.require(attempts <= 4, f'{attempts} attempts were made')
-    check.sound(lab.output)
-    lab.faults.clear()
-    lab.finish(2)
-    return f'stopped after {attempts} attempts with the cause; bit-identical end after a restart'
-
-
-def _kill_in_step(lab: Lab, ranks: Sequence[int], world: int, steps: int = STEPS, **changes: Any) -> str:
+def kill_in_step(lab: Lab, ranks: Sequence[int], world: int, steps: int = STEPS, **changes: Any) -> str:
     """Pauses a random place of a random step and kills."""
     marker = lab.fault(lab.random.choice(POINTS), 'pause', at=lab.random.randrange(steps), rank=ranks[0])
     run = lab.train(world, **changes)
@@ -172,14 +139,4 @@ def _killed(lab: Lab, run: Run, world: int, **changes: Any) -> str:
     check.require(any(codes), f'nothing died: {codes}')
     check.sound(lab.output)
     lab.finish(world, **changes)
-    return IDENTICAL
-
-
-def _restarted(lab: Lab) -> str:
-    """Under torchrun the run comes to the same end by itself."""
-    run = lab.train(2, restarts=3)
-    codes = run.wait()
-    check.require(not any(codes), f'torchrun gave up: {run.said()[-3000:]}')
-    check.whole(lab.output, lab.reference(2))
-    lab.count_lost()
     return IDENTICAL

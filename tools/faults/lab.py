@@ -176,6 +176,13 @@ def write_pictures(folder: Path) -> None:
             Image.fromarray(pixels.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
 
 
+def flip_bit(file: Path, random: random.Random) -> None:
+    """Turns one bit of a file, wherever it is."""
+    content = bytearray(file.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    file.write_bytes(content)
+
+
 def arguments(changes: dict[str, Any]) -> list[str]:
     """The command line of a tiny run; a setting that is None is left out."""
     return _flags({**TINY, **changes})

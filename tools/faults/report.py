@@ -54,6 +54,9 @@ def markdown(results: Sequence[Result], command: str) -> str:
         'means: weights of the net, optimiser moments of the last checkpoint and `log.jsonl` are those of a run that '
         'was never disturbed. After each death all visible checkpoints must verify.',
         '',
+        'An injection is repeated by its name and number: '
+        '`python -m tools.faults --seed SEED --kinds "NAME" --number NUMBER --keep`.',
+        '',
         '| fault | times | steps repeated (most, allowed) | defects | outcome |',
         '|---|---:|---:|---:|---|',
     ]

@@ -39,13 +39,19 @@ def terminate_with_workers(lab: Lab) -> str:
 @kind('SIGTERM, and SIGTERM again in that save', often=6, lost=INTERVAL)
 def terminate_twice(lab: Lab) -> str:
     """An impatient user."""
-    return _stop_in_save(lab, signal.SIGTERM)
+    return _stop_in_save(lab, signal.SIGTERM, signal.SIGTERM)
 
 
 @kind('SIGTERM, and SIGKILL in that save', often=10, lost=INTERVAL)
 def terminate_and_kill(lab: Lab) -> str:
     """An impatient scheduler."""
-    return _stop_in_save(lab, signal.SIGKILL)
+    return _stop_in_save(lab, signal.SIGTERM, signal.SIGKILL)
+
+
+@kind('SIGINT, and SIGINT again in that save', often=4, lost=INTERVAL)
+def interrupt_twice(lab: Lab) -> str:
+    """Ctrl-C pressed twice interrupts at once."""
+    return _stop_in_save(lab, signal.SIGINT, signal.SIGINT)
 
 
 @kind('SIGTERM before the first step', often=2)
@@ -59,6 +65,20 @@ def terminate_at_start(lab: Lab) -> str:
     run.wait()
     check.sound(lab.output)
     lab.finish(2)
+    return IDENTICAL
+
+
+@kind('SIGTERM while the net is written', often=2)
+def terminate_at_end(lab: Lab) -> str:
+    """There is nothing left to stop."""
+    marker = lab.fault('file', 'pause', rank=0, match=r'/run/\.?net', at=lab.random.randint(1, 6))
+    run = lab.train(lab.random.choice((1, 2)))
+    run.reached(marker)
+    run.signal(signal.SIGTERM)
+    run.release(marker)
+    codes = run.wait()
+    check.require(not any(codes), f'exit statuses {codes}: {run.said()[-2000:]}')
+    check.whole(lab.output, lab.reference(len(codes)))
     return IDENTICAL
 
 
@@ -104,7 +124,7 @@ def _stop(lab: Lab, number: int, workers: int = 0) -> str:
     return CLEAN
 
 
-def _stop_in_save(lab: Lab, number: int) -> str:
+def _stop_in_save(lab: Lab, one: int, two: int) -> str:
     """The second signal comes before a random one of the operations on files of the save."""
     world, step = lab.random.choice((1, 2)), lab.random.randrange(STEPS - 1)
     one_save = lab.operations(world, r'\.step-0*5\.')
@@ -112,10 +132,10 @@ def _stop_in_save(lab: Lab, number: int) -> str:
     second = lab.fault('file', 'pause', rank=0, match=SAVE, since=step, at=lab.random.randint(1, one_save))
     run = lab.train(world)
     run.reached(first)
-    run.signal(signal.SIGTERM)
+    run.signal(one)
     run.release(first)
     run.reached(second)
-    run.signal(number)
+    run.signal(two)
     run.release(second)
     run.wait()
     check.sound(lab.output)

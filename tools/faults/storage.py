@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import check
 from .kinds import IDENTICAL, kind
-from .lab import Lab
+from .lab import Lab, flip_bit
 
 LOST = 17 - 10  # killed in step 17, its newest checkpoint after 15 steps damaged
 FILES = ('state.safetensors', 'state.json', 'SHA256SUMS')
@@ -19,13 +19,7 @@ FILES = ('state.safetensors', 'state.json', 'SHA256SUMS')
 @kind('a bit flips in the newest checkpoint', often=20, lost=LOST)
 def flip(lab: Lab) -> str:
     """In a random file."""
-
-    def damage(file: Path) -> None:
-        content = bytearray(file.read_bytes())
-        content[lab.random.randrange(len(content))] ^= 1 << lab.random.randrange(8)
-        file.write_bytes(content)
-
-    return _damaged(lab, damage)
+    return _damaged(lab, lambda file: flip_bit(file, lab.random))
 
 
 @kind('a file of the newest checkpoint is cut off', often=8, lost=LOST)

@@ -9,7 +9,7 @@ import signal
 from . import check
 from .kills import POINTS
 from .kinds import IDENTICAL, kind
-from .lab import INTERVAL, STEPS, Lab
+from .lab import INTERVAL, STEPS, Lab, flip_bit
 
 TEACHER = 'largest'
 
@@ -22,9 +22,7 @@ def damage(lab: Lab) -> str:
     shard = lab.random.choice(sorted(store.rglob('*.safetensors')))
     how = lab.random.choice(('flipped', 'cut', 'empty', 'gone'))
     if how == 'flipped':
-        content = bytearray(shard.read_bytes())
-        content[lab.random.randrange(len(content))] ^= 1 << lab.random.randrange(8)
-        shard.write_bytes(content)
+        flip_bit(shard, lab.random)
     elif how == 'gone':
         shard.unlink()
     else:
