@@ -153,7 +153,7 @@ class Trainer:
         """Takes the steps from `begin` on; False where a signal ended them early."""
         progress = Progress(self.total, 'steps', begin, quiet=not self.ranks.first)
         losses: list[float] = []
-        saved = time.monotonic()
+        saved, last = time.monotonic(), begin
         for step, batches in self._batches(begin):
             quarantine = self.images.quarantine
             asks = [self.stop.received is not None, self._due(step + 1, saved), quarantine.unsettled > 0]
@@ -167,11 +167,11 @@ class Trainer:
             if saving or (step + 1) % self.settings.check_steps == 0:
                 self._compare(step)
             if saving:
-                self._save(step + 1, losses)
+                last = step + 1 if self._save(step + 1, losses) else last
                 saved, losses = time.monotonic(), []
             if stopping and step + 1 < self.total:
                 progress.close()
-                _log.info('stopped after step %d of %d; the same command goes on', step + 1, self.total)
+                _log.info('stopped after step %d of %d; the same command goes on after %d', step + 1, self.total, last)
                 return False
         progress.close()
         return True
@@ -210,13 +210,16 @@ class Trainer:
         by_steps = steps is not None and done % steps == 0
         return by_steps or (self.ranks.first and minutes is not None and time.monotonic() - saved > 60 * minutes)
 
-    def _save(self, step: int, losses: list[float]) -> None:
+    def _save(self, step: int, losses: list[float]) -> bool:
+        """Writes a checkpoint; False on the first rank where there was no room."""
         self.step.flush()
+        done = True
         if self.ranks.first:
             loss = sum(losses) / len(losses) if losses else None
             self.folder.lines.sync()
-            self.checkpoints.save(step, self.state, {'loss': loss, 'skips': self.step.skips})
+            done = self.checkpoints.save(step, self.state, {'loss': loss, 'skips': self.step.skips})
         self.watchdog.alive()
+        return done
 
     def _compare(self, step: int) -> None:
         """Ends the run where the ranks' weights have drifted apart, for their gradients then mean nothing."""
