@@ -22,6 +22,9 @@ _LEAST = {
     'checkpoint_steps': 1, 'checkpoint_minutes': 0, 'checkpoint_keep': 1, 'max_skips': 1, 'check_steps': 1,
 }  # fmt: skip
 
+_LONGEST = 1e9
+"""Thirty years: what a watchdog can count."""
+
 
 def check(settings: TrainSettings) -> None:
     """Refuses at once what would fail later.
@@ -37,8 +40,8 @@ def check(settings: TrainSettings) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise SnnetError(f'{name} is at least {least}, not {value}')
-    if settings.timeout <= 0:
-        raise SnnetError(f'timeout is a number of seconds above 0, not {settings.timeout}')
+    if not 0 < settings.timeout <= _LONGEST:
+        raise SnnetError(f'timeout is a number of seconds above 0 and at most {_LONGEST:.0e}, not {settings.timeout}')
     if (settings.mixup > 0 or settings.cutmix > 0) and settings.batch_size % 2:
         raise SnnetError(f'mixup and cutmix pair the images of a batch: batch_size {settings.batch_size} is odd')
     if not settings.anchors:

@@ -163,10 +163,10 @@ class Trainer:
                 quarantine.settle()
             if row['loss'] is not None:
                 losses.append(row['loss'])
-            due = saving or stopping or step + 1 == self.total
-            if due or (step + 1) % self.settings.check_steps == 0:
+            saving = saving or stopping or step + 1 == self.total
+            if saving or (step + 1) % self.settings.check_steps == 0:
                 self._compare(step)
-            if due:
+            if saving:
                 self._save(step + 1, losses)
                 saved, losses = time.monotonic(), []
             if stopping and step + 1 < self.total:
@@ -224,13 +224,13 @@ class Trainer:
         if strangers:
             told = '; '.join(f'rank {rank} from {name} on' for rank, name in strangers.items())
             raise SnnetError(
-                f'after step {step} the weights of some ranks differ from the first rank ({told}): no checkpoint was '
-                f'written since; run it again to go on from the last one'
+                f'after step {step} the weights of some ranks differ from the first rank ({told}), so no '
+                f'checkpoint was written; run it again to go on from the last one'
             )
 
     def _start(self) -> None:
         """Initialises the stitch layers."""
-        initialise_layers(self.settings, self.net, self.ranks)
+        initialise_layers(self.settings, self.net, self.ranks, self.watchdog.alive)
         if self.ranks.first:
             self.folder.lines.rewrite([])
         if self.average is not None:

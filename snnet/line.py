@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from .errors import CannotStitch, SnnetError, reason_of
+from .modes import still_statistics
 from .survey import Survey, used_parameters
 
 
@@ -161,7 +163,7 @@ class Anchor(nn.Module):
             x = self.stem(x)
         again = self.checkpointing and torch.is_grad_enabled()
         for module in self.line()[start:stop]:
-            x = checkpoint(module, x, use_reentrant=False) if again else module(x)
+            x = _recomputed(module, x) if again else module(x)
         if stop is not None:
             return x
         return self.published_head(x) if self.official and start is not None else self.head(x)
@@ -280,3 +282,8 @@ class Absent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Refuses."""
         raise SnnetError(f'{self.name} was cut out of this network: it runs only the stitch it was extracted for')
+
+
+def _recomputed(module: nn.Module, x: Tensor) -> Tensor:
+    """Runs a module whose backward pass runs it again, instead of keeping what it computes."""
+    return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), still_statistics(module)))

@@ -1,4 +1,4 @@
-"""Eval mode for a while, and mixed precision."""
+"""Eval mode or still statistics for a while, and mixed precision."""
 
 from __future__ import annotations
 
@@ -24,6 +24,25 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def still_statistics(network: nn.Module) -> Iterator[None]:
+    """Puts the batch norms' running statistics back after a `with` block; what they put out is the same.
+
+    A pass that a backward pass runs again would otherwise count twice.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, before, strict=True):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, before, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
 
 
 def autocast(on: bool, dtype: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from .build import create_stitchable_net
 from .config import TrainSettings
@@ -31,15 +32,27 @@ def build_net(settings: TrainSettings) -> StitchableNet:
     )
 
 
-def initialise_layers(settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> None:
-    """Sets the stitch layers by least squares, with a report a layer, or by Kaiming's random choice."""
+def initialise_layers(settings: TrainSettings, net: StitchableNet, ranks: Ranks, alive: Callable[[], object]) -> None:
+    """Sets the stitch layers by least squares, with a report a layer, or by Kaiming's random choice.
+
+    Args:
+        settings: of the run.
+        net: its stitch layers change.
+        ranks: share the images.
+        alive: is called after every few images.
+    """
     if settings.init == 'kaiming':
         kaiming(net, generator(settings.seed, 'kaiming'))
         return
     images, share = initialisation_images(settings, net, ranks)
     reduce = ranks.all_reduce if ranks.world > 1 else None
     progress = Progress(share, 'images for least squares', quiet=not ranks.first)
-    fits = initialise(net, images, max(1, share), settings.init, reduce, progress.update, settings.init_ridge)
+
+    def note(count: int) -> None:
+        alive()
+        progress.update(count)
+
+    fits = initialise(net, images, max(1, share), settings.init, reduce, note, settings.init_ridge)
     progress.close()
     for fit in fits:
         _log.debug(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import multiprocessing
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import distributed as dist
 
 from snnet.config import EvalSettings, TrainSettings
-from snnet.distributed import ranks
+from snnet.distributed import Ranks, ranks
 from snnet.engine import Trainer
 from snnet.folder import RunFolder
 from snnet.stop import StopRequest, Watchdog
@@ -47,6 +54,52 @@ def trainer(settings: TrainSettings) -> Iterator[Trainer]:
     """A trainer of one process, as `train` makes it."""
     with ranks('cpu') as group, StopRequest() as stop, Watchdog(settings.timeout) as watchdog:
         yield Trainer(settings, group, RunFolder(settings, group.world), stop, watchdog)
+
+
+def on_two_ranks(function: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
+    """What a function, given a `Ranks` and `args`, returns on each of two processes joined by gloo."""
+    with tempfile.TemporaryDirectory() as folder:
+        return in_two_processes(_joined, f'file://{folder}/store', timeout, function, args)
+
+
+def in_two_processes(function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What a function, given 0 or 1 and `args`, returns in each of two processes; None where that ended before.
+
+    It must be one that another process can import; what it raises is raised here. The processes are forked from one
+    that has imported the package already, and know none of this one's threads.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['timm', 'fvcore.nn', 'torchvision', 'snnet.engine'])
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    for rank, (_, end) in enumerate(pipes):
+        context.Process(target=_told, args=(end, function, rank, *args), daemon=True).start()
+        end.close()
+    return [_received(reading) for reading, _ in pipes]
+
+
+def _joined(rank: int, store: str, timeout: float, function: Callable[..., Any], args: Any) -> Any:
+    dist.init_process_group('gloo', store, rank=rank, world_size=2, timeout=timedelta(seconds=timeout))
+    return function(Ranks(rank, 2, torch.device('cpu')), *args)
+
+
+def _told(pipe: Any, function: Callable[..., Any], *args: Any) -> None:
+    torch.set_num_threads(1)
+    try:
+        found = function(*args)
+    except Exception as error:
+        traceback.print_exc()
+        found = error
+    pipe.send_bytes(pickle.dumps(found))  # `send` would share tensors with a process that ends
+
+
+def _received(pipe: Any) -> Any:
+    try:
+        found = pickle.loads(pipe.recv_bytes())
+    except EOFError:
+        return None  # the process has ended without a word
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def write_images(folder: Path, classes: int, each: int, size: int = 32) -> None:

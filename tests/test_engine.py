@@ -12,7 +12,7 @@ from snnet import SnnetError, StitchableNet, create_stitchable_net
 from snnet.engine import train
 from snnet.errors import reason_of
 from snnet.optim import parameter_groups
-from snnet.step import Batch, Step
+from snnet.step import Batch
 
 
 def weights(folder):
@@ -35,25 +35,6 @@ def test_a_seed_fixes_weights_and_log_bit_for_bit_and_another_seed_changes_them(
     assert equal(weights(runs['one']), weights(runs['two']))
     assert lines(runs['one']) == lines(runs['two'])
     assert not equal(weights(runs['one']), weights(runs['other']))
-
-
-def test_a_resumed_run_ends_as_one_that_was_never_stopped(tmp_path, monkeypatch):
-    busy = {'mixup': 0.8, 'drop_path': 0.2, 'epochs': 3}
-    train(train_settings(tmp_path / 'whole', **busy))
-    step = Step.__call__
-
-    def stop(self, number, *batches):
-        if number == 4:
-            raise KeyboardInterrupt
-        return step(self, number, *batches)
-
-    monkeypatch.setattr(Step, '__call__', stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(train_settings(tmp_path / 'stopped', checkpoint_steps=2, **busy))
-    monkeypatch.undo()
-    train(train_settings(tmp_path / 'stopped', **busy))
-    assert equal(weights(tmp_path / 'whole'), weights(tmp_path / 'stopped'))
-    assert lines(tmp_path / 'whole') == lines(tmp_path / 'stopped')
 
 
 def test_a_step_moves_exactly_the_parameters_that_the_stitch_uses(tmp_path):
@@ -132,6 +113,16 @@ def test_options_train(tmp_path, options):
         ({'sched': 'cosin'}, "no schedule 'cosin'"),
         ({'warmup_epochs': 2}, 'warm-up of 2 epochs'),
         ({'batch_size': 0}, 'batch_size is at least 1'),
+        ({'epochs': -1}, 'epochs is at least 0, not -1'),
+        ({'checkpoint_steps': 0}, 'checkpoint_steps is at least 1'),
+        ({'checkpoint_minutes': -1.0}, 'checkpoint_minutes is at least 0'),
+        ({'checkpoint_keep': 0}, 'checkpoint_keep is at least 1'),
+        ({'max_skips': 0}, 'max_skips is at least 1'),
+        ({'timeout': float('inf')}, 'timeout is a number of seconds above 0 and at most 1e.09, not inf'),
+        ({'timeout': 0.0}, 'timeout is a number of seconds above 0'),
+        ({'unused_grads': 'some'}, "unused_grads is one of none, zero, not 'some'"),
+        ({'clip_mode': 'hard'}, 'clip_mode is one of norm, value, agc'),
+        ({'grad_accum_steps': 4}, 'an epoch has 3 batches, fewer than the 4 of one update: lower --grad-accum-steps'),
         ({'amp_dtype': 'int8'}, 'amp_dtype is one of'),
         ({'distill': 'firm'}, 'hard or soft'),
         ({'distill_alpha': 2.0}, '0 <= alpha <= 1'),
@@ -146,23 +137,6 @@ def test_bad_settings_are_one_sentence_and_write_nothing(tmp_path, changes, hint
         train(train_settings(tmp_path / 'run', **changes))
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'run').exists()
-
-
-def test_an_existing_output_folder_is_left_alone(tmp_path):
-    foreign = tmp_path / 'thesis.txt'
-    foreign.write_text('')
-    with pytest.raises(SnnetError, match='holds other things: name another --output'):
-        train(train_settings(tmp_path))
-    assert list(tmp_path.iterdir()) == [foreign]
-    train(train_settings(tmp_path / 'run', epochs=0))
-    with pytest.raises(SnnetError, match='holds a run: continue it with --resume'):
-        train(train_settings(tmp_path / 'run', epochs=0, resume=False))
-
-
-def test_resuming_with_other_settings_names_them(tmp_path):
-    train(train_settings(tmp_path / 'run', epochs=1))
-    with pytest.raises(SnnetError, match='lr was 0.0001, is 0.5'):
-        train(train_settings(tmp_path / 'run', epochs=1, lr=0.5))
 
 
 def test_an_error_without_words_is_told_by_its_type():

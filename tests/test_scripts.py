@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,27 @@ ROOT = Path(__file__).parents[1]
 DEBUG = ['--config', str(ROOT / 'configs' / 'debug.yaml')]
 
 
-def run(*command, check=True, processes=1):
+def start(*command, processes=1):
     launcher = [sys.executable]
     if processes > 1:
         launcher += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore'}
     command = [*launcher, str(ROOT / command[0]), *map(str, command[1:])]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
+
+
+def ended(process):
+    try:
+        out, told = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, told)
+
+
+def run(*command, check=True, processes=1):
+    done = ended(start(*command, processes=processes))
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -76,23 +91,20 @@ def test_two_processes_initialise_as_one_does(debug_run, tmp_path):
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('option', ['--no-stitch-per-rank', '--stitch-per-rank'])
-def test_two_processes_train_together(tmp_path, option):
-    run(
-        'train.py',
-        *DEBUG,
-        '--output',
-        tmp_path / 'run',
-        '--warmup-epochs',
-        '0',
-        '--epochs',
-        '1',
-        '--batch-size',
-        '8',
-        option,
-        processes=2,
-    )
-    assert len(rows_of(tmp_path / 'run' / 'log.jsonl')) == 2
+def test_two_processes_that_are_told_to_end_lose_no_step_and_go_on_with_the_same_command(tmp_path):
+    command = ['train.py', *DEBUG, '--stitch-per-rank', '--dataset', 'generated/40', '--batch-size', '4']
+    command += ['--epochs', '4', '--log-interval', '1', '--teacher', 'none', '--output', tmp_path]
+    process = start(*command, processes=2)
+    log = tmp_path / 'log.jsonl'
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.01)
+    process.terminate()
+    told = ended(process).stderr
+    step = int(re.search(r'stopped after step (\d+) of 20; the same command goes on', told)[1])
+    assert len(rows_of(log)) == step
+    assert not (tmp_path / 'net').exists()
+    assert f'goes on after step {step} of 20' in run(*command, processes=2).stderr
+    assert [row['step'] for row in rows_of(log)] == list(range(20))
 
 
 def test_two_processes_evaluate_as_one_does(debug_run, tmp_path):

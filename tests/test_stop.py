@@ -92,7 +92,7 @@ def test_what_hangs_is_ended_with_its_stack(tmp_path):
 
 
 def test_what_shows_life_is_let_be(tmp_path):
-    assert watched(tmp_path / 'stderr', 0.3, 5, 0.1) == 7  # longer than the time in all; afterwards nobody watches
+    assert watched(tmp_path / 'stderr', 0.6, 8, 0.1) == 7  # longer than the time in all; afterwards nobody watches
     assert (tmp_path / 'stderr').read_text() == ''
 
 
