@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
 DEMO := output/demo
 
-.PHONY: demo test check clean-demo
+.PHONY: demo test check faults clean-demo
 
 # Trains three small anchors on handwritten digits, stitches them, evaluates every stitch, and switches between them.
 demo: export OMP_NUM_THREADS := 1  # the networks are too small to gain from more threads
@@ -24,6 +24,11 @@ check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every known fault, once, into tiny runs: kills, signals, damaged files, full disks, bad images and numbers.
+faults: export OMP_NUM_THREADS := 1
+faults: $(VENV)/dev
+	$(BIN)/python -m tools.faults
 
 # One stamp an extra: installed again when the metadata or the pinned versions change.
 $(VENV)/%: setup.cfg pyproject.toml constraints.txt

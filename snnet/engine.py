@@ -217,6 +217,8 @@ class Trainer:
         if self.ranks.first:
             loss = sum(losses) / len(losses) if losses else None
             self.folder.lines.sync()
+            if not self.folder.noted:  # somebody removed the folder
+                self.folder.note_settings()
             done = self.checkpoints.save(step, self.state, {'loss': loss, 'skips': self.step.skips})
         self.watchdog.alive()
         return done

@@ -96,10 +96,17 @@ class RunFolder:
             ) from None
         for folder in (self.path, self.net):
             clear_temporaries(folder)
-        self._write_config()  # even of an old run: batch size and processes may have been dealt otherwise
+        self.note_settings()  # even of an old run: batch size and processes may have been dealt otherwise
 
-    def _write_config(self) -> None:
+    def note_settings(self) -> None:
+        """Writes the settings beside what they lead to; without them the folder is nobody's run."""
+        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / _CONFIG, to_yaml(self.settings) + f'world: {self.world}\n')
+
+    @property
+    def noted(self) -> bool:
+        """Whether the settings stand in the folder."""
+        return (self.path / _CONFIG).is_file()
 
     def note_attempt(self, step: int) -> None:
         """Notes that the run goes on from `step` (first rank only).
@@ -120,7 +127,7 @@ class RunFolder:
     def note_error(self, rank: int, error: BaseException) -> None:
         """Notes why a rank ends, for `note_attempt` of the next."""
         row: dict[str, Any] = {'rank': rank, 'error': ' '.join(f'{type(error).__name__}: {error}'.split())}
-        if not (self.path / _CONFIG).is_file():
+        if not self.noted:
             return  # no run has begun here
         with suppress(OSError), open(self._attempts.path, 'a', encoding='utf-8') as file:
             file.write(json.dumps(row) + '\n')

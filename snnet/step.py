@@ -89,7 +89,8 @@ class Step:
             asks: wishes of this rank, such as to stop.
 
         Returns:
-            A row for the log, and which wishes at least one rank has; both are the same on all ranks.
+            A row for the log (the same on all ranks but for the stitch, where each draws its own), and which wishes at
+            least one rank has.
 
         Raises:
             LostRanks: another rank is gone.

@@ -296,3 +296,19 @@ def test_the_watchdog_hears_of_every_part_of_the_initialisation_and_of_every_ste
         run.watchdog.alive = lambda: alive.append(run.step.skips)
         run.run()
     assert len(alive) >= 2 + 3 + 2  # anchors, steps and checkpoints
+
+
+def test_a_folder_that_was_removed_in_the_run_is_a_run_again_after_the_next_checkpoint(tmp_path, monkeypatch):
+    settings = train_settings(tmp_path / 'run', checkpoint_steps=1)
+    call = Step.__call__
+
+    def remove(self, step, *rest):
+        if step == 2:
+            shutil.rmtree(tmp_path / 'run')
+        return call(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, '__call__', remove)
+        stopped(patch, settings, 4)
+    assert newest(tmp_path / 'run')[1]['step'] >= 3
+    assert train(settings)
