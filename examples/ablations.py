@@ -103,6 +103,7 @@ class Bench:
         """The net with its stitch layers initialised."""
         seed_libraries(seed)
         net = create_stitchable_net(self.anchors, pretrained=False, **recipe.net)
+        net.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
         if recipe.init == 'kaiming':
             kaiming(net, generator(seed, 'kaiming'))
         else:

@@ -41,6 +41,7 @@ TRAIN, VALIDATION = tuple(range(17)), (17, 18, 19, 50)
 """Numbers of the sprites."""
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 BATCH = 128
+EPOCHS = {'vit': 18, 'resnet': 8}
 
 default_cfgs = generate_default_cfgs(
     {
@@ -115,7 +116,7 @@ def batches(images: Tensor, labels: Tensor, seed: int, epoch: int) -> Iterator[t
 def train_anchor(name: str, images: Tensor, labels: Tensor, epochs: int, seed: int = 0) -> nn.Module:
     """An anchor from scratch: AdamW for transformers, SGD for residual networks, one cycle of the learning rate."""
     torch.manual_seed(key(seed, name))
-    model = timm.create_model(name)
+    model = timm.create_model(name).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     parameters, steps = model.parameters(), epochs * (len(images) // BATCH)
     optimizer: torch.optim.Optimizer
     if name in WIDTHS:
@@ -150,15 +151,15 @@ def main() -> None:
     parser.add_argument('source', type=Path, help='folder of the sprites')
     parser.add_argument('target', type=Path, help='folder to write images and weights to')
     parser.add_argument('--family', choices=FAMILIES, required=True)
-    parser.add_argument('--epochs', type=int, default=20)
+    parser.add_argument('--epochs', type=int, help=f'passes over the images (default: {EPOCHS})')
     args = parser.parse_args()
     for split, sprites in (('train', TRAIN), ('validation', VALIDATION)):
         if not (args.target / 'images' / split).exists():
             write_images(args.source, args.target / 'images', split, sprites)
     images, labels = load(args.source, TRAIN)
     for name in FAMILIES[args.family]:
-        model = train_anchor(name, images, labels, args.epochs)
-        save_file(model.state_dict(), args.target / f'{name}.safetensors')
+        model = train_anchor(name, images, labels, args.epochs or EPOCHS[args.family])
+        save_file(model.to(memory_format=torch.contiguous_format).state_dict(), args.target / f'{name}.safetensors')
         print(f'{name}: {top1(model, *load(args.source, VALIDATION)):.2f} % of the validation images right', flush=True)
 
 
