@@ -18,6 +18,9 @@ def main() -> int:
     except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
         print(f'train.py: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # Ctrl-C pressed twice
+        print('train.py: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+        return 130
     return 0
 
 

@@ -16,26 +16,27 @@ from .errors import SnnetError, did_you_mean
 Settings = TypeVar('Settings')
 
 
-def option(default: Any, text: str) -> Any:
-    """A setting with its help text."""
+def option(default: Any, text: str, free: bool = False) -> Any:
+    """A setting with its help text; a free one may change between the parts of a run, for it decides no result."""
+    metadata = {'help': text, 'free': free}
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={'help': text})
-    return field(default=default, metadata={'help': text})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class DataSettings:
     """Where images come from and how they are read."""
 
-    data_dir: str = option('', 'folder with one folder of images a class in each split')
+    data_dir: str = option('', 'folder with one folder of images a class in each split', free=True)
     dataset: str = option('', "timm's name of a data set (default: the folder); 'generated/N' makes N random images")
     class_map: str = option('', 'file that maps class names to indices')
     batch_size: int = option(128, 'images a step and process')
-    workers: int = option(4, 'processes that load images')
-    device: str = option('', 'cpu or cuda (default: a GPU where there is one)')
+    workers: int = option(4, 'processes that load images', free=True)
+    device: str = option('', 'cpu or cuda (default: a GPU where there is one)', free=True)
     amp: bool = option(False, 'mixed precision')
     amp_dtype: str = option('bfloat16', 'type of mixed precision: bfloat16 or float16')
-    plugin: list[str] = option([], 'Python files that register networks and adapters')
+    plugin: list[str] = option([], 'Python files that register networks and adapters', free=True)
 
 
 @dataclass
@@ -43,9 +44,10 @@ class TrainSettings(DataSettings):
     """Settings of train.py; names and meanings are timm's wherever timm has them."""
 
     anchors: str = option('', 'networks to stitch, separated by commas: NAME or NAME=FILE')
-    output: str = option('output/train', 'new folder for checkpoints, logs and the net')
-    resume: bool = option(False, 'continue the run in the output folder')
+    output: str = option('output/train', 'folder for checkpoints, logs and the net', free=True)
+    resume: bool = option(True, 'continue the run in the output folder, if it holds one', free=True)
     seed: int = option(0, 'of every random choice')
+    data_seed: int | None = option(None, 'of order, augmentation and mixup (default: the seed)')
     # the net
     pretrained: bool = option(True, 'load weights (NAME=FILE always does)')
     num_classes: int | None = option(None, 'classes (default: those of the weights)')
@@ -57,6 +59,10 @@ class TrainSettings(DataSettings):
     init: str = option('joint', 'stitch layers: joint or mean (least squares), or kaiming')
     init_samples: int = option(100, 'images for least squares')
     freeze_anchors: bool = option(False, 'train the stitch layers only')
+    sampler: str = option('uniform', 'what draws stitches: uniform, stratified, flops, log_flops, anchors or sandwich')
+    sampler_width: float = option(0.05, 'width of a bin of (log) FLOPs, as a share of the span of all stitches')
+    sampler_anchors: float = option(0.3, 'probability of an anchor, with the sampler of that name')
+    stitches_per_step: int = option(1, 'stitches trained on each batch')
     stitch_per_rank: bool = option(False, 'let every process train a stitch of its own (the slowest sets the pace)')
     drop_path: float | None = option(None, 'rate of stochastic depth')
     # teacher
@@ -93,7 +99,22 @@ class TrainSettings(DataSettings):
     mixup_prob: float = option(1.0, 'probability of mixup or cutmix')
     mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on')
     smoothing: float = option(0.1, 'label smoothing')
-    log_interval: int = option(50, 'steps between log lines')
+    # how a step is computed
+    grad_accum_steps: int = option(1, 'batches an update')
+    unused_grads: str = option('none', "gradients of weights that take no part: 'none', or 'zero' as published")
+    channels_last: bool = option(False, 'keep images and convolutions channel by channel in memory')
+    fused: bool = option(False, "torch's fused optimiser, where --opt has one")
+    grad_checkpointing: bool = option(False, 'recompute blocks in the backward pass: less memory, more time')
+    model_ema: bool = option(False, 'keep a moving average of the weights, and save it as the net')
+    model_ema_decay: float = option(0.9998, 'decay of the moving average')
+    # a run that one can leave alone
+    checkpoint_steps: int | None = option(None, 'steps between checkpoints (default: by time alone)', free=True)
+    checkpoint_minutes: float | None = option(5.0, 'minutes between checkpoints', free=True)
+    checkpoint_keep: int = option(2, 'newest checkpoints to keep; the best stays, too', free=True)
+    max_skips: int = option(10, 'updates in a row that may be left out for gradients that are not finite')
+    check_steps: int = option(500, 'steps between comparisons of the ranks, bit by bit', free=True)
+    timeout: float = option(1800.0, 'seconds without a step or a word of the other ranks that end a run', free=True)
+    log_interval: int = option(50, 'steps between log lines', free=True)
 
 
 @dataclass
@@ -156,6 +177,13 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         pass
     wanted = getattr(kind, '__name__', str(kind))
     raise SnnetError(f"setting '{name}' wants {wanted}, but got {value!r}")
+
+
+def changes(settings: Any, before: dict[str, Any]) -> list[str]:
+    """What differs from earlier settings among those that decide the result, each as 'lr was 0.1, is 0.2'."""
+    fixed = [setting.name for setting in fields(settings) if not setting.metadata['free']]
+    now = yaml.safe_load(to_yaml(settings))
+    return [f'{name} was {before.get(name)!r}, is {now[name]!r}' for name in fixed if now[name] != before.get(name)]
 
 
 def to_yaml(settings: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ class TrainImages:
     def __init__(self, settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> None:
         dataset = open_dataset(settings, settings.train_split, net)
         dataset.transform = train_transform(settings, net)  # type: ignore[attr-defined]
+        self._batch_size = settings.batch_size
         self._draws = _Draws(settings, dataset, ranks)
         self._loader = DataLoader(
             _KeyedDataset(dataset),
@@ -113,9 +115,14 @@ class TrainImages:
         """Batches an epoch and rank."""
         return len(self._loader)
 
-    def epoch(self, epoch: int) -> Iterator[Any]:
-        """Batches (images, classes) of an epoch."""
-        self._draws.epoch = epoch
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Any]:
+        """Batches (images, classes) of an epoch.
+
+        Args:
+            epoch: from 0.
+            first: leave out so many batches; their images are not read, and the others stay as they are.
+        """
+        self._draws.epoch, self._draws.first = epoch, first * self._batch_size
         return iter(self._loader)
 
 
@@ -163,7 +170,8 @@ class _Draws(Sampler[_Draw]):
     """This rank's draws of an epoch, in random order."""
 
     def __init__(self, settings: TrainSettings, dataset: Dataset[Any], ranks: Ranks) -> None:
-        self.seed, self.ranks, self.epoch = settings.seed, ranks, 0
+        self.seed = settings.seed if settings.data_seed is None else settings.data_seed
+        self.ranks, self.epoch, self.first = ranks, 0, 0
         place: dict[str, Any] = {'num_replicas': ranks.world, 'rank': ranks.rank}
         self.order: Any
         if settings.aug_repeats > 1:
@@ -176,7 +184,7 @@ class _Draws(Sampler[_Draw]):
 
     def __iter__(self) -> Iterator[_Draw]:
         self.order.set_epoch(key(self.seed, 'order', self.epoch) % 2**31)
-        for position, index in enumerate(self.order):
+        for position, index in islice(enumerate(self.order), self.first, None):
             place = position * self.ranks.world + self.ranks.rank
             yield _Draw(index, key(self.seed, 'augment', self.epoch, place))
 

@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from .errors import LostRanks, SnnetError, reason_of
 
 
 @dataclass(frozen=True)
@@ -32,32 +36,87 @@ class Ranks:
         return self.rank == 0
 
     def all_reduce(self, tensor: Tensor) -> None:
-        """Adds a tensor up over all processes, in place."""
+        """Adds a tensor up over all processes, in place.
+
+        Raises:
+            LostRanks: another process is gone or silent (as for every method below).
+        """
         if self.world > 1:
-            dist.all_reduce(tensor)
+            with self.told():
+                dist.all_reduce(tensor)
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes, in order of rank."""
+        found = [torch.empty_like(tensor) for _ in range(self.world)]
+        if self.world == 1:
+            return [tensor]
+        with self.told():
+            dist.all_gather(found, tensor)
+        return found
+
+    def share(self, value: Any) -> Any:
+        """The first process's value, in all processes; small, and made of numbers, strings and the like."""
+        box = [value]
+        if self.world > 1:
+            with self.told():
+                dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def copy_first(self, tensors: Iterator[Tensor]) -> None:
+        """Overwrites tensors with the first process's."""
+        if self.world > 1:
+            with self.told():
+                for tensor in tensors:
+                    dist.broadcast(tensor.detach(), src=0)
 
     def barrier(self) -> None:
         """Waits for all processes."""
         if self.world > 1:
-            dist.barrier()
+            with self.told():
+                dist.barrier()
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tells the failure of an exchange in one sentence: what stopped the other ranks stands in their output.
+
+        Raises:
+            LostRanks: instead of a backend's error.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostRanks(f'rank {self.rank} lost the other {self.world - 1} ranks: {reason_of(error)}') from error
 
 
 @contextmanager
-def ranks(device: str) -> Iterator[Ranks]:
+def ranks(device: str, timeout: float = 1800) -> Iterator[Ranks]:
     """Joins the process group that torchrun announces, if it did, and leaves it at the end.
 
     Args:
         device: 'cpu', 'cuda' or '' for a GPU where there is one.
+        timeout: seconds after which a rank gives up waiting for the others.
     """
     kind = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     world, rank = int(os.environ.get('WORLD_SIZE', '1')), int(os.environ.get('RANK', '0'))
-    chosen = torch.device(kind, int(os.environ.get('LOCAL_RANK', '0'))) if kind == 'cuda' else torch.device(kind)
+    local = int(os.environ.get('LOCAL_RANK', '0'))
+    if kind == 'cuda' and local >= torch.cuda.device_count():
+        raise SnnetError(f'rank {rank} wants GPU {local}, but there are {torch.cuda.device_count()}: use --device cpu')
+    chosen = torch.device(kind, local) if kind == 'cuda' else torch.device(kind)
     if chosen.type == 'cuda':
         torch.cuda.set_device(chosen)
     if world > 1:
-        dist.init_process_group('nccl' if chosen.type == 'cuda' else 'gloo')
+        _join('nccl' if chosen.type == 'cuda' else 'gloo', timedelta(seconds=timeout))
+    yield Ranks(rank, world, chosen)
+    if world > 1:  # not after an error: leaving waits for ranks that may be gone
+        dist.destroy_process_group()
+
+
+def _join(backend: str, timeout: timedelta) -> None:
+    """Joins the group, under names of this attempt: a restarted rank would find addresses of the last attempt's."""
+    attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     try:
-        yield Ranks(rank, world, chosen)
-    finally:
-        if world > 1:
-            dist.destroy_process_group()
+        store, rank, world = next(iter(dist.rendezvous('env://', timeout=timeout)))
+        own = dist.PrefixStore(f'snnet/{attempt}', store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        raise LostRanks(f'the ranks of this run did not meet: {reason_of(error)}') from error

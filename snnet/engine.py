@@ -1,55 +1,60 @@
-"""Training: every step draws a stitch, runs it, and moves what took part (SN-Net, Algorithm 1)."""
+"""Training that one can leave running: it goes on from its newest checkpoint, and ends as if it had never stopped."""
 
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import asdict
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.utils import dispatch_clip_grad
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from timm.utils import ModelEmaV3
 
 from .build import create_stitchable_net
-from .checkpoint import Checkpoint
-from .config import TrainSettings, to_yaml
+from .checkpoint import Checkpoints, State
+from .checks import check
+from .config import TrainSettings
 from .data import TrainImages, initialisation_images
-from .distill import DistillationLoss, make_teacher
 from .distributed import Ranks, ranks
 from .errors import SnnetError
-from .files import write_text
-from .log import JsonLines, Progress, set_up_logging
-from .modes import autocast
+from .folder import RunFolder
+from .log import Progress, set_up_logging
 from .net import StitchableNet
-from .optim import make_optimizer, make_schedule
 from .plugins import import_plugins
-from .sample import UniformSampler
 from .seeds import generator, key, seed_libraries
-from .solve import METHODS, initialise, kaiming
+from .solve import initialise, kaiming
+from .step import Step
+from .stop import StopRequest, Watchdog
 from .sums import LayerFit
 
 _log = logging.getLogger(__name__)
 
 
-def train(settings: TrainSettings) -> Path:
+def train(settings: TrainSettings) -> Path | None:
     """Trains a stitchable net as the settings say and returns the folder of the saved net.
 
-    The output folder gets `config.yaml`, `train.log`, `log.jsonl`, `checkpoint.pt` after each epoch, and `net`.
+    The output folder gets `config.yaml`, `train.log`, `log.jsonl`, `checkpoints` and, at the end, `net`. Where it
+    holds a run of the same settings already, that run goes on.
+
+    Returns:
+        The folder of the net, or None where SIGTERM, SIGINT or SIGUSR1 ended the run early, with a checkpoint.
 
     Raises:
-        SnnetError: with a sentence that says what was asked and what is possible; nothing has been written then.
+        SnnetError: with a sentence that says what was asked and what is possible; what earlier runs wrote is whole.
     """
-    _check(settings)
+    check(settings)
     import_plugins(settings.plugin)
-    with ranks(settings.device) as group:
+    with ranks(settings.device, settings.timeout) as group, Watchdog(settings.timeout) as watchdog:
         set_up_logging(quiet=not group.first)
-        trainer = Trainer(settings, group)
-        return trainer.run()
+        folder = RunFolder(settings, group.world)
+        folder.refuse_what_is_not_ours()
+        try:
+            with StopRequest() as stop:
+                return Trainer(settings, group, folder, stop, watchdog).run()
+        except (Exception, KeyboardInterrupt) as error:
+            folder.note_error(group.rank, error)
+            raise
 
 
 class Trainer:
@@ -58,88 +63,141 @@ class Trainer:
     Args:
         settings: what to do.
         ranks: this process among those of the run.
+        folder: where it writes.
+        stop: says when a signal asked for an end.
+        watchdog: is told of every step.
     """
 
-    def __init__(self, settings: TrainSettings, ranks: Ranks) -> None:
-        self.settings, self.ranks = settings, ranks
-        self.output = Path(settings.output)
+    def __init__(
+        self, settings: TrainSettings, ranks: Ranks, folder: RunFolder, stop: StopRequest, watchdog: Watchdog
+    ) -> None:
+        self.settings, self.ranks, self.folder, self.stop, self.watchdog = settings, ranks, folder, stop, watchdog
         seed_libraries(key(settings.seed, 'build'))  # for weights that are not loaded
         self.net = _build_net(settings).to(ranks.device)
         self.images = TrainImages(settings, self.net, ranks)
-        self.criterion, self.mixup = self._make_criterion()
+        self.updates = len(self.images) // settings.grad_accum_steps
+        if self.updates == 0:
+            raise SnnetError(
+                f'an epoch has {len(self.images)} batches, fewer than the {settings.grad_accum_steps} of one update: '
+                f'lower --grad-accum-steps or --batch-size'
+            )
+        self.total = settings.epochs * self.updates
+        if settings.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        for i in range(len(self.net.anchors)):
+            self.net.anchor(i).checkpointing = settings.grad_checkpointing
         if settings.freeze_anchors:
             self.net.anchors.requires_grad_(False)
-        self.optimizer = make_optimizer(self.net, settings)
-        self.schedule = make_schedule(self.optimizer, settings, len(self.images))
-        trainable = [i for i, s in enumerate(self.net.stitches) if s.layers or not settings.freeze_anchors]
-        self.sampler = UniformSampler(trainable, settings.seed, settings.stitch_per_rank)
-        half = settings.amp and settings.amp_dtype == 'float16'
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=half)
-        self.checkpoint = Checkpoint(self.output / 'checkpoint.pt', self.net, self.optimizer, self.scaler)
-        self.lines = JsonLines(self.output / 'log.jsonl')
+        self.step = Step(settings, self.net, ranks, self.updates)
+        self.average = _average_of(self.net, settings) if settings.model_ema else None
+        modules = {'net': self.net, **({'average': self.average.module} if self.average else {})}
+        self.state = State(modules, self.step.optimizer, self.step.scaler)
+        self.checkpoints = Checkpoints(folder.path / 'checkpoints', settings.checkpoint_keep)
 
-    def run(self) -> Path:
-        """Trains from where the checkpoint left off, or from the start, to the end; returns the folder of the net."""
-        first_epoch = self._resume() if self.settings.resume else self._start()
-        steps = len(self.images)
+    def run(self) -> Path | None:
+        """Trains from the newest checkpoint, or from the start, to the end; returns the folder of the net."""
+        if self.ranks.first:
+            self.folder.open()
+            set_up_logging(self.folder.path / 'train.log')
+        begin = self._resume()
+        if begin is None:
+            begin = 0
+            self._start()
         _log.info(
             '%d stitches of %d anchors, %d epochs of %d steps, batches of %d on %d processes (%s)',
-            len(self.net.stitches), len(self.net.anchors), self.settings.epochs, steps,
+            len(self.net.stitches), len(self.net.anchors), self.settings.epochs, self.updates,
             self.settings.batch_size, self.ranks.world, self.ranks.device,
         )  # fmt: skip
-        forward = self._wrap()
-        progress = Progress(self.settings.epochs * steps, 'steps', first_epoch * steps, quiet=not self.ranks.first)
-        for epoch in range(first_epoch, self.settings.epochs):
-            self._set_modes()
-            for step, (images, targets) in enumerate(self.images.epoch(epoch), start=epoch * steps):
-                row = self._step(forward, step, images.to(self.ranks.device), targets.to(self.ranks.device))
-                progress.update(1, f'loss {row["loss"]:.3f}')
-                if self.ranks.first and (step + 1) % self.settings.log_interval == 0:
-                    self.lines.append({'epoch': epoch, **row})
-            if self.ranks.first:
-                self.checkpoint.save(asdict(self.settings), epoch + 1, (epoch + 1) * steps)
-            self.ranks.barrier()
-        progress.close()
-        if self.ranks.first:
-            self.net.eval()
-            self.net.save_pretrained(self.output / 'net')
+        if not self._train(begin):
+            return None
+        if self.ranks.first and begin == self.total and _whole(self.folder.net):
+            _log.info('%s is trained already', self.folder.net)
+        elif self.ranks.first:
+            net = self.average.module if self.average else self.net
+            net.eval()
+            net.save_pretrained(self.folder.net)
             _log.info('saved the net; next: %s', self._next_command())
-        return self.output / 'net'
+        self.ranks.barrier()
+        return self.folder.net
 
-    def _step(self, forward: nn.Module, step: int, images: Tensor, targets: Tensor) -> dict[str, Any]:
-        """One update of the weights that the drawn stitch uses."""
-        seed_libraries(key(self.settings.seed, 'step', step, self.ranks.rank))  # mixup, drop path and dropout
-        self.schedule.step_update(step)
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
-        stitch = self.sampler(step, self.ranks.rank)
-        self.optimizer.zero_grad(set_to_none=True)  # zeros would let the optimiser move weights that took no part
-        with autocast(self.settings.amp, self.settings.amp_dtype, self.ranks.device):
-            logits = forward(images, stitch=stitch)
-            loss = self.criterion(images, logits, targets)
-        value = float(loss.detach())
-        if not math.isfinite(value):
+    def _train(self, begin: int) -> bool:
+        """Takes the steps from `begin` on; False where a signal ended them early."""
+        progress = Progress(self.total, 'steps', begin, quiet=not self.ranks.first)
+        losses: list[float] = []
+        saved = time.monotonic()
+        for step, batches in self._batches(begin):
+            asks = [self.stop.received is not None, self._due(step + 1, saved)]
+            row, (stopping, saving) = self.step(step, batches, asks)
+            self._note(progress, row)
+            if row['loss'] is not None:
+                losses.append(row['loss'])
+            if (step + 1) % self.settings.check_steps == 0:
+                self._compare(step)
+            if saving or stopping or step + 1 == self.total:
+                self._save(step + 1, losses)
+                saved, losses = time.monotonic(), []
+            if stopping and step + 1 < self.total:
+                progress.close()
+                _log.info('stopped after step %d of %d; the same command goes on', step + 1, self.total)
+                return False
+        progress.close()
+        return True
+
+    def _batches(self, begin: int) -> Iterator[tuple[int, list[Any]]]:
+        """Number and batches of every step from `begin` on."""
+        together = self.settings.grad_accum_steps
+        for epoch in range(begin // self.updates, self.settings.epochs):
+            first = max(begin, epoch * self.updates)
+            self._set_modes()
+            batches = self.images.epoch(epoch, first % self.updates * together)
+            for step in range(first, (epoch + 1) * self.updates):
+                yield step, [next(batches) for _ in range(together)]
+
+    def _note(self, progress: Progress, row: dict[str, Any]) -> None:
+        """Says how a step went."""
+        self.watchdog.alive()
+        if self.average is not None:
+            self.average.update(self.net, row['step'] + 1)
+        progress.update(1, f'loss {row["loss"]:.3f}' if row['loss'] is not None else 'loss not finite')
+        if row.get('skipped'):
+            _log.warning('step %d was left out: the gradients of stitch %s are not finite', row['step'], row['stitch'])
+        if self.ranks.first and (row.get('skipped') or (row['step'] + 1) % self.settings.log_interval == 0):
+            self.folder.lines.append({'epoch': row['step'] // self.updates, **row})
+        if self.step.skips >= self.settings.max_skips:
             raise SnnetError(
-                f'the loss of stitch {stitch} ({self.net.stitches[stitch]}) is {value} at step {step}: lower --lr or '
-                f'set --clip-grad; {self.checkpoint.path} holds the state after the last whole epoch, if there was one'
+                f'gradients were not finite in {self.step.skips} steps in a row, the last of stitch {row["stitch"]} at '
+                f'step {row["step"]}: lower --lr or set --clip-grad; the last good checkpoint is kept'
             )
-        self.scaler.scale(loss).backward()
-        if self.settings.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            moved = [p for p in self.net.parameters() if p.grad is not None]
-            dispatch_clip_grad(moved, self.settings.clip_grad, mode=self.settings.clip_mode)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        rates = [group['lr'] for group in self.optimizer.param_groups]
-        return {'step': step, 'stitch': stitch, 'loss': value, 'lr': rates[0], 'stitch_lr': rates[-1]}
 
-    def _start(self) -> int:
-        """Initialises the stitch layers and opens the output folder."""
+    def _due(self, done: int, saved: float) -> bool:
+        """Whether this rank wants a checkpoint after `done` steps; the clock is the first rank's."""
+        steps, minutes = self.settings.checkpoint_steps, self.settings.checkpoint_minutes
+        by_steps = steps is not None and done % steps == 0
+        return by_steps or (self.ranks.first and minutes is not None and time.monotonic() - saved > 60 * minutes)
+
+    def _save(self, step: int, losses: list[float]) -> None:
+        if self.ranks.first:
+            loss = sum(losses) / len(losses) if losses else None
+            self.folder.lines.sync()
+            self.checkpoints.save(step, self.state, {'loss': loss, 'skips': self.step.skips})
+        self.watchdog.alive()
+
+    def _compare(self, step: int) -> None:
+        """Ends the run where the ranks' weights have drifted apart, for their gradients then mean nothing."""
+        strangers = self.step.exchange.strangers()
+        if strangers:
+            told = '; '.join(f'rank {rank} from {name} on' for rank, name in strangers.items())
+            raise SnnetError(
+                f'after step {step} the weights of some ranks differ from the first rank ({told}): no checkpoint was '
+                f'written since; run it again to go on from the last one'
+            )
+
+    def _start(self) -> None:
+        """Initialises the stitch layers."""
         fits = self._initialise()
         if self.ranks.first:
-            self.output.mkdir(parents=True)
-            write_text(self.output / 'config.yaml', to_yaml(self.settings))
-            set_up_logging(self.output / 'train.log')
+            self.folder.write_config()
+            self.folder.lines.rewrite([])
         for fit in fits:
             _log.debug(
                 'stitch layer %d: residual %.4f, rank %d of %d, condition %.1e, %d rows',
@@ -151,7 +209,9 @@ class Trainer:
                 'least squares: residuals %.3f to %.3f over %d stitch layers, worst condition %.1e',
                 min(residuals), max(residuals), len(fits), max(fit.condition for fit in fits),
             )  # fmt: skip
-        return 0
+        if self.average is not None:
+            self.average.set(self.net)
+        self._save(0, [])
 
     def _initialise(self) -> list[LayerFit]:
         """Least squares, with a report a layer, or Kaiming's random choice."""
@@ -165,49 +225,35 @@ class Trainer:
         progress.close()
         return fits
 
-    def _resume(self) -> int:
-        """Takes up the state of the checkpoint; returns the next epoch."""
-        epoch, steps = self.checkpoint.load(asdict(self.settings))
+    def _resume(self) -> int | None:
+        """Takes up the newest checkpoint that verifies; returns its step, or None where there is none."""
+        values = self.ranks.share(self.checkpoints.newest() if self.ranks.first else None)
+        step = 0 if values is None else values['step']
         if self.ranks.first:
-            set_up_logging(self.output / 'train.log')
-            self.lines.rewrite([row for row in self.lines.read() if row['step'] < steps])
-        _log.info('resuming %s after epoch %d of %d', self.output, epoch, self.settings.epochs)
-        return epoch
+            self.folder.note_attempt(step)
+        self.ranks.barrier()
+        if values is None:
+            return None
+        self.checkpoints.load(step, self.state, self.ranks.device)
+        self.step.skips = values['skips']
+        if self.ranks.first:
+            self.folder.write_config()  # batch size and processes may have been dealt otherwise
+            self.folder.lines.rewrite([row for row in self.folder.lines.read() if row['step'] < step])
+        _log.info('%s goes on after step %d of %d', self.folder.path, step, self.total)
+        return step
 
     def _next_command(self) -> str:
         """How the net is evaluated on the data it was trained on."""
-        words = ['python eval_stitches.py', str(self.output / 'net')]
+        words = ['python eval_stitches.py', str(self.folder.net)]
         words += ['--plugin', *self.settings.plugin] if self.settings.plugin else []
         words += ['--dataset', self.settings.dataset] if self.settings.dataset else []
         words += ['--data-dir', self.settings.data_dir] if self.settings.data_dir else []
         return ' '.join(words)
 
-    def _wrap(self) -> nn.Module:
-        if self.ranks.world == 1:
-            return self.net
-        # most parameters take no part in a step: they must get no gradient rather than wait for one
-        return DistributedDataParallel(self.net, find_unused_parameters=True)
-
     def _set_modes(self) -> None:
         self.net.train()
         if self.settings.freeze_anchors:
             self.net.anchors.eval()  # frozen means batch-norm statistics and drop path too
-
-    def _make_criterion(self) -> tuple[nn.Module, Mixup | None]:
-        settings = self.settings
-        base: nn.Module = nn.CrossEntropyLoss()
-        mixup = None
-        if settings.mixup > 0 or settings.cutmix > 0:
-            mixup = Mixup(
-                settings.mixup, settings.cutmix, prob=settings.mixup_prob, switch_prob=settings.mixup_switch_prob,
-                label_smoothing=settings.smoothing, num_classes=self.net.num_classes,
-            )  # fmt: skip
-            base = SoftTargetCrossEntropy()
-        elif settings.smoothing > 0:
-            base = LabelSmoothingCrossEntropy(settings.smoothing)
-        teacher = None if settings.teacher == 'none' else make_teacher(settings.teacher, self.net)
-        loss = DistillationLoss(base, teacher, settings.distill, settings.distill_alpha, settings.distill_tau)
-        return loss.to(self.ranks.device), mixup
 
 
 def _build_net(settings: TrainSettings) -> StitchableNet:
@@ -224,22 +270,15 @@ def _build_net(settings: TrainSettings) -> StitchableNet:
     )
 
 
-def _check(settings: TrainSettings) -> None:
-    """Refuses at once what would fail later."""
-    output = Path(settings.output)
-    if settings.resume and not (output / 'checkpoint.pt').is_file():
-        raise SnnetError(f"nothing to resume: '{output}' holds no checkpoint.pt")
-    if not settings.resume and output.exists():
-        raise SnnetError(f"the output folder '{output}' exists: continue it with --resume, or name another --output")
-    choices = {'init': (*METHODS, 'kaiming'), 'clip_mode': ('norm', 'value', 'agc')}
-    for name, allowed in choices.items():
-        if getattr(settings, name) not in allowed:
-            raise SnnetError(f"{name} is one of {', '.join(allowed)}, not '{getattr(settings, name)}'")
-    autocast(settings.amp, settings.amp_dtype, torch.device('cpu'))
-    for name, least in (('batch_size', 1), ('epochs', 0), ('init_samples', 1), ('log_interval', 1)):
-        if getattr(settings, name) < least:
-            raise SnnetError(f'{name} is at least {least}, not {getattr(settings, name)}')
-    if (settings.mixup > 0 or settings.cutmix > 0) and settings.batch_size % 2:
-        raise SnnetError(f'mixup and cutmix pair the images of a batch: batch_size {settings.batch_size} is odd')
-    if not settings.anchors:
-        raise SnnetError('name the networks to stitch with --anchors, such as deit_tiny,deit_small,deit_base')
+def _average_of(net: StitchableNet, settings: TrainSettings) -> ModelEmaV3:
+    """A moving average whose decay grows from 0 to the one set, so that short runs do not keep their first weights."""
+    return ModelEmaV3(net, decay=settings.model_ema_decay, use_warmup=True)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a saved net is there and can be loaded."""
+    try:
+        StitchableNet.from_pretrained(folder)
+    except SnnetError:
+        return False
+    return True

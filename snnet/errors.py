@@ -39,6 +39,10 @@ class NoWeights(SnnetError):
     """Weights that are missing, unreadable or made for another network."""
 
 
+class LostRanks(SnnetError):
+    """Another process of the run is gone or silent."""
+
+
 class MissingExtra(SnnetError):
     """Something that an extra installs is not there; the message names the extra."""
 

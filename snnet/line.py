@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from timm.models import checkpoint
 from torch import Tensor, nn
 
 from .errors import CannotStitch, SnnetError, reason_of
@@ -98,6 +99,8 @@ class Anchor(nn.Module):
         self.input_size = input_size
         self.source = source
         self.official = official
+        self.checkpointing = False
+        """Whether blocks are run again in the backward pass instead of keeping what is inside them."""
 
     # The four answers of an adapter (layout is an attribute), and two that have a default.
 
@@ -156,8 +159,9 @@ class Anchor(nn.Module):
         """
         if start is None:
             x = self.stem(x)
+        again = self.checkpointing and torch.is_grad_enabled()
         for module in self.line()[start:stop]:
-            x = module(x)
+            x = checkpoint(module, x, use_reentrant=False) if again else module(x)
         if stop is not None:
             return x
         return self.published_head(x) if self.official and start is not None else self.head(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -85,15 +86,32 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unwritten = ''
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines."""
         return list(self._whole_lines())
 
     def append(self, row: dict[str, Any]) -> None:
-        """Adds a line."""
-        with open(self.path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(row) + '\n')
+        """Adds a line; where the disk is full says so, and adds it with the next one."""
+        self._unwritten += json.dumps(row) + '\n'
+        try:
+            with open(self.path, 'ab', buffering=0) as file:
+                end = file.tell()
+                data = self._unwritten.encode()
+                if file.write(data) != len(data):
+                    file.truncate(end)
+                    raise OSError('the disk is full')
+        except OSError as error:
+            _log.warning('%s could not be added to: %s', self.path, error)
+        else:
+            self._unwritten = ''
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        if self.path.exists():
+            with open(self.path, 'rb') as file:
+                os.fsync(file.fileno())
 
     def rewrite(self, rows: list[dict[str, Any]]) -> None:
         """Replaces all lines, whole or not at all."""

@@ -41,8 +41,9 @@ def make_optimizer(net: StitchableNet, settings: TrainSettings) -> torch.optim.O
     """
     groups = parameter_groups(net, settings)
     try:
-        return create_optimizer_v2(groups, opt=settings.opt, lr=settings.lr, momentum=settings.momentum)
-    except (AssertionError, ValueError) as error:
+        fused = {'fused': True} if settings.fused else {}
+        return create_optimizer_v2(groups, opt=settings.opt, lr=settings.lr, momentum=settings.momentum, **fused)
+    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
         raise SnnetError(f"timm has no optimiser '{settings.opt}' for these settings: {error}") from None
 
 

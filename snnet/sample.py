@@ -1,31 +1,177 @@
-"""What chooses the stitch to train next."""
+"""What chooses the stitch to train next: a function of seed, step, turn and rank, so that nothing needs to be saved."""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 
+from .errors import SnnetError, did_you_mean
+from .net import StitchableNet
 from .seeds import generator
+
+if TYPE_CHECKING:
+    from .config import TrainSettings
+
+SAMPLERS = ('uniform', 'stratified', 'flops', 'log_flops', 'anchors', 'sandwich')
+_ROUND = 4
+"""Draws of a sandwich: the largest, the smallest and two others, as slimmable networks train them."""
 
 
 @dataclass(frozen=True)
-class UniformSampler:
-    """Draws every stitch equally often (SN-Net, Algorithm 1, line 5).
+class Sampler(ABC):
+    """Draws the stitches of a run.
 
     Attributes:
-        stitches: ids to choose from.
         seed: of the run.
         per_rank: let every rank train a stitch of its own; otherwise all train the same one.
+        per_step: stitches a step.
     """
 
-    stitches: Sequence[int]
     seed: int
-    per_rank: bool = False
+    per_rank: bool
+    per_step: int
 
-    def __call__(self, step: int, rank: int = 0) -> int:
-        """The stitch of a step; it depends on nothing but seed, step and (if asked for) rank."""
-        place = (step, rank) if self.per_rank else (step,)
-        draw = torch.randint(len(self.stitches), (), generator=generator(self.seed, 'stitch', *place))
-        return self.stitches[int(draw)]
+    def __call__(self, step: int, rank: int = 0, turn: int = 0) -> int:
+        """The id of the stitch that a rank trains in a turn (from 0 to `per_step` - 1) of a step."""
+        return self._draw(step * self.per_step + turn, rank if self.per_rank else 0)
+
+    @abstractmethod
+    def _draw(self, number: int, rank: int) -> int:
+        """The draw with this number; each is independent of how the draws before it went."""
+
+
+@dataclass(frozen=True)
+class GroupSampler(Sampler):
+    """Draws a group by its weight, then one of its stitches, each equally often.
+
+    Attributes:
+        groups: ids; one group is SN-Net's uniform sampling (Algorithm 1, line 5).
+        weights: of each group, in any unit; equal ones by default.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    weights: tuple[float, ...] = ()
+
+    def _draw(self, number: int, rank: int) -> int:
+        first, second = torch.rand(2, dtype=torch.float64, generator=generator(self.seed, 'stitch', number, rank))
+        edges = list(accumulate(self.weights or [1] * len(self.groups)))
+        group = self.groups[bisect_right(edges, float(first) * edges[-1])]
+        return group[int(float(second) * len(group))]
+
+
+@dataclass(frozen=True)
+class StratifiedSampler(Sampler):
+    """Draws every stitch once, in an order of its own for each pass, before any comes again.
+
+    Attributes:
+        stitches: ids.
+    """
+
+    stitches: tuple[int, ...]
+
+    def _draw(self, number: int, rank: int) -> int:
+        turn, place = divmod(number, len(self.stitches))
+        order = torch.randperm(len(self.stitches), generator=generator(self.seed, 'stitches', turn, rank))
+        return self.stitches[int(order[place])]
+
+
+@dataclass(frozen=True)
+class SandwichSampler(Sampler):
+    """Draws the largest, the smallest, then others, and so on: within a step if it has three turns, else across steps.
+
+    (The sandwich rule of universally slimmable networks, Yu and Huang, 2019.)
+
+    Attributes:
+        largest, smallest: ids.
+        others: draws what comes between.
+    """
+
+    largest: int
+    smallest: int
+    others: Sampler
+
+    def _draw(self, number: int, rank: int) -> int:
+        place = number % (self.per_step if self.per_step > 2 else _ROUND)
+        return (self.largest, self.smallest)[place] if place < 2 else self.others._draw(number, rank)
+
+
+def make_sampler(settings: TrainSettings, net: StitchableNet, stitches: Sequence[int]) -> Sampler:
+    """The sampler that the settings name.
+
+    - 'uniform': every stitch equally often (SN-Net).
+    - 'stratified': every stitch exactly once in as many draws as there are stitches.
+    - 'flops': a bin of FLOPs, then a stitch of it (SN-Netv2's resource-constrained sampling); 'log_flops' bins their
+      logarithm. `sampler_width` is the width of a bin as a share of the span from the cheapest stitch to the dearest.
+    - 'anchors': with probability `sampler_anchors` an anchor, otherwise another stitch.
+    - 'sandwich': the largest anchor, the smallest, then two or more others (where anchors are frozen: the dearest
+      and the cheapest stitch).
+
+    Args:
+        settings: of the run.
+        net: whose records hold the FLOPs of every stitch.
+        stitches: ids to train.
+
+    Raises:
+        SnnetError: an unknown name, a setting out of range, FLOPs that are not known, or no anchor to draw.
+    """
+    if settings.sampler not in SAMPLERS:
+        near = did_you_mean(settings.sampler, SAMPLERS)
+        raise SnnetError(f"sampler is one of {', '.join(SAMPLERS)}, not '{settings.sampler}'{near}")
+    common = settings.seed, settings.stitch_per_rank, settings.stitches_per_step
+    ids = tuple(stitches)
+    if settings.sampler == 'stratified':
+        return StratifiedSampler(*common, ids)
+    anchors = tuple(i for i in ids if net.records[i].anchor)
+    if settings.sampler == 'anchors':
+        share = settings.sampler_anchors
+        if not 0 < share < 1:
+            raise SnnetError(f'sampler_anchors is a probability above 0 and below 1, not {share}')
+        if not anchors:
+            raise SnnetError("sampler 'anchors' draws anchors, which freeze_anchors takes out: choose another sampler")
+        return GroupSampler(*common, (anchors, tuple(i for i in ids if i not in anchors)), (share, 1 - share))
+    uniform = GroupSampler(*common, (ids,))
+    if settings.sampler == 'uniform':
+        return uniform
+    flops = {i: _flops_of(net, i) for i in ids}
+    if settings.sampler == 'sandwich':
+        ends = sorted(anchors or ids, key=lambda i: flops[i])
+        return SandwichSampler(*common, ends[-1], ends[0], uniform)
+    costs = flops if settings.sampler == 'flops' else {i: math.log(value) for i, value in flops.items()}
+    return GroupSampler(*common, bins(costs, settings.sampler_width))
+
+
+def bins(costs: dict[int, float], width: float) -> tuple[tuple[int, ...], ...]:
+    """Ids in bins of their cost, from cheap to dear.
+
+    A new bin begins where the gap to the first member of the last one exceeds the width.
+
+    Args:
+        costs: by id.
+        width: as a share of the span from the least cost to the greatest.
+
+    Raises:
+        SnnetError: a width that is no number from 0 to 1.
+    """
+    if not 0 <= width <= 1:
+        raise SnnetError(f'sampler_width is a share of the span of costs, from 0 to 1, not {width}')
+    limit = width * (max(costs.values()) - min(costs.values()))
+    found: list[list[int]] = []
+    for i in sorted(costs, key=lambda i: costs[i]):
+        if not found or costs[i] - costs[found[-1][0]] > limit:
+            found.append([])
+        found[-1].append(i)
+    return tuple(map(tuple, found))
+
+
+def _flops_of(net: StitchableNet, stitch: int) -> float:
+    flops = net.records[stitch].flops
+    if flops is None:
+        raise SnnetError(f'the FLOPs of stitch {stitch} are not known: measure_costs(net) counts them')
+    return flops

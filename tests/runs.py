@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,10 @@ import numpy as np
 from PIL import Image
 
 from snnet.config import EvalSettings, TrainSettings
+from snnet.distributed import ranks
+from snnet.engine import Trainer
+from snnet.folder import RunFolder
+from snnet.stop import StopRequest, Watchdog
 
 TINY: dict[str, Any] = {
     'anchors': 'test_vit,test_vit2',
@@ -34,6 +40,13 @@ def train_settings(output: Path, **changes: Any) -> TrainSettings:
 def eval_settings(net: Path, **changes: Any) -> EvalSettings:
     defaults = {'dataset': 'generated/10', 'batch_size': 4, 'workers': 0, 'device': 'cpu'}
     return EvalSettings(**{**defaults, 'net': str(net), **changes})
+
+
+@contextmanager
+def trainer(settings: TrainSettings) -> Iterator[Trainer]:
+    """A trainer of one process, as `train` makes it."""
+    with ranks('cpu') as group, StopRequest() as stop, Watchdog(settings.timeout) as watchdog:
+        yield Trainer(settings, group, RunFolder(settings, group.world), stop, watchdog)
 
 
 def write_images(folder: Path, classes: int, each: int, size: int = 32) -> None:

@@ -46,6 +46,30 @@ def test_augmented_batches_depend_on_the_seed_and_the_epoch_but_not_on_the_numbe
     assert not same(first, batches_of(settings_of(folder, seed=1), net))
 
 
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('repeats', [0, 3])
+def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_same_bits_and_reads_no_earlier_image(
+    net, folder, workers, repeats
+):
+    images = TrainImages(settings_of(folder, workers=workers, aug_repeats=repeats), net, ALONE)
+    whole = list(images.epoch(1))
+    rest = list(images.epoch(1, first=2))
+    assert len(whole) == 6
+    assert same(whole[2:], rest)
+    assert list(images.epoch(1, first=6)) == []
+    assert same(whole, images.epoch(1))
+    images._draws.epoch, images._draws.first = 1, 0
+    drawn = list(images._draws)
+    images.epoch(1, first=2)
+    assert list(images._draws) == drawn[8:]
+
+
+def test_the_seed_of_the_data_alone_decides_order_and_augmentation(net, folder):
+    first = batches_of(settings_of(folder, seed=1), net)
+    assert same(first, batches_of(settings_of(folder, seed=5, data_seed=1), net))
+    assert not same(first, batches_of(settings_of(folder, seed=1, data_seed=0), net))
+
+
 def test_two_ranks_share_the_images_of_an_epoch_without_overlap(net, folder):
     shares = [TrainImages(settings_of(folder), net, Ranks(rank, 2, torch.device('cpu'))) for rank in (0, 1)]
     drawn = [draw.index for images in shares for draw in images._draws]

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import train_settings
+from runs import train_settings, trainer
 from safetensors.torch import load_file
 
 from snnet import SnnetError, StitchableNet, create_stitchable_net
-from snnet.distributed import ranks
-from snnet.engine import Trainer, train
+from snnet.engine import train
 from snnet.errors import reason_of
 from snnet.optim import parameter_groups
-from snnet.sample import UniformSampler
+from snnet.step import Step
 
 
 def weights(folder):
@@ -26,11 +25,6 @@ def equal(one, other):
 
 def lines(folder):
     return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
-
-
-def trainer(settings):
-    with ranks('cpu') as group:
-        return Trainer(settings, group)
 
 
 def test_a_seed_fixes_weights_and_log_bit_for_bit_and_another_seed_changes_them(tmp_path):
@@ -46,34 +40,34 @@ def test_a_seed_fixes_weights_and_log_bit_for_bit_and_another_seed_changes_them(
 def test_a_resumed_run_ends_as_one_that_was_never_stopped(tmp_path, monkeypatch):
     busy = {'mixup': 0.8, 'drop_path': 0.2, 'epochs': 3}
     train(train_settings(tmp_path / 'whole', **busy))
-    step = Trainer._step
+    step = Step.__call__
 
-    def stop(self, forward, number, *batch):
+    def stop(self, number, *batches):
         if number == 4:
             raise KeyboardInterrupt
-        return step(self, forward, number, *batch)
+        return step(self, number, *batches)
 
-    monkeypatch.setattr(Trainer, '_step', stop)
+    monkeypatch.setattr(Step, '__call__', stop)
     with pytest.raises(KeyboardInterrupt):
-        train(train_settings(tmp_path / 'stopped', **busy))
+        train(train_settings(tmp_path / 'stopped', checkpoint_steps=2, **busy))
     monkeypatch.undo()
-    train(train_settings(tmp_path / 'stopped', **busy, resume=True))
+    train(train_settings(tmp_path / 'stopped', **busy))
     assert equal(weights(tmp_path / 'whole'), weights(tmp_path / 'stopped'))
     assert lines(tmp_path / 'whole') == lines(tmp_path / 'stopped')
 
 
 def test_a_step_moves_exactly_the_parameters_that_the_stitch_uses(tmp_path):
-    run = trainer(train_settings(tmp_path / 'run', drop_path=None))
-    run.net.train()
-    images, targets = next(run.images.epoch(0))
-    for number in range(4):
-        before = {name: p.detach().clone() for name, p in run.net.named_parameters()}
-        stitch = run._step(run.net, number, images, targets)['stitch']
-        moved = {name for name, p in run.net.named_parameters() if not torch.equal(p, before[name])}
-        gradients = {name for name, p in run.net.named_parameters() if p.grad is not None}
-        assert gradients == run.net.parameter_names(stitch)
-        assert moved <= gradients
-        assert moved
+    with trainer(train_settings(tmp_path / 'run', drop_path=None)) as run:
+        run.net.train()
+        batch = next(run.images.epoch(0))
+        for number in range(4):
+            before = {name: p.detach().clone() for name, p in run.net.named_parameters()}
+            row, _ = run.step(number, [batch], [])
+            moved = {name for name, p in run.net.named_parameters() if not torch.equal(p, before[name])}
+            gradients = {name for name, p in run.net.named_parameters() if p.grad is not None}
+            assert gradients == run.net.parameter_names(row['stitch'])
+            assert moved <= gradients
+            assert moved
 
 
 def test_frozen_anchors_stay_as_they_are_and_only_stitches_are_drawn(tmp_path):
@@ -81,10 +75,10 @@ def test_frozen_anchors_stay_as_they_are_and_only_stitches_are_drawn(tmp_path):
         tmp_path / 'run', anchors='test_convnext,test_convnext2', freeze_anchors=True, img_size=None, epochs=1
     )
     torch.manual_seed(0)
-    run = trainer(settings)
-    before = {name: value.clone() for name, value in run.net.anchors.state_dict().items()}
-    layers = {name: value.clone() for name, value in run.net.stitch_layers.state_dict().items()}
-    run.run()
+    with trainer(settings) as run:
+        before = {name: value.clone() for name, value in run.net.anchors.state_dict().items()}
+        layers = {name: value.clone() for name, value in run.net.stitch_layers.state_dict().items()}
+        run.run()
     assert equal(before, run.net.anchors.state_dict())
     assert not equal(layers, run.net.stitch_layers.state_dict())
     assert all(run.net.stitches[row['stitch']].layers for row in lines(tmp_path / 'run'))
@@ -116,21 +110,9 @@ def test_the_schedule_warms_up_and_ends_low_for_both_rates(tmp_path):
     assert max(row['stitch_lr'] for row in rows) == pytest.approx(1e-2, rel=0.1)
 
 
-def test_every_stitch_is_drawn_equally_often_and_all_ranks_draw_alike_unless_told_otherwise():
-    ids = list(range(10))
-    together, apart = UniformSampler(ids, seed=0), UniformSampler(ids, seed=0, per_rank=True)
-    drawn = [together(step) for step in range(2000)]
-    assert drawn == [together(step, rank=3) for step in range(2000)]
-    assert drawn != [apart(step, rank=3) for step in range(2000)]
-    counts = [drawn.count(i) for i in ids]
-    chi_squared = sum((count - 200) ** 2 / 200 for count in counts)
-    assert chi_squared < 27.9  # 99.9 % of uniform draws stay below this with 9 degrees of freedom
-
-
 def test_no_epochs_means_initialisation_alone(tmp_path):
     folder = train(train_settings(tmp_path / 'run', epochs=0))
     assert StitchableNet.from_pretrained(folder).stitch_layers[0].weight.abs().sum() > 0
-    assert not (tmp_path / 'run' / 'checkpoint.pt').exists()
 
 
 @pytest.mark.parametrize('options', [{'amp': True}, {'clip_grad': 0.01, 'clip_mode': 'agc'}, {'init': 'kaiming'}])
@@ -145,7 +127,6 @@ def test_options_train(tmp_path, options):
         ({'anchors': ''}, '--anchors'),
         ({'anchors': 'test_vit'}, 'at least two anchors, 1 given'),
         ({'anchors': 'test_vit,tset_vit2'}, "unknown network 'tset_vit2'; did you mean test_vit2"),
-        ({'resume': True}, 'nothing to resume'),
         ({'init': 'random'}, 'init is one of joint, mean, kaiming'),
         ({'opt': 'adamm'}, "no optimiser 'adamm'"),
         ({'sched': 'cosin'}, "no schedule 'cosin'"),
@@ -168,19 +149,20 @@ def test_bad_settings_are_one_sentence_and_write_nothing(tmp_path, changes, hint
 
 
 def test_an_existing_output_folder_is_left_alone(tmp_path):
-    with pytest.raises(SnnetError, match='exists.*--resume'):
+    foreign = tmp_path / 'thesis.txt'
+    foreign.write_text('')
+    with pytest.raises(SnnetError, match='holds other things: name another --output'):
         train(train_settings(tmp_path))
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [foreign]
+    train(train_settings(tmp_path / 'run', epochs=0))
+    with pytest.raises(SnnetError, match='holds a run: continue it with --resume'):
+        train(train_settings(tmp_path / 'run', epochs=0, resume=False))
 
 
-def test_resuming_with_other_settings_names_them_and_a_broken_checkpoint_is_refused(tmp_path):
+def test_resuming_with_other_settings_names_them(tmp_path):
     train(train_settings(tmp_path / 'run', epochs=1))
     with pytest.raises(SnnetError, match='lr was 0.0001, is 0.5'):
-        train(train_settings(tmp_path / 'run', epochs=1, lr=0.5, resume=True))
-    path = tmp_path / 'run' / 'checkpoint.pt'
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(SnnetError, match='cannot be read'):
-        train(train_settings(tmp_path / 'run', epochs=1, resume=True))
+        train(train_settings(tmp_path / 'run', epochs=1, lr=0.5))
 
 
 def test_an_error_without_words_is_told_by_its_type():
@@ -189,8 +171,10 @@ def test_an_error_without_words_is_told_by_its_type():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path, monkeypatch):
-    settings = train_settings(tmp_path / 'run', epochs=1)
-    run = trainer(settings)
-    monkeypatch.setattr(run.criterion, 'forward', lambda images, logits, targets: logits.sum() * float('nan'))
-    with pytest.raises(SnnetError, match='is nan at step 0'):
-        run.run()
+    settings = train_settings(tmp_path / 'run', epochs=1, max_skips=2)
+    with trainer(settings) as run:
+        nan = lambda images, logits, targets: logits.sum() * float('nan')  # noqa: E731
+        monkeypatch.setattr(run.step.criterion, 'forward', nan)
+        with pytest.raises(SnnetError, match='not finite in 2 steps in a row.* at step 1:'):
+            run.run()
+    assert [row['skipped'] for row in lines(tmp_path / 'run')] == [True, True]

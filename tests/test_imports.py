@@ -17,15 +17,16 @@ FILES = {
 MODULES = [name for name in FILES if name != '__init__']
 ROOMS = (
     ('errors',),
-    ('files', 'modes', 'seeds', 'distributed', 'sums', 'survey', 'plugins'),
+    ('files', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins'),
     ('line', 'stitch', 'frontier'),
     ('layer', 'space', 'anchors'),
     ('weights', 'hub'),
     ('net',),
-    ('solve', 'cost', 'sample', 'distill', 'tree'),
+    ('solve', 'cost', 'sample', 'distill', 'tree', 'exchange'),
     ('build',),
     ('config', 'log'),
-    ('data', 'optim', 'checkpoint'),
+    ('data', 'optim', 'checkpoint', 'folder', 'checks'),
+    ('step',),
     ('evaluate', 'engine', 'plot'),
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""

@@ -1,0 +1,42 @@
+"""What settings of a training run are refused before anything is built."""
+
+from __future__ import annotations
+
+import torch
+
+from .config import TrainSettings
+from .errors import SnnetError
+from .modes import autocast
+from .solve import METHODS
+
+_CHOICES = {
+    'init': (*METHODS, 'kaiming'),
+    'clip_mode': ('norm', 'value', 'agc'),
+    'unused_grads': ('none', 'zero'),
+}
+_LEAST = {
+    'batch_size': 1, 'epochs': 0, 'init_samples': 1, 'log_interval': 1, 'grad_accum_steps': 1, 'stitches_per_step': 1,
+    'checkpoint_steps': 1, 'checkpoint_minutes': 0, 'checkpoint_keep': 1, 'max_skips': 1, 'check_steps': 1,
+}  # fmt: skip
+
+
+def check(settings: TrainSettings) -> None:
+    """Refuses at once what would fail later.
+
+    Raises:
+        SnnetError: a setting out of its range, or two that do not go together.
+    """
+    for name, allowed in _CHOICES.items():
+        if getattr(settings, name) not in allowed:
+            raise SnnetError(f"{name} is one of {', '.join(allowed)}, not '{getattr(settings, name)}'")
+    autocast(settings.amp, settings.amp_dtype, torch.device('cpu'))
+    for name, least in _LEAST.items():
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise SnnetError(f'{name} is at least {least}, not {value}')
+    if settings.timeout <= 0:
+        raise SnnetError(f'timeout is a number of seconds above 0, not {settings.timeout}')
+    if (settings.mixup > 0 or settings.cutmix > 0) and settings.batch_size % 2:
+        raise SnnetError(f'mixup and cutmix pair the images of a batch: batch_size {settings.batch_size} is odd')
+    if not settings.anchors:
+        raise SnnetError('name the networks to stitch with --anchors, such as deit_tiny,deit_small,deit_base')

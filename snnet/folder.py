@@ -1,0 +1,119 @@
+"""The output folder of a training run: whose it is, whether the run may go on, and whether going on has a point."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from .config import TrainSettings, changes, to_yaml
+from .errors import SnnetError
+from .files import write_text
+from .log import JsonLines
+
+_CONFIG, _LOCK = 'config.yaml', '.lock'
+ATTEMPTS = 3
+"""Restarts in a row without a new checkpoint after which a launcher's further ones are refused."""
+
+
+class RunFolder:
+    """The output folder of a run.
+
+    Args:
+        settings: of the run; `output` names the folder.
+        world: processes of the run.
+    """
+
+    def __init__(self, settings: TrainSettings, world: int) -> None:
+        self.settings, self.world = settings, world
+        self.path = Path(settings.output)
+        self.net = self.path / 'net'
+        self.lines = JsonLines(self.path / 'log.jsonl')
+        self._attempts = JsonLines(self.path / 'attempts.jsonl')
+        self._lock: TextIO | None = None
+
+    def refuse_what_is_not_ours(self) -> None:
+        """Looks before anything is written.
+
+        Raises:
+            SnnetError: the folder holds something else, or a run with other settings or another number of images a
+                step; the message names what differs.
+        """
+        if not self.path.exists():
+            return
+        config = self.path / _CONFIG
+        if not config.is_file():
+            if self.path.is_dir() and all(path.name == _LOCK for path in self.path.iterdir()):
+                return
+            raise SnnetError(f"the output folder '{self.path}' holds other things: name another --output")
+        if not self.settings.resume:
+            raise SnnetError(f"the output folder '{self.path}' holds a run: continue it with --resume, or name another")
+        try:
+            before = yaml.safe_load(config.read_text(encoding='utf-8'))
+            world = before.pop('world')
+        except (OSError, yaml.YAMLError, AttributeError, KeyError):
+            raise SnnetError(
+                f'{config} is damaged, so nobody can tell what run this is: name another --output'
+            ) from None
+        differing = changes(self.settings, before)
+        asked = self.settings.batch_size * self.settings.grad_accum_steps * self.world
+        then = before['batch_size'] * before['grad_accum_steps'] * world
+        if asked == then:  # the same images a step, dealt otherwise
+            differing = [text for text in differing if text.split()[0] not in ('batch_size', 'grad_accum_steps')]
+        elif world != self.world and not differing:
+            differing = [
+                f'{world} processes took {then} images a step, {self.world} take {asked} (go on with '
+                f'{world} processes, or set --batch-size so that a step has {then} images again)'
+            ]
+        if differing:
+            raise SnnetError(f"'{self.path}' holds a run with other settings: {'; '.join(differing)}")
+
+    def open(self) -> None:
+        """Makes the folder and claims it until the process ends (first rank only).
+
+        Raises:
+            SnnetError: the folder cannot be written, or another process trains in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / _LOCK, 'w')  # noqa: SIM115  # it stays open while the process lives
+        except OSError as error:
+            raise SnnetError(f"the output folder '{self.path}' cannot be written: {error.strerror}") from None
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not handed on to loader processes
+        except OSError:
+            raise SnnetError(
+                f"another process trains in '{self.path}': wait for it, or name another --output"
+            ) from None
+
+    def write_config(self) -> None:
+        """Notes the settings."""
+        write_text(self.path / _CONFIG, to_yaml(self.settings) + f'world: {self.world}\n')
+
+    def note_attempt(self, step: int) -> None:
+        """Notes that the run goes on from `step` (first rank only).
+
+        Raises:
+            SnnetError: torchrun has restarted it from this step several times in vain.
+        """
+        restart = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'))
+        rows = self._attempts.read() if restart else []
+        starts = [row['step'] for row in rows if 'error' not in row]
+        if len(starts) >= ATTEMPTS and set(starts[-ATTEMPTS:]) == {step}:
+            causes = [f'rank {row["rank"]}: {row["error"]}' for row in rows if 'error' in row]
+            raise SnnetError(
+                f'{ATTEMPTS} attempts from step {step} ended before the next checkpoint, so no more are made; '
+                f'last cause: {causes[-1] if causes else "unknown (killed?)"}'
+            )
+        self._attempts.rewrite([*rows, {'step': step}])
+
+    def note_error(self, rank: int, error: BaseException) -> None:
+        """Notes why a rank ends, for `note_attempt` of the next."""
+        row: dict[str, Any] = {'rank': rank, 'error': ' '.join(f'{type(error).__name__}: {error}'.split())}
+        if self.path.is_dir():
+            with open(self._attempts.path, 'a', encoding='utf-8') as file:
+                file.write(json.dumps(row) + '\n')

@@ -1,0 +1,64 @@
+"""Stops from outside: signals that ask for an end at the next step boundary, and a watchdog for what hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Within a `with` block SIGTERM, SIGINT and SIGUSR1 only set a flag, so that a step and its checkpoint end well.
+
+    Clusters send one of them some seconds before they kill. A second SIGINT (Ctrl-C pressed twice) interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == 'SIGINT':
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """For loader processes: a signal to the whole process group must not take the images of the last step away."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Watchdog:
+    """Ends a process that shows no life for `timeout` seconds, with the stacks of its threads on standard error.
+
+    Other ranks then lose contact and end too, so that a launcher can start all of them again.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+
+    def __enter__(self) -> Watchdog:
+        self.alive()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        faulthandler.cancel_dump_traceback_later()
+
+    def alive(self) -> None:
+        """Starts the time anew."""
+        faulthandler.dump_traceback_later(self.timeout, exit=True, file=sys.__stderr__ or 2)
