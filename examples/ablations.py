@@ -3,36 +3,36 @@
     python examples/cifar10_family.py SOURCE output/family --family vit
     python examples/ablations.py SOURCE output/family --family vit --table init --seeds 0 1
 
-Every run gets the same budget of student FLOPs (`epochs` times what the uniform sampler spends on an epoch), the same
-images in the same order with the same augmentation (so the teacher's answers are computed once a seed and epoch), and
-its result is kept in TARGET/ablations/FAMILY.jsonl: what is there is not run again. `select` is the accuracy on the
-first 2,000 validation images, on which recipes were chosen, `confirm` that on the other 2,000.
+Every run spends the same student FLOPs: those of `passes` passes over the images with stitches drawn uniformly. Runs
+of one seed see the same images in the same order with the same augmentation, so the largest anchor answers once a seed
+and pass. Training is snnet's (`snnet.step.Step`), a tenth of it warm-up. Results are kept in
+TARGET/ablations/FAMILY.jsonl: what is there is not run again. `select` is the top-1 on the first 2,000 validation
+images, on which recipes were chosen, `confirm` that on the other 2,000.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snnet import Record, StitchableNet, create_stitchable_net, initialise
 from snnet.config import TrainSettings
+from snnet.distributed import Ranks
 from snnet.frontier import area, mixing_accuracy
-from snnet.optim import make_optimizer
 from snnet.plugins import import_plugins
 from snnet.seeds import generator, seed_libraries
 from snnet.solve import kaiming
+from snnet.step import Step
 from snnet.tree import _Node, _parts
 
 import_plugins([str(Path(__file__).with_name('cifar10_family.py'))])
@@ -40,39 +40,28 @@ from cifar10_family import BATCH, FAMILIES, TRAIN, VALIDATION, batches, load  # 
 
 CALIBRATION = 500
 """Images whose statistics batch norms take on where they are recalibrated for each stitch."""
+PASSES = 3.0
+OWN: dict[str, Any] = {'passes': PASSES, 'recalibrate': False, 'fixed_norms': False}
+"""Settings that train.py does not have."""
+COMMON: dict[str, Any] = {'epochs': 10, 'warmup_epochs': 1, 'min_lr': 0.0, 'teacher': 'none', 'channels_last': True}
+"""Epochs are tenths of the budget here."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a net is built and trained; the defaults are the paper's."""
+class StoredAnswer(nn.Module):
+    """A teacher that gives the logits it was last handed."""
 
-    epochs: float = 3.0
-    opt: str = 'adamw'
-    lr: float = 3e-4
-    stitch_lr: float | None = None
-    weight_decay: float = 0.05
-    clip: float | None = None
-    init: str = 'joint'
-    init_samples: int = 100
-    net: dict[str, Any] = field(default_factory=dict)
-    freeze: bool = False
-    sampler: str = 'uniform'
-    per_step: int = 1
-    distill: str = 'hard'
-    alpha: float = 0.5
-    tau: float = 1.0
-    smoothing: float = 0.1
-    ema: float | None = None
-    recalibrate: bool = False
-    bn_eval: bool = False
-    warm: float = 0.0
+    logits: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) for images (N, 3, H, W)."""
+        return self.logits
 
 
 class Bench:
     """A family with its images: trains and evaluates recipes, and keeps the results."""
 
     def __init__(self, source: Path, target: Path, family: str) -> None:
-        self.target, self.family = target, family
+        self.family = family
         self.anchors = [f'{name}={target}/{name}.safetensors' for name in FAMILIES[family]]
         self.images, self.labels = load(source, TRAIN)
         self.tests, self.answers = load(source, VALIDATION)
@@ -80,13 +69,14 @@ class Bench:
         self.file.parent.mkdir(exist_ok=True)
 
     def teacher(self, seed: int, epoch: int) -> Tensor:
-        """The largest anchor's logits for the batches of an epoch, computed once."""
+        """The largest anchor's logits for the batches of a pass, computed once."""
         file = self.file.with_name(f'{self.family}_teacher_{seed}_{epoch}.pt')
         if not file.exists():
-            model = create_stitchable_net(self.anchors, pretrained=False).eval()
+            net = create_stitchable_net(self.anchors, pretrained=False).eval()
+            net.to(memory_format=torch.channels_last)
             with torch.inference_mode():
                 last = len(self.anchors) - 1
-                logits = [model(x, stitch=last) for x, _, _ in batches(self.images, self.labels, seed, epoch)]
+                logits = [net(x, stitch=last) for x, _, _ in batches(self.images, self.labels, seed, epoch)]
             torch.save(torch.cat(logits), file)
         return torch.load(file, weights_only=True)
 
@@ -99,81 +89,80 @@ class Bench:
                 yield x, y, teacher[i * BATCH : (i + 1) * BATCH]
             epoch += 1
 
-    def build(self, recipe: Recipe, seed: int) -> StitchableNet:
+    def build(self, settings: TrainSettings) -> StitchableNet:
         """The net with its stitch layers initialised."""
-        seed_libraries(seed)
-        net = create_stitchable_net(self.anchors, pretrained=False, **recipe.net)
+        seed_libraries(settings.seed)
+        space = {name: getattr(settings, name) for name in ('window', 'step', 'nearest', 'direction')}
+        net = create_stitchable_net(self.anchors, pretrained=False, **space)
         net.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
-        if recipe.init == 'kaiming':
-            kaiming(net, generator(seed, 'kaiming'))
+        if settings.init == 'kaiming':
+            kaiming(net, generator(settings.seed, 'kaiming'))
         else:
-            order = torch.randperm(len(self.images), generator=generator(seed, 'initialise'))
-            clean = self.images[order[: recipe.init_samples]]
-            initialise(net, clean.split(100), recipe.init_samples, recipe.init)
+            order = torch.randperm(len(self.images), generator=generator(settings.seed, 'initialise'))
+            clean = self.images[order[: settings.init_samples]]
+            initialise(net, clean.split(100), settings.init_samples, settings.init)
         return net
 
-    def train(self, recipe: Recipe, seed: int) -> StitchableNet:
-        """Spends the budget on draws of the sampler; the learning rate follows the share that is spent."""
-        net = self.build(recipe, seed)
-        if recipe.freeze:
+    def train(self, settings: TrainSettings, passes: float, fixed_norms: bool) -> StitchableNet:
+        """Takes as many steps as the budget pays for."""
+        net = self.build(settings)
+        if settings.freeze_anchors:
             net.anchors.requires_grad_(False)
-        settings = TrainSettings(
-            opt=recipe.opt, lr=recipe.lr, stitch_lr=recipe.stitch_lr, weight_decay=recipe.weight_decay
-        )
-        optimizer = make_optimizer(net, settings)
-        rates = [group['lr'] for group in optimizer.param_groups]
-        is_layer = {id(p) for p in net.stitch_layers.parameters()}
-        average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
-        draw = make_sampler(net, recipe, seed)
-        flops = [record.flops or 0 for record in net.records]
-        budget = recipe.epochs * (len(self.images) // BATCH) * mean(flops)
-        spent = 0.0
+        ranks = Ranks(0, 1, torch.device('cpu'))
+        budget = passes * (len(self.images) // BATCH) * mean(r.flops or 0 for r in net.records)
+        steps = self.affordable(Step(settings, net, ranks, 1), budget)
+        step = Step(settings, net, ranks, max(1, steps // settings.epochs))
+        step.criterion.teacher = teacher = StoredAnswer()
+        average = ModelEmaV3(net, settings.model_ema_decay, use_warmup=True) if settings.model_ema else None
         net.train()
-        if recipe.freeze:
+        if settings.freeze_anchors:
             net.anchors.eval()
-        if recipe.bn_eval:
-            set_norms(net, False)
-        for step, (x, y, teacher) in enumerate(self.labelled(seed)):
-            share = spent / budget
-            if share >= 1:
-                break
-            factor = min(1.0, (share + 1e-3) / 0.05) * 0.5 * (1 + math.cos(math.pi * share))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                warming = share < recipe.warm and id(group['params'][0]) not in is_layer
-                group['lr'] = 0.0 if warming else rate * factor
-            optimizer.zero_grad(set_to_none=True)
-            chosen = draw(step)
-            for stitch in chosen:
-                loss = loss_of(recipe, net(x, stitch=stitch), y, teacher) / len(chosen)
-                loss.backward()
-                spent += flops[stitch]
-            if recipe.clip:
-                nn.utils.clip_grad_norm_([p for p in net.parameters() if p.grad is not None], recipe.clip)
-            optimizer.step()
+        if fixed_norms:
+            for norm in norms_of(net):
+                norm.eval()
+        for number, (x, y, teacher.logits) in enumerate(islice(self.labelled(settings.seed), steps)):
+            step(number, [(x, y)], [])
             if average is not None:
-                average.update_parameters(net)
-        if average is not None:
-            for own, other in zip(net.parameters(), average.module.parameters(), strict=True):
-                own.data.copy_(other.data)
-        return net.eval()
+                average.update(net, number + 1)
+        return (average.module if average is not None else net).eval()
 
-    def run(self, name: str, recipe: Recipe, seed: int, whole: bool = True) -> dict[str, Any]:
-        """The kept result of a run, or a new one."""
+    @staticmethod
+    def affordable(step: Step, budget: float) -> int:
+        """How many steps spend the budget of student FLOPs an image."""
+        steps, spent = 0, 0.0
+        while budget:
+            spent += sum(step.net.records[stitch].flops or 0 for stitch in step._drawn(steps)[0])
+            if spent > budget:
+                break
+            steps += 1
+        return steps
+
+    def run(self, name: str, recipe: dict[str, Any], seed: int, whole: bool = True) -> dict[str, Any]:
+        """The kept result of a run, or a new one.
+
+        Args:
+            name: of the recipe.
+            recipe: settings of train.py that differ from `COMMON` and the defaults, and those of `OWN`.
+            seed: of every random choice.
+            whole: evaluate on both halves of the validation images.
+        """
+        recipe = {key: value for key, value in recipe.items() if OWN.get(key) != value}
         rows = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
         for row in rows:
-            same = Recipe(**row['recipe']) == recipe and row['seed'] == seed
-            if same and (row['confirm'] or not whole):
+            if (row['recipe'], row['seed']) == (recipe, seed) and (row['confirm'] or not whole):
                 return row | {'name': name}
-        began = time.monotonic()
-        net = self.train(recipe, seed)
-        trained = time.monotonic() - began
-        calibration = self.images[:CALIBRATION] if recipe.recalibrate else None
+        own = {key: recipe.get(key, value) for key, value in OWN.items()}
+        changes = {key: value for key, value in recipe.items() if key not in OWN}
+        began = time.process_time()
+        net = self.train(TrainSettings(**{**COMMON, **changes}, seed=seed), own['passes'], own['fixed_norms'])
+        trained = time.process_time()
+        calibration = self.images[:CALIBRATION] if own['recalibrate'] else None
         half = len(self.tests) // 2
         results = [top1s(net, self.tests[:half], self.answers[:half], calibration)]
         results.append(top1s(net, self.tests[half:], self.answers[half:], calibration) if whole else [])
         row = {
-            'name': name, 'seed': seed, 'recipe': asdict(recipe), 'train_s': round(trained, 1),
-            'eval_s': round(time.monotonic() - began - trained, 1), 'flops': [r.flops for r in net.records],
+            'name': name, 'seed': seed, 'recipe': recipe, 'train_s': round(trained - began, 1),
+            'eval_s': round(time.process_time() - trained, 1), 'flops': [r.flops for r in net.records],
             'legs': [r.legs for r in net.records], 'anchors': [r.anchor for r in net.records],
             'select': results[0], 'confirm': results[1],
         }  # fmt: skip
@@ -182,56 +171,9 @@ class Bench:
         return row
 
 
-def set_norms(net: nn.Module, training: bool) -> None:
-    """Batch norms alone into train or eval mode."""
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.train(training)
-
-
-def loss_of(recipe: Recipe, logits: Tensor, y: Tensor, teacher: Tensor) -> Tensor:
-    """(1 - alpha) times the cross-entropy with the classes, alpha times the distance to the teacher."""
-    base = F.cross_entropy(logits, y, label_smoothing=recipe.smoothing)
-    if recipe.distill == 'none':
-        return base
-    if recipe.distill == 'hard':
-        distance = F.cross_entropy(logits, teacher.argmax(1))
-    else:
-        own, other = (F.log_softmax(x / recipe.tau, dim=1) for x in (logits, teacher))
-        distance = F.kl_div(own, other, reduction='batchmean', log_target=True) * recipe.tau**2
-    return (1 - recipe.alpha) * base + recipe.alpha * distance
-
-
-def make_sampler(net: StitchableNet, recipe: Recipe, seed: int) -> Any:
-    """Draws `per_step` stitches a step: 'uniform', 'anchors:P' (one with probability P), 'bins', 'sandwich'."""
-    kind, _, value = recipe.sampler.partition(':')
-    anchors = [r.stitch for r in net.records if r.anchor]
-    stitches = [r.stitch for r in net.records if not r.anchor]
-    everything = stitches if recipe.freeze else anchors + stitches
-    logs = {r.stitch: math.log(r.flops or 1) for r in net.records}
-
-    def pick(ids: Sequence[int], draw: torch.Generator) -> int:
-        return ids[int(torch.randint(len(ids), (), generator=draw))]
-
-    bins: list[list[int]] = []
-    width = (max(logs.values()) - min(logs.values())) / 12
-    for stitch in sorted(everything, key=lambda s: logs[s]):
-        if not bins or logs[stitch] - logs[bins[-1][0]] > width:
-            bins.append([])
-        bins[-1].append(stitch)
-
-    def sampler(step: int) -> list[int]:
-        draw = generator(seed, 'stitch', step)
-        if kind == 'sandwich':
-            return [anchors[step % len(anchors)], *(pick(stitches, draw) for _ in range(recipe.per_step - 1))]
-        if kind == 'anchors' and float(torch.rand((), generator=draw)) < float(value):
-            return [pick(anchors, draw)]
-        if kind == 'bins':
-            return [pick(bins[int(torch.randint(len(bins), (), generator=draw))], draw)]
-        pool = stitches if kind == 'anchors' else everything
-        return [pick(pool, draw) for _ in range(recipe.per_step)]
-
-    return sampler
+def norms_of(net: nn.Module) -> list[nn.BatchNorm2d]:
+    """All batch norms."""
+    return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 @torch.inference_mode()
@@ -244,7 +186,7 @@ def top1s(net: StitchableNet, images: Tensor, labels: Tensor, calibration: Tenso
             node = node.then.setdefault(part, _Node(run))
         node.stitches.append(stitch)
     found = [0.0] * len(net.stitches)
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = norms_of(net)
     for norm in norms:
         norm.momentum = 1.0
 
@@ -292,50 +234,46 @@ def report(rows: list[dict[str, Any]], part: str) -> str:
     return '\n'.join([head, *lines])
 
 
-PAPER = {'vit': Recipe(), 'resnet': Recipe(opt='sgd', lr=0.05, weight_decay=2e-5)}
-"""The paper's recipe at the learning rate that is best for it here."""
+PAPER: dict[str, dict[str, Any]] = {
+    'vit': {'lr': 3e-4},
+    'resnet': {'opt': 'sgd', 'lr': 0.05, 'weight_decay': 2e-5},
+}
+"""The paper's recipe (uniform sampling, hard distillation, one learning rate), and what it takes from the family."""
 
 
-def tables(family: str) -> dict[str, dict[str, Recipe]]:
-    """Named recipes, table by table."""
-    paper = PAPER[family]
-
-    def vary(**changes: Any) -> Recipe:
-        return replace(paper, **changes)
-
+def tables(family: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Named recipes, table by table, as what they change of the paper's."""
     inits: dict[str, dict[str, Any]] = {'Kaiming': {'init': 'kaiming'}}
     inits |= {f'least squares, {n} images': {'init_samples': n} for n in (10, 30, 100, 300, 1000)}
     inits['least squares, mean of joins'] = {'init': 'mean'}
-
-    found: dict[str, dict[str, Recipe]] = {
-        'lr': {f'lr {lr:g}': vary(lr=lr) for lr in ((1e-4, 3e-4, 1e-3) if family == 'vit' else (5e-3, 0.02, 0.05))},
-        'init': {
-            f'{label}, {epochs:g} epochs': vary(epochs=epochs, **changes)
-            for epochs in (0.0, paper.epochs)
-            for label, changes in inits.items()
-        },
+    lr = PAPER[family]['lr']
+    return {
+        'lr': {f'lr {rate:g}': {'lr': rate} for rate in (lr / 3, lr, 3 * lr)},
+        'untrained': {name: {'passes': 0.0, **changes} for name, changes in inits.items()},
+        'trained': inits,
         'space': {
-            'fast to slow, (2, 1)': paper,
-            'slow to fast': vary(net={'direction': 'slow_to_fast'}),
-            'all pairs and triples': vary(net={'nearest': False}),
-            '(2, 2)': vary(net={'window': 2, 'step': 2}),
-            '(3, 3)': vary(net={'window': 3, 'step': 3}),
+            'fast to slow, (2, 1)': {},
+            'slow to fast': {'direction': 'slow_to_fast'},
+            'all pairs and triples': {'nearest': False},
+            '(2, 2)': {'window': 2, 'step': 2},
+            '(3, 3)': {'window': 3, 'step': 3},
         },
         'tuning': {
-            'everything': paper,
-            'stitch layers only': vary(freeze=True),
-            'stitch layers only, lr x 10': vary(freeze=True, lr=10 * paper.lr),
+            'everything': {},
+            'stitch layers only': {'freeze_anchors': True},
+            'stitch layers only, lr x 10': {'freeze_anchors': True, 'lr': 10 * lr},
         },
-        'epochs': {f'{epochs:g} epochs': vary(epochs=epochs) for epochs in (1.0, 3.0, 6.0)},
+        'epochs': {f'{passes:g} passes': {'passes': passes} for passes in (1.0, PASSES, 2 * PASSES)},
         'samplers': {
-            'uniform': paper,
-            'FLOPs bins': vary(sampler='bins'),
-            'anchors 30 %': vary(sampler='anchors:0.3'),
-            'sandwich of 2': vary(sampler='sandwich', per_step=2),
-            '2 a step': vary(per_step=2),
+            'uniform': {},
+            'stratified': {'sampler': 'stratified'},
+            'bins of FLOPs': {'sampler': 'flops'},
+            'bins of log FLOPs': {'sampler': 'log_flops'},
+            'anchors 30 %': {'sampler': 'anchors'},
+            'sandwich': {'sampler': 'sandwich'},
+            '2 a step': {'stitches_per_step': 2},
         },
     }
-    return found
 
 
 def main() -> None:
@@ -344,7 +282,7 @@ def main() -> None:
     parser.add_argument('source', type=Path, help='folder of the sprites')
     parser.add_argument('target', type=Path, help="folder of the family's weights")
     parser.add_argument('--family', choices=FAMILIES, required=True)
-    parser.add_argument('--table', required=True)
+    parser.add_argument('--table', choices=tables('vit'), required=True)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--half', action='store_true', help='evaluate on the first half of the images only')
     args = parser.parse_args()
@@ -352,7 +290,7 @@ def main() -> None:
     rows = []
     for seed in args.seeds:
         for name, recipe in tables(args.family)[args.table].items():
-            rows.append(bench.run(name, recipe, seed, whole=not args.half))
+            rows.append(bench.run(name, {**PAPER[args.family], **recipe}, seed, whole=not args.half))
             numbers = ', '.join(f'{key} {value:.2f}' for key, value in summary(rows[-1], 'select').items())
             print(f'{name} (seed {seed}): {numbers}; {rows[-1]["train_s"]} + {rows[-1]["eval_s"]} s', flush=True)
     for part in ('select',) if args.half else ('select', 'confirm'):
