@@ -9,12 +9,13 @@ import sys
 from snnet.config import TrainSettings, parse
 from snnet.engine import train
 from snnet.errors import SnnetError
+from snnet.recipes import RECIPES
 
 
 def main() -> int:
     """Runs the training; 2 for bad input, which is told in one sentence."""
     try:
-        train(parse(TrainSettings))
+        train(parse(TrainSettings, recipes=RECIPES))
     except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
         print(f'train.py: {error}', file=sys.stderr)
         return 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -129,26 +129,41 @@ class EvalSettings(DataSettings):
     images: int | None = option(None, 'evaluate so many images, evenly spread (default: all)')
 
 
-def parse(kind: type[Settings], argv: Sequence[str] | None = None, positional: str = '') -> Settings:
-    """Settings from the defaults, then the file named by --config, then the command line.
+def parse(
+    kind: type[Settings],
+    argv: Sequence[str] | None = None,
+    positional: str = '',
+    recipes: Mapping[str, dict[str, Any]] | None = None,
+) -> Settings:
+    """Settings from the defaults, then a recipe, then the file named by --config, then the command line.
 
     Args:
         kind: dataclass of settings.
         argv: arguments; those of the process by default.
         positional: name of the setting that is given without a flag.
+        recipes: settings by the name that --recipe, or `recipe` in the file, chooses them by.
 
     Raises:
-        SnnetError: the file is missing, no YAML, or has an unknown key or a value of a wrong type.
+        SnnetError: the file is missing, no YAML, or has an unknown key or a value of a wrong type; an unknown recipe.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument('--config', help='YAML file with settings')
     hints = get_type_hints(kind)
+    if recipes:
+        text = f'settings that go together: {", ".join(recipes)}; the file and the flags go before them'
+        parser.add_argument('--recipe', help=text, default=argparse.SUPPRESS)
+        hints['recipe'] = str
     for setting in fields(kind):  # type: ignore[arg-type]  # a dataclass, which TypeVar cannot say
         _add_argument(parser, setting, hints[setting.name], positional)
     given = vars(parser.parse_args(argv))
     file = given.pop('config', None)
     values = _read_yaml(Path(file), hints) if file else {}
     values.update(given)
+    if recipes and 'recipe' in values:
+        name = str(values.pop('recipe'))
+        if name not in recipes:
+            raise SnnetError(f"recipe is one of {', '.join(recipes)}, not '{name}'")
+        values = {**recipes[name], **values}
     return kind(**{name: convert(name, value, hints[name]) for name, value in values.items()})
 
 

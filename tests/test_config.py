@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 
 from snnet import SnnetError
 from snnet.config import EvalSettings, TrainSettings, parse, to_yaml
+from snnet.recipes import RECIPES
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.yaml'))
 
@@ -84,3 +86,21 @@ def test_the_recipes_hold_the_published_values(name, recipe):
     settings = parse(TrainSettings, ['--config', str(CONFIGS[0].parent / f'{name}.yaml')])
     published = {'teacher': 'regnety_160', 'distill': 'hard', 'distill_alpha': 0.5, 'batch_size': 128, **recipe}
     assert {key: getattr(settings, key) for key in published} == published
+
+
+def test_a_recipe_lies_between_the_defaults_and_the_file_and_is_told_by_name(tmp_path):
+    file = tmp_path / 'run.yaml'
+    file.write_text('recipe: gentle\nlr: 0.3\n')
+    recipes = {'gentle': {'lr': 0.1, 'epochs': 7, 'momentum': 0.5}, 'rough': {'momentum': 0.9, 'epochs': 9}}
+    settings = parse(TrainSettings, ['--config', str(file), '--momentum', '0.2'], recipes=recipes)
+    assert (settings.lr, settings.epochs, settings.momentum) == (0.3, 7, 0.2)
+    settings = parse(TrainSettings, ['--config', str(file), '--recipe', 'rough'], recipes=recipes)
+    assert (settings.lr, settings.epochs, settings.momentum) == (0.3, 9, 0.9)
+    with pytest.raises(SnnetError, match="recipe is one of gentle, rough, not 'mild'"):
+        parse(TrainSettings, ['--recipe', 'mild'], recipes=recipes)
+
+
+@pytest.mark.parametrize('recipe', RECIPES.values())
+def test_a_recipe_holds_settings_of_training(recipe):
+    assert recipe.keys() <= {setting.name for setting in fields(TrainSettings)}
+    TrainSettings(**recipe)

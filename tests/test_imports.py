@@ -17,7 +17,7 @@ FILES = {
 MODULES = [name for name in FILES if name != '__init__']
 ROOMS = (
     ('errors',),
-    ('files', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins'),
+    ('files', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins'),
     ('line', 'stitch', 'frontier'),
     ('layer', 'space', 'anchors'),
     ('weights', 'hub'),
