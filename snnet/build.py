@@ -39,7 +39,7 @@ def create_stitchable_net(
         img_size: height and width of an image in pixels; what the networks were trained at by default.
         window, step: width and advance of the sliding window over equally deep stages.
         nearest: stitch only anchors next to each other in cost.
-        direction: 'fast_to_slow' or 'slow_to_fast'.
+        direction: 'fast_to_slow', 'slow_to_fast' or 'two_way'.
         official: follow the published implementation where it deviates (README, "Exactness").
         drop_path_rate: stochastic depth while training.
 

@@ -15,6 +15,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from .layer import merged_state
 from .line import Anchor
 from .modes import eval_mode
 from .net import StitchableNet
@@ -67,11 +68,11 @@ def measure_costs(net: StitchableNet, parts: Mapping[str, PartFlops] | None = No
     """
     if parts is None:
         parts = {anchor.name: part_flops(anchor) for anchor in map(net.anchor, range(len(net.anchors)))}
-    sizes = {name: parameter.numel() for name, parameter in net.named_parameters(remove_duplicate=False)}
+    sizes = {name: tensor.numel() for name, tensor in merged_state(net).items()}
     for i, stitch in enumerate(net.stitches):
         flops = sum(net.layer(layer).flops for layer in stitch.layers)
         flops += sum(parts[leg.anchor].of(leg, net.anchor(leg.anchor).official) for leg in stitch.legs)
-        params = sum(sizes[name] for name in net.parameter_names(i))
+        params = sum(sizes[name] for name in net.parameter_names(i) & sizes.keys())
         net.records[i] = replace(net.records[i], flops=flops, params=params)
     return net
 

@@ -88,6 +88,8 @@ class Trainer:
             self.net.anchor(i).checkpointing = settings.grad_checkpointing
         if settings.freeze_anchors:
             self.net.anchors.requires_grad_(False)
+        for i in range(len(self.net.stitch_layers) if settings.stitch_rank else 0):
+            self.net.layer(i).start_update(settings.stitch_rank, generator(settings.seed, 'update', i))
         self.step = Step(settings, self.net, ranks, self.updates)
         self.average = _average_of(self.net, settings) if settings.model_ema else None
         modules = {'net': self.net, **({'average': self.average.module} if self.average else {})}
@@ -221,7 +223,9 @@ class Trainer:
         loader, share = initialisation_images(self.settings, self.net, self.ranks)
         reduce = self.ranks.all_reduce if self.ranks.world > 1 else None
         progress = Progress(share, 'images for least squares', quiet=not self.ranks.first)
-        fits = initialise(self.net, loader, max(1, share), self.settings.init, reduce, progress.update)
+        fits = initialise(
+            self.net, loader, max(1, share), self.settings.init, reduce, progress.update, self.settings.init_ridge
+        )
         progress.close()
         return fits
 

@@ -17,6 +17,7 @@ from .anchors import as_anchor
 from .errors import NoWeights, SnnetError
 from .files import write_atomically, write_text
 from .frontier import Record
+from .layer import merged_state
 from .line import Anchor, Source
 from .stitch import Stitch
 
@@ -51,7 +52,7 @@ class Pretrained:
         }
         text = json.dumps(config, indent=1)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {name: tensor.contiguous() for name, tensor in merged_state(self).items()}
         write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={'format': 'pt'}))
         write_text(folder / CONFIG, text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -156,7 +155,7 @@ class StitchableNet(nn.Module, Pretrained):
         """
         chosen = self.stitches[self._checked(stitch)]
         legs = [self.anchor(leg.anchor).cut(leg.start, leg.stop) for leg in chosen.legs]
-        layers = [copy.deepcopy(self.layer(index)) for index in chosen.layers]
+        layers = [self.layer(index).merged() for index in chosen.layers]
         return ExtractedStitch(chosen, legs, layers)
 
     def parameter_names(self, stitch: int) -> frozenset[str]:
@@ -166,7 +165,7 @@ class StitchableNet(nn.Module, Pretrained):
             UnknownStitch: no such id.
         """
         chosen = self.stitches[self._checked(stitch)]
-        names = {f'stitch_layers.{layer}.{name}' for layer in chosen.layers for name in ('weight', 'bias')}
+        names = {f'stitch_layers.{i}.{name}' for i in chosen.layers for name, _ in self.layer(i).named_parameters()}
         for leg in chosen.legs:
             used = self.anchor(leg.anchor).parameter_names(leg.start, leg.stop)
             names |= {f'anchors.{self._index[leg.anchor]}.model.{name}' for name in used}

@@ -17,7 +17,8 @@ from .net import StitchableNet
 def parameter_groups(net: StitchableNet, settings: TrainSettings) -> list[dict[str, Any]]:
     """Groups with their own learning rate and weight decay.
 
-    Biases, norms and what a model lists in `no_weight_decay` (position embeddings, say) do not decay.
+    Low-rank updates count as the stitch layers'; what is frozen is in no group. Biases, norms and what a model lists
+    in `no_weight_decay` (position embeddings, say) do not decay.
     """
     stitch_lr = settings.lr if settings.stitch_lr is None else settings.stitch_lr
     undecayed = {

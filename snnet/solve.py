@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ def initialise(
     method: str = 'joint',
     all_reduce: Callable[[Tensor], object] | None = None,
     progress: Callable[[int], object] | None = None,
+    ridge: float = 0.0,
 ) -> list[LayerFit]:
     """Sets every stitch layer to the least-squares map from its front's features to its end's.
 
@@ -51,17 +53,21 @@ def initialise(
         method: 'joint' fits all joins that share a layer together, 'mean' averages their solutions (as published).
         all_reduce: adds a tensor up over ranks in place; `samples` then counts the images of this rank.
         progress: is told the number of images after each part of them.
+        ridge: shrinks the maps: added to the diagonal of the correlation matrix of the front features (float32 `pinv`,
+            as published, does it in silence, for it drops the directions with the least variance).
 
     Returns:
         One report a stitch layer.
 
     Raises:
-        SnnetError: no images, an unknown method, or features that are not finite.
+        SnnetError: no images, an unknown method, a ridge out of range, or features that are not finite.
     """
     if method not in METHODS:
         raise SnnetError(f"method is {' or '.join(METHODS)}, not '{method}'")
     if samples < 1:
         raise SnnetError(f'at least one image is needed to initialise, samples={samples} was asked for')
+    if not 0 <= ridge < math.inf:
+        raise SnnetError(f'ridge is zero or a positive finite number, not {ridge}')
     places = _places(net)
     groups = [[p for p in places if p.layer == layer] for layer in range(len(net.stitch_layers))]
     if method == 'mean':
@@ -80,7 +86,7 @@ def initialise(
         raise SnnetError('no images to initialise the stitch layers with')
     if all_reduce is None and used < samples:
         _log.warning('initialising with %d images, for there are no more (%d were asked for)', used, samples)
-    return _assign(net, groups, sums)
+    return _assign(net, groups, sums, ridge)
 
 
 def kaiming(net: StitchableNet, generator: torch.Generator) -> None:
@@ -160,12 +166,12 @@ def _features(anchor: Anchor, images: Tensor, positions: set[int]) -> Iterable[t
         yield position, vectors.reshape(-1, vectors.shape[-1])
 
 
-def _assign(net: StitchableNet, groups: list[list[_Place]], sums: list[Sums]) -> list[LayerFit]:
+def _assign(net: StitchableNet, groups: list[list[_Place]], sums: list[Sums], ridge: float) -> list[LayerFit]:
     """Writes the solutions (the mean of several for one layer) into the stitch layers."""
     solutions: dict[int, list[tuple[Tensor, Tensor, LayerFit]]] = {}
     for group, total in zip(groups, sums, strict=True):
         index = group[0].layer
-        solutions.setdefault(index, []).append(total.solve(index))
+        solutions.setdefault(index, []).append(total.solve(index, ridge))
     fits = []
     for index, found in sorted(solutions.items()):
         layer = net.layer(index)

@@ -10,7 +10,7 @@ from .errors import CannotStitch, SnnetError
 from .line import Anchor, Boundary
 from .stitch import Leg, Stitch
 
-DIRECTIONS = ('fast_to_slow', 'slow_to_fast')
+DIRECTIONS = ('fast_to_slow', 'slow_to_fast', 'two_way')
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,16 @@ def list_stitches(
     """All stitches of anchors given from small to large, in the published order of ids.
 
     Anchors come first; then, stage by stage, pair by pair, join by join, the stitches of neighbours. Without the
-    nearest-anchor rule follow the pairs further apart (Ti-B) and the chains of three anchors (Ti-S-B).
+    nearest-anchor rule follow the pairs further apart (Ti-B) and the chains of three anchors (Ti-S-B). Two ways list
+    all that from small to large, then from large to small with stitch layers of their own, then, without the
+    nearest-anchor rule, the chains that leave an anchor for another and return to it (SN-Netv2).
 
     Args:
         anchors: at least two, from small to large, with distinct names.
         window, step: width and advance of the paired rule's sliding window.
         nearest: stitch only neighbours in cost.
-        direction: 'fast_to_slow' goes from the smaller anchor to the larger, 'slow_to_fast' the other way.
+        direction: 'fast_to_slow' goes from the smaller anchor to the larger, 'slow_to_fast' the other way, 'two_way'
+            is both.
         official: share the stitch layers of the unpaired rule as the published implementation does.
 
     Raises:
@@ -81,19 +84,20 @@ def list_stitches(
     if window < 1 or step < 1:
         raise SnnetError(f'window and step are at least 1, but window={window} and step={step} were asked for')
     if direction not in DIRECTIONS:
-        raise SnnetError(f"direction is {' or '.join(DIRECTIONS)}, not '{direction}'")
+        raise SnnetError(f"direction is one of {', '.join(DIRECTIONS)}, not '{direction}'")
     check_anchors(anchors)
-    ordered = list(anchors) if direction == 'fast_to_slow' else list(anchors)[::-1]
-    space = _Space(ordered, window, step, official)
-    pairs = [(i, i + 1) for i in range(len(ordered) - 1)]
-    if direction == 'slow_to_fast':
-        pairs.reverse()  # ids count from the small anchors in both directions
+    space = _Space(list(anchors), window, step, official)
+    pairs = sorted(combinations(range(len(anchors)), 2), key=lambda pair: pair[1] - pair[0])
+    near, apart = pairs[: len(anchors) - 1], pairs[len(anchors) - 1 :]
+    triples = list(combinations(range(len(anchors)), 3))
     stitches = [Stitch((Leg(anchor.name),)) for anchor in anchors]
-    stitches += space.two_legs(pairs)
-    if not nearest:
-        apart = sorted((b - a, a, b) for a, b in combinations(range(len(ordered)), 2) if b - a > 1)
-        stitches += space.two_legs([(a, b) for _, a, b in apart])
-        stitches += space.three_legs()
+    for turn in {'fast_to_slow': (1,), 'slow_to_fast': (-1,), 'two_way': (1, -1)}[direction]:
+        stitches += space.two_legs([pair[::turn] for pair in near])
+        if not nearest:
+            stitches += space.two_legs([pair[::turn] for pair in apart])
+            stitches += space.three_legs([triple[::turn] for triple in triples])
+    if direction == 'two_way' and not nearest:
+        stitches += space.three_legs([chain for a, b in pairs for chain in ((a, b, a), (b, a, b))])
     return tuple(stitches)
 
 
@@ -133,15 +137,15 @@ class _Seam:
 
 
 class _Space:
-    """Numbers the stitch layers while the stitches of an ordered list of anchors are listed."""
+    """Numbers the stitch layers while the stitches of a list of anchors, from small to large, are listed."""
 
     def __init__(self, anchors: list[Anchor], window: int, step: int, official: bool) -> None:
         self.anchors = anchors
         self.window, self.step, self.official = window, step, official
-        self.seams: dict[tuple[int, int], list[_Seam]] = {}
-        self.layers: dict[tuple[int, int, int, int], int] = {}
+        self.seams: dict[tuple[int, ...], list[_Seam]] = {}
+        self.layers: dict[tuple[int, ...], int] = {}
 
-    def two_legs(self, pairs: list[tuple[int, int]]) -> list[Stitch]:
+    def two_legs(self, pairs: Sequence[tuple[int, ...]]) -> list[Stitch]:
         """Stitches of the pairs (front, end): stage by stage, pair by pair, join by join."""
         matched = {pair: matching_stages(self.anchors[pair[0]], self.anchors[pair[1]]) for pair in pairs}
         seams: list[_Seam] = []
@@ -152,21 +156,21 @@ class _Space:
                     self.seams.setdefault(pair, []).extend(found)
                     seams += found
         for front, end in pairs:
-            if end == front + 1 and not self.seams.get((front, end)):
+            if abs(end - front) == 1 and not self.seams.get((front, end)):
                 raise CannotStitch(_why_not(self.anchors[front], self.anchors[end]))
         return [self._stitch([seam]) for seam in seams]
 
-    def three_legs(self) -> list[Stitch]:
-        """Chains of three anchors whose middle leg runs at least one module."""
+    def three_legs(self, chains: Sequence[tuple[int, ...]]) -> list[Stitch]:
+        """Stitches of the chains (front, middle, end) whose middle leg runs a module, and no leg one of another leg."""
         return [
             self._stitch([first, second])
-            for a, b, c in combinations(range(len(self.anchors)), 3)
+            for a, b, c in chains
             for first in self.seams.get((a, b), ())
             for second in self.seams.get((b, c), ())
-            if first.start < second.stop
+            if first.start < second.stop and (a != c or first.stop <= second.start)
         ]
 
-    def _seams_of(self, pair: tuple[int, int], front_stage: int, end_stage: int) -> Iterator[_Seam]:
+    def _seams_of(self, pair: tuple[int, ...], front_stage: int, end_stage: int) -> Iterator[_Seam]:
         front, end = self.anchors[pair[0]], self.anchors[pair[1]]
         front_blocks, end_blocks = front.blocks()[front_stage], end.blocks()[end_stage]
         if len(front_blocks) == len(end_blocks):
@@ -179,7 +183,7 @@ class _Space:
             if front.boundaries[stop].joins(end.boundaries[start]):
                 key = (*pair, front_stage, join.layer)
                 layer = self.layers.setdefault(key, len(self.layers))
-                yield _Seam(*pair, stop, start, layer)
+                yield _Seam(pair[0], pair[1], stop, start, layer)
 
     def _stitch(self, seams: Sequence[_Seam]) -> Stitch:
         anchors = [seams[0].front, *(seam.end for seam in seams)]

@@ -19,6 +19,7 @@ from .exchange import Active, Exchange
 from .modes import autocast
 from .net import StitchableNet
 from .optim import make_optimizer, make_schedule
+from .protect import AnchorTeachers
 from .sample import make_sampler
 from .seeds import key, seed_libraries
 
@@ -39,6 +40,7 @@ class Step:
         trainable = [i for i, s in enumerate(net.stitches) if s.layers or not settings.freeze_anchors]
         self.sampler = make_sampler(settings, net, trainable)
         self.criterion, self.mixup = _make_criterion(settings, net, ranks)
+        self.protect = AnchorTeachers(net, settings.protect_anchors) if settings.protect_anchors else None
         self.optimizer = make_optimizer(net, settings)
         self.schedule = make_schedule(self.optimizer, settings, updates)
         half = settings.amp and settings.amp_dtype == 'float16'
@@ -107,9 +109,11 @@ class Step:
                 seed_libraries(key(settings.seed, 'forward', number, self.ranks.rank, turn))  # drop path and dropout
                 with autocast(settings.amp, settings.amp_dtype, device):
                     logits = self.net(images, stitch=stitch)
-                    loss = self.criterion(images, logits, targets) * share
-                self.scaler.scale(loss).backward()
-                total += loss.detach()
+                    loss = self.criterion(images, logits, targets)
+                    if self.protect is not None:
+                        loss = self.protect(stitch, images, logits, loss)
+                self.scaler.scale(loss * share).backward()
+                total += loss.detach() * share
         return total
 
     def _move(self, active: Active) -> bool:

@@ -68,11 +68,16 @@ class Sums:
         self.front_end += front.T @ total
         self.end_end += sum(end.square().sum() for end in ends)
 
-    def solve(self, layer: int = 0) -> tuple[Tensor, Tensor, LayerFit]:
+    def solve(self, layer: int = 0, ridge: float = 0.0) -> tuple[Tensor, Tensor, LayerFit]:
         """The weight (E, D) and bias (E,) with the least squared error, and a report.
 
         The front features are centred and scaled to unit variance; Cholesky solves the normal equations, or, where
         that fails or the condition is bad, an eigendecomposition that drops directions without variance.
+
+        Args:
+            layer: index for the report.
+            ridge: added to the unit diagonal of the correlation matrix: shrinks the weight, and so predictions towards
+                the mean of the end features. Rank and condition are those of what is solved.
         """
         rows = self.rows.clamp(min=1)
         front_mean, end_mean = self.front / rows, self.end / rows
@@ -82,6 +87,7 @@ class Sums:
         alive = variance > _CUTOFF * self.front_front.diagonal()
         scale = torch.where(alive, variance, torch.ones_like(variance)).rsqrt() * alive
         correlation = covariance * torch.outer(scale, scale)
+        correlation += ridge * torch.diag(alive.to(correlation))
         scaled, rank, condition = _solve_symmetric(correlation, cross * scale[:, None], alive)
         weight = scaled * scale[:, None]
         total = self.end_end - (self.end * end_mean).sum()

@@ -174,11 +174,17 @@ def _to_tokens(**options: Any) -> snnet.StitchableNet:
     return build(('cnn', partial(resnet, 'resnet18', (1, 2, 2, 1))), ('vit', end), size=64, **options)
 
 
+def _two_ways(**options: Any) -> snnet.StitchableNet:
+    makers = [(name, partial(vit, width, 3)) for name, width in (('small', 16), ('large', 24))]
+    return build(*makers, size=32, direction='two_way', nearest=False, **options)
+
+
 _NETS: dict[str, Callable[[], snnet.StitchableNet]] = {
     **{name: partial(family_net, name) for name in FAMILIES},
     'three legs': partial(three_vits, nearest=False),
     'official': partial(family_net, 'vit', official=True),
     'slow to fast': partial(family_net, 'swin', direction='slow_to_fast'),
+    'two ways': _two_ways,
     'maps to windows': cross_net,
     'windows to maps': partial(cross_net, direction='slow_to_fast'),
     'tokens to maps': _of_tokens,

@@ -138,7 +138,7 @@ def test_options_train(tmp_path, options):
         ({'teacher': 'test_resnet'}, 'no weights for test_resnet'),
         ({'mixup': 0.8, 'batch_size': 3}, 'batch_size 3 is odd'),
         ({'plugin': ['nowhere.py']}, "no plugin file 'nowhere.py'"),
-        ({'direction': 'up'}, 'fast_to_slow or slow_to_fast'),
+        ({'direction': 'up'}, 'fast_to_slow, slow_to_fast'),
     ],
 )
 def test_bad_settings_are_one_sentence_and_write_nothing(tmp_path, changes, hint):

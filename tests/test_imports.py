@@ -22,7 +22,7 @@ ROOMS = (
     ('layer', 'space', 'anchors'),
     ('weights', 'hub'),
     ('net',),
-    ('solve', 'cost', 'sample', 'distill', 'tree', 'exchange'),
+    ('solve', 'cost', 'sample', 'distill', 'protect', 'tree', 'exchange'),
     ('build',),
     ('config', 'log'),
     ('data', 'optim', 'checkpoint', 'folder', 'checks'),

@@ -94,6 +94,53 @@ def test_features_without_any_variance_are_fitted_by_the_mean():
     assert (fit.rank, fit.residual) == (0, pytest.approx(1))
 
 
+def with_ridge(front, end, ridge):
+    sums = Sums(front.shape[1], end.shape[1], front.device)
+    sums.add(front, front.T @ front, [end])
+    return sums.solve(0, ridge)
+
+
+def test_a_ridge_solves_the_problem_with_rows_that_ask_for_small_scaled_weights():
+    front, end = features(24, 0, offset=5), features(40, 1)
+    centred = front - front.mean(0)
+    scale = centred.square().sum(0).sqrt()
+    more = torch.cat([centred / scale, 0.3**0.5 * torch.eye(24, dtype=front.dtype)])
+    wanted = torch.linalg.lstsq(more, torch.cat([end - end.mean(0), torch.zeros(24, 40, dtype=end.dtype)])).solution
+    weight, bias, fit = with_ridge(front, end, 0.3)
+    torch.testing.assert_close(weight.T * scale[:, None], wanted)
+    torch.testing.assert_close(front.mean(0) @ weight.T + bias, end.mean(0))
+    total = float((end - end.mean(0)).square().sum())
+    assert fit.residual == pytest.approx(error(front, end, weight, bias) / total)
+
+
+@pytest.mark.parametrize('how', ['', *HOW])
+def test_no_ridge_changes_nothing_and_a_large_one_leaves_the_mean(how):
+    front, end = spoil(features(24, 0), how), features(40, 1)
+    plain, none, large = fitted(front, end), with_ridge(front, end, 0.0), with_ridge(front, end, 1e9)
+    assert torch.equal(plain[0], none[0])
+    assert torch.equal(plain[1], none[1])
+    torch.testing.assert_close(large[1] + front @ large[0].T, end.mean(0).expand(ROWS, -1), rtol=0, atol=1e-6)
+    assert large[2].residual == pytest.approx(1)
+
+
+def test_the_larger_the_ridge_the_smaller_the_weight_and_the_better_the_condition():
+    front, end = spoil(features(24, 0), 'sum'), features(40, 1)
+    found = [with_ridge(front, end, ridge) for ridge in (0.0, 1e-3, 0.1, 10.0)]
+    norms, conditions = [float(weight.norm()) for weight, _, _ in found], [fit.condition for _, _, fit in found]
+    assert norms == sorted(norms, reverse=True)
+    assert conditions == sorted(conditions, reverse=True)
+    assert (found[0][2].rank, found[1][2].rank) == (23, 24)
+
+
+def test_initialising_with_a_ridge_reaches_every_layer_and_a_bad_one_is_refused():
+    net, x = family_net('vit'), images(32, 24)
+    plain, ridged = snnet.initialise(net, [x], samples=24), snnet.initialise(net, [x], samples=24, ridge=0.5)
+    assert all(a.residual < b.residual for a, b in zip(plain, ridged, strict=True))
+    for ridge in (-0.1, float('nan'), float('inf')):
+        with pytest.raises(snnet.SnnetError, match=f'ridge .* not {ridge}'):
+            snnet.initialise(net, [x], samples=24, ridge=ridge)
+
+
 def test_sums_add_up_however_the_rows_are_split():
     front, end = features(24, 0), features(40, 1)
     whole, split = fitted(front, end), fitted(front, end, parts=7)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from families import FAMILIES, NETS, build, images, shared_net, swin, three_vits
+from families import FAMILIES, NETS, build, images, shared_net, swin, three_vits, vit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,6 +116,70 @@ def test_both_directions_list_the_same_number_of_chains(vits):
 def test_ids_count_from_the_small_anchors_in_both_directions(vits):
     legs = [[leg.anchor for leg in stitch.legs] for stitch in list_stitches(vits, direction='slow_to_fast')]
     assert legs == [['w16'], ['w24'], ['w32'], *[['w24', 'w16']] * 7, *[['w32', 'w24']] * 7]
+
+
+def test_two_ways_of_two_blocks_by_hand():
+    makers = [(name, partial(vit, width, 2)) for name, width in (('a', 16), ('b', 24))]
+    net = build(*makers, size=32, direction='two_way', nearest=False)
+    joins = [(1, 0), (1, 1), (2, 0), (2, 1)]
+    between = [(0, 1), (0, 2), (1, 2)]
+    assert [str(stitch) for stitch in net.stitches] == [
+        *('a[:]', 'b[:]'),
+        *(f'a[:{stop}] > b[{start}:]' for stop, start in joins),
+        *(f'b[:{stop}] > a[{start}:]' for stop, start in joins),
+        *(f'a[:1] > b[{start}:{stop}] > a[1:]' for start, stop in between),
+        *(f'b[:1] > a[{start}:{stop}] > b[1:]' for start, stop in between),
+    ]
+    assert [stitch.layers for stitch in net.stitches] == [
+        (),
+        (),
+        *[(0,)] * 4,
+        *[(1,)] * 4,
+        *[(0, 1)] * 3,
+        *[(1, 0)] * 3,
+    ]
+
+
+@pytest.mark.parametrize(('nearest', 'there', 'both'), [(True, 71, 139), (False, 732, 4569)])
+def test_two_ways_of_three_anchors_of_twelve_blocks(nearest, there, both):
+    """139 = 3 + 4 * 34; 4569 = 732 + 729 + 3 pairs * 2 * 518 chains that return.
+
+    518 = 627 (as Ti-S-B has) - 109 whose end would run a block that the front has run.
+    """
+    vits = anchors_of(build(*((f'w{w}', partial(vit, w, 12)) for w in (8, 16, 24)), size=32))
+    one_way, two_way = (list_stitches(vits, nearest=nearest, direction=d) for d in ('fast_to_slow', 'two_way'))
+    joins = [(j, k) for j in range(12) for k in range(12) if abs(j - k) < 2]
+    chains = [1 for j, k in joins for second_j, second_k in joins if k <= second_j and j < second_k]
+    assert (len(joins), len(chains), len(one_way), len(two_way)) == (34, 518, there, both)
+    assert two_way[: len(one_way)] == one_way
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('nearest', [True, False])
+def test_two_ways_are_both_ways_then_chains_that_return_and_run_no_module_twice(family, nearest):
+    anchors = anchors_of(shared_net(family))
+    there, back, both = (
+        [stitch.legs for stitch in list_stitches(anchors, nearest=nearest, direction=direction)]
+        for direction in ('fast_to_slow', 'slow_to_fast', 'two_way')
+    )
+    ways = len(there) + len(back) - 2
+    assert both[:ways] == there + back[2:]
+    assert (len(both) == ways) == nearest
+    for front, middle, end in both[ways:]:
+        assert front.anchor == end.anchor != middle.anchor
+        assert middle.start < middle.stop
+        assert front.stop <= end.start
+    assert len(set(both)) == len(both)
+
+
+def test_each_direction_has_stitch_layers_of_its_own(vits):
+    stitches = list_stitches(vits, direction='two_way')
+    used = {way: {s.layers for s in stitches if [leg.anchor for leg in s.legs] == list(way)} for way in WAYS}
+    assert [len(layers) for layers in used.values()] == [2, 2, 2, 2]
+    assert len(set().union(*used.values())) == 8
+
+
+WAYS = (('w16', 'w24'), ('w24', 'w32'), ('w24', 'w16'), ('w32', 'w24'))
 
 
 @pytest.mark.parametrize('name', NETS)

@@ -1,0 +1,56 @@
+"""Anchors kept near what they were: each is taught by a frozen copy of itself whenever it is drawn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import SnnetError
+from .net import StitchableNet
+
+
+class AnchorTeachers(nn.Module):
+    """Frozen copies of a net's anchors as they are now, in eval mode, each the teacher of its own anchor.
+
+    Args:
+        net: before training, and before a checkpoint is loaded into it, so that the copies are the originals.
+        weight: of the copy's answer in the loss, above 0 and up to 1.
+
+    Raises:
+        SnnetError: a weight out of range.
+    """
+
+    def __init__(self, net: StitchableNet, weight: float) -> None:
+        super().__init__()
+        if not 0 < weight <= 1:
+            raise SnnetError(f'protect_anchors is a weight above 0 and up to 1, not {weight}')
+        self.weight = weight
+        self.copies = nn.ModuleDict(
+            {
+                str(record.stitch): net.anchor(net.stitches[record.stitch].legs[0].anchor).duplicate()
+                for record in net.records
+                if record.anchor
+            }
+        )
+        self.requires_grad_(False).eval()
+
+    def forward(self, stitch: int, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
+        """The loss of a stitch; of an anchor, mixed with its divergence from what the original says.
+
+        Args:
+            stitch: id.
+            images: (N, C, H, W).
+            logits: of the stitch for the images (N, classes).
+            loss: of the logits so far.
+        """
+        if str(stitch) not in self.copies:
+            return loss
+        with torch.no_grad():
+            answer = F.log_softmax(self.copies[str(stitch)](images), dim=1)
+        distance = F.kl_div(F.log_softmax(logits, dim=1), answer, reduction='batchmean', log_target=True)
+        return (1 - self.weight) * loss + self.weight * distance
+
+    def train(self, mode: bool = True) -> AnchorTeachers:
+        """Stays in eval mode."""
+        return super().train(False)
