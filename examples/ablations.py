@@ -3,10 +3,10 @@
     python examples/cifar10_family.py SOURCE output/family --family vit
     python examples/ablations.py SOURCE output/family --family vit --table init --seeds 0 1
 
-Every run spends the same student FLOPs: those of `passes` passes over the images with stitches drawn uniformly. Runs
-of one seed see the same images in the same order with the same augmentation, so the largest anchor answers once a seed
-and pass. Training is snnet's (`snnet.step.Step`), a tenth of it warm-up. Results are kept in
-TARGET/ablations/FAMILY.jsonl: what is there is not run again. `select` is the top-1 on the first 2,000 validation
+Every run spends the same student FLOPs: those of `passes` passes over the images with stitches drawn uniformly. All
+runs see the same images in the same order with the same augmentation, so the teacher answers once; the seed decides
+what is drawn and the images for least squares. Training is snnet's (`snnet.step.Step`), a tenth of it warm-up. Results
+are kept in TARGET/ablations: what is there is not run again. `select` is the top-1 on the first 2,000 validation
 images, on which recipes were chosen, `confirm` that on the other 2,000.
 """
 
@@ -34,13 +34,17 @@ from snnet.seeds import generator, seed_libraries
 from snnet.solve import kaiming
 from snnet.step import Step
 from snnet.tree import _Node, _parts
+from snnet.weights import load_anchor
 
 import_plugins([str(Path(__file__).with_name('cifar10_family.py'))])
 from cifar10_family import BATCH, FAMILIES, TRAIN, VALIDATION, batches, load  # noqa: E402
 
 CALIBRATION = 500
 """Images whose statistics batch norms take on where they are recalibrated for each stitch."""
-PASSES = 3.0
+PASSES = 6.0
+DATA_SEED = 0
+TEACHERS = {'vit': 2, 'resnet': 1}
+"""Which anchor of the family teaches."""
 OWN: dict[str, Any] = {'passes': PASSES, 'recalibrate': False, 'fixed_norms': False}
 """Settings that train.py does not have."""
 COMMON: dict[str, Any] = {'epochs': 10, 'warmup_epochs': 1, 'min_lr': 0.0, 'teacher': 'none', 'channels_last': True}
@@ -60,32 +64,31 @@ class StoredAnswer(nn.Module):
 class Bench:
     """A family with its images: trains and evaluates recipes, and keeps the results."""
 
-    def __init__(self, source: Path, target: Path, family: str) -> None:
+    def __init__(self, source: Path, target: Path, family: str, count: int) -> None:
         self.family = family
-        self.anchors = [f'{name}={target}/{name}.safetensors' for name in FAMILIES[family]]
+        names = [f'{name}={target}/{name}.safetensors' for name in FAMILIES[family]]
+        self.anchors, self.largest = names[:count], names[TEACHERS[family]]
         self.images, self.labels = load(source, TRAIN)
         self.tests, self.answers = load(source, VALIDATION)
-        self.file = target / 'ablations' / f'{family}.jsonl'
+        self.file = target / 'ablations' / f'{family}{count}.jsonl'
         self.file.parent.mkdir(exist_ok=True)
 
-    def teacher(self, seed: int, epoch: int) -> Tensor:
-        """The largest anchor's logits for the batches of a pass, computed once."""
-        file = self.file.with_name(f'{self.family}_teacher_{seed}_{epoch}.pt')
+    def teacher(self, epoch: int) -> Tensor:
+        """The teacher's logits for the batches of a pass, computed once."""
+        file = self.file.with_name(f'{self.family}_teacher_{DATA_SEED}_{epoch}.pt')
         if not file.exists():
-            net = create_stitchable_net(self.anchors, pretrained=False).eval()
-            net.to(memory_format=torch.channels_last)
+            teacher = load_anchor(self.largest, pretrained=True).eval().to(memory_format=torch.channels_last)
             with torch.inference_mode():
-                last = len(self.anchors) - 1
-                logits = [net(x, stitch=last) for x, _, _ in batches(self.images, self.labels, seed, epoch)]
+                logits = [teacher(x) for x, _, _ in batches(self.images, self.labels, DATA_SEED, epoch)]
             torch.save(torch.cat(logits), file)
         return torch.load(file, weights_only=True)
 
-    def labelled(self, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def labelled(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches without end: images, classes, the teacher's logits."""
         epoch = 0
         while True:
-            teacher = self.teacher(seed, epoch)
-            for i, (x, y, _) in enumerate(batches(self.images, self.labels, seed, epoch)):
+            teacher = self.teacher(epoch)
+            for i, (x, y, _) in enumerate(batches(self.images, self.labels, DATA_SEED, epoch)):
                 yield x, y, teacher[i * BATCH : (i + 1) * BATCH]
             epoch += 1
 
@@ -100,7 +103,7 @@ class Bench:
         else:
             order = torch.randperm(len(self.images), generator=generator(settings.seed, 'initialise'))
             clean = self.images[order[: settings.init_samples]]
-            initialise(net, clean.split(100), settings.init_samples, settings.init)
+            initialise(net, clean.split(100), settings.init_samples, settings.init, ridge=settings.init_ridge)
         return net
 
     def train(self, settings: TrainSettings, passes: float, fixed_norms: bool) -> StitchableNet:
@@ -108,6 +111,8 @@ class Bench:
         net = self.build(settings)
         if settings.freeze_anchors:
             net.anchors.requires_grad_(False)
+        for i in range(len(net.stitch_layers) if settings.stitch_rank else 0):
+            net.layer(i).start_update(settings.stitch_rank, generator(settings.seed, 'update', i))
         ranks = Ranks(0, 1, torch.device('cpu'))
         budget = passes * (len(self.images) // BATCH) * mean(r.flops or 0 for r in net.records)
         steps = self.affordable(Step(settings, net, ranks, 1), budget)
@@ -120,7 +125,7 @@ class Bench:
         if fixed_norms:
             for norm in norms_of(net):
                 norm.eval()
-        for number, (x, y, teacher.logits) in enumerate(islice(self.labelled(settings.seed), steps)):
+        for number, (x, y, teacher.logits) in enumerate(islice(self.labelled(), steps)):
             step(number, [(x, y)], [])
             if average is not None:
                 average.update(net, number + 1)
@@ -282,11 +287,12 @@ def main() -> None:
     parser.add_argument('source', type=Path, help='folder of the sprites')
     parser.add_argument('target', type=Path, help="folder of the family's weights")
     parser.add_argument('--family', choices=FAMILIES, required=True)
+    parser.add_argument('--count', type=int, default=2, help='stitch so many anchors of the family (default: 2)')
     parser.add_argument('--table', choices=tables('vit'), required=True)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--half', action='store_true', help='evaluate on the first half of the images only')
     args = parser.parse_args()
-    bench = Bench(args.source, args.target, args.family)
+    bench = Bench(args.source, args.target, args.family, args.count)
     rows = []
     for seed in args.seeds:
         for name, recipe in tables(args.family)[args.table].items():
