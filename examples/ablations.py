@@ -43,11 +43,18 @@ CALIBRATION = 500
 """Images whose statistics batch norms take on where they are recalibrated for each stitch."""
 PASSES = 6.0
 DATA_SEED = 0
-TEACHERS = {'vit': 2, 'resnet': 1}
+TEACHERS = {'vit': 2, 'depth': 2, 'resnet': 1}
 """Which anchor of the family teaches."""
 OWN: dict[str, Any] = {'passes': PASSES, 'recalibrate': False, 'fixed_norms': False}
 """Settings that train.py does not have."""
-COMMON: dict[str, Any] = {'epochs': 10, 'warmup_epochs': 1, 'min_lr': 0.0, 'teacher': 'none', 'channels_last': True}
+COMMON: dict[str, Any] = {
+    'epochs': 10,
+    'warmup_epochs': 1,
+    'min_lr': 0.0,
+    'teacher': 'none',
+    'channels_last': True,
+    'batch_size': 32,
+}
 """Epochs are tenths of the budget here."""
 
 
@@ -83,13 +90,15 @@ class Bench:
             torch.save(torch.cat(logits), file)
         return torch.load(file, weights_only=True)
 
-    def labelled(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches without end: images, classes, the teacher's logits."""
+    def labelled(self, size: int) -> Iterator[tuple[Tensor, ...]]:
+        """Batches of a size without end: images, classes, the teacher's logits."""
         epoch = 0
         while True:
             teacher = self.teacher(epoch)
             for i, (x, y, _) in enumerate(batches(self.images, self.labels, DATA_SEED, epoch)):
-                yield x, y, teacher[i * BATCH : (i + 1) * BATCH]
+                yield from zip(
+                    *(part.split(size) for part in (x, y, teacher[i * BATCH : (i + 1) * BATCH])), strict=True
+                )
             epoch += 1
 
     def build(self, settings: TrainSettings) -> StitchableNet:
@@ -114,7 +123,7 @@ class Bench:
         for i in range(len(net.stitch_layers) if settings.stitch_rank else 0):
             net.layer(i).start_update(settings.stitch_rank, generator(settings.seed, 'update', i))
         ranks = Ranks(0, 1, torch.device('cpu'))
-        budget = passes * (len(self.images) // BATCH) * mean(r.flops or 0 for r in net.records)
+        budget = passes * (len(self.images) // settings.batch_size) * mean(r.flops or 0 for r in net.records)
         steps = self.affordable(Step(settings, net, ranks, 1), budget)
         step = Step(settings, net, ranks, max(1, steps // settings.epochs))
         step.criterion.teacher = teacher = StoredAnswer()
@@ -125,7 +134,7 @@ class Bench:
         if fixed_norms:
             for norm in norms_of(net):
                 norm.eval()
-        for number, (x, y, teacher.logits) in enumerate(islice(self.labelled(), steps)):
+        for number, (x, y, teacher.logits) in enumerate(islice(self.labelled(settings.batch_size), steps)):
             step(number, [(x, y)], [])
             if average is not None:
                 average.update(net, number + 1)
@@ -241,6 +250,7 @@ def report(rows: list[dict[str, Any]], part: str) -> str:
 
 PAPER: dict[str, dict[str, Any]] = {
     'vit': {'lr': 3e-4},
+    'depth': {'lr': 3e-4},
     'resnet': {'opt': 'sgd', 'lr': 0.05, 'weight_decay': 2e-5},
 }
 """The paper's recipe (uniform sampling, hard distillation, one learning rate), and what it takes from the family."""
