@@ -43,8 +43,8 @@ CALIBRATION = 500
 """Images whose statistics batch norms take on where they are recalibrated for each stitch."""
 PASSES = 6.0
 DATA_SEED = 0
-TEACHERS = {'vit': 2, 'depth': 2, 'resnet': 1}
-"""Which anchor of the family teaches."""
+TEACHER = 'cifar_vit128'
+"""Better than any network that is stitched, like the paper's RegNet."""
 OWN: dict[str, Any] = {'passes': PASSES, 'recalibrate': False, 'fixed_norms': False}
 """Settings that train.py does not have."""
 COMMON: dict[str, Any] = {
@@ -72,9 +72,8 @@ class Bench:
     """A family with its images: trains and evaluates recipes, and keeps the results."""
 
     def __init__(self, source: Path, target: Path, family: str, count: int) -> None:
-        self.family = family
         names = [f'{name}={target}/{name}.safetensors' for name in FAMILIES[family]]
-        self.anchors, self.largest = names[:count], names[TEACHERS[family]]
+        self.anchors, self.best = names[:count], f'{TEACHER}={target}/{TEACHER}.safetensors'
         self.images, self.labels = load(source, TRAIN)
         self.tests, self.answers = load(source, VALIDATION)
         self.file = target / 'ablations' / f'{family}{count}.jsonl'
@@ -82,9 +81,9 @@ class Bench:
 
     def teacher(self, epoch: int) -> Tensor:
         """The teacher's logits for the batches of a pass, computed once."""
-        file = self.file.with_name(f'{self.family}_teacher_{DATA_SEED}_{epoch}.pt')
+        file = self.file.with_name(f'teacher_{DATA_SEED}_{epoch}.pt')
         if not file.exists():
-            teacher = load_anchor(self.largest, pretrained=True).eval().to(memory_format=torch.channels_last)
+            teacher = load_anchor(self.best, pretrained=True).eval().to(memory_format=torch.channels_last)
             with torch.inference_mode():
                 logits = [teacher(x) for x, _, _ in batches(self.images, self.labels, DATA_SEED, epoch)]
             torch.save(torch.cat(logits), file)
@@ -250,7 +249,6 @@ def report(rows: list[dict[str, Any]], part: str) -> str:
 
 PAPER: dict[str, dict[str, Any]] = {
     'vit': {'lr': 3e-4},
-    'depth': {'lr': 3e-4},
     'resnet': {'opt': 'sgd', 'lr': 0.05, 'weight_decay': 2e-5},
 }
 """The paper's recipe (uniform sampling, hard distillation, one learning rate), and what it takes from the family."""

@@ -33,34 +33,32 @@ from snnet.seeds import generator, key
 import_plugins([str(Path(__file__).with_name('cifar10_resnet.py'))])
 from cifar10_resnet import CifarResNet, read_sprite, write_images  # noqa: E402
 
-VITS = {'cifar_vit32': (32, 6), 'cifar_vit64': (64, 6), 'cifar_vit128': (128, 6), 'cifar_vit64_shallow': (64, 2)}
-"""Width and depth."""
+WIDTHS = {'cifar_vit32': 32, 'cifar_vit64': 64, 'cifar_vit128': 128}
 BLOCKS = {'cifar_thin8': 1, 'cifar_thin20': 3, 'cifar_thin32': 5}
 """Blocks in each of the three stages."""
 FAMILIES = {
     'vit': ('cifar_vit32', 'cifar_vit64', 'cifar_vit128'),
-    'depth': ('cifar_vit64_shallow', 'cifar_vit64', 'cifar_vit128'),
     'resnet': tuple(BLOCKS),
 }
 TRAIN, VALIDATION = tuple(range(17)), (17, 18, 19, 50)
 """Numbers of the sprites."""
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 BATCH = 128
-EPOCHS = {'vit': 18, 'depth': 18, 'resnet': 6}
+EPOCHS = {'vit': 18, 'resnet': 6}
 
 default_cfgs = generate_default_cfgs(
     {
         name: {
             'num_classes': 10,
             'input_size': (3, 32, 32),
-            'fixed_input_size': name in VITS,
+            'fixed_input_size': name in WIDTHS,
             'crop_pct': 1.0,
             'mean': MEAN,
             'std': STD,
-            'first_conv': 'patch_embed.proj.0' if name in VITS else 'conv1',
-            'classifier': 'head' if name in VITS else 'fc',
+            'first_conv': 'patch_embed.proj.0' if name in WIDTHS else 'conv1',
+            'classifier': 'head' if name in WIDTHS else 'fc',
         }
-        for name in (*VITS, *BLOCKS)
+        for name in (*WIDTHS, *BLOCKS)
     }
 )
 
@@ -80,8 +78,8 @@ class ConvEmbed(PatchEmbed):
 def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     if name in BLOCKS:
         return build_model_with_cfg(CifarResNet, name, pretrained, blocks=BLOCKS[name], width=8, **kwargs)
-    width, depth = VITS[name]
-    shape = {'patch_size': 8, 'embed_dim': width, 'num_heads': width // 16, 'depth': depth, 'embed_layer': ConvEmbed}
+    width = WIDTHS[name]
+    shape = {'patch_size': 8, 'embed_dim': width, 'num_heads': width // 16, 'depth': 6, 'embed_layer': ConvEmbed}
     return build_model_with_cfg(VisionTransformer, name, pretrained, **shape, **kwargs)
 
 
@@ -93,7 +91,7 @@ def _entry(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-for _name in (*VITS, *BLOCKS):
+for _name in (*WIDTHS, *BLOCKS):
     register_model(_entry(_name))
 
 
@@ -124,7 +122,7 @@ def train_anchor(name: str, images: Tensor, labels: Tensor, epochs: int, seed: i
     model = timm.create_model(name).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     parameters, steps = model.parameters(), epochs * (len(images) // BATCH)
     optimizer: torch.optim.Optimizer
-    if name in VITS:
+    if name in WIDTHS:
         optimizer, lr = torch.optim.AdamW(parameters, weight_decay=0.05), 3e-3
     else:
         optimizer, lr = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, weight_decay=5e-4), 0.2
