@@ -253,7 +253,25 @@ PAPER: dict[str, dict[str, Any]] = {
 """The paper's recipe (uniform sampling, hard distillation, one learning rate), and what it takes from the family."""
 
 
-SOFT: dict[str, Any] = {'distill': 'soft', 'distill_alpha': 1.0, 'distill_tau': 2.0}
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    'vit': {
+        'paper': {},
+        'slow anchors': {'lr': 1e-4, 'stitch_lr': 3e-3},
+        'slow anchors, drawn more often': {'lr': 1e-4, 'stitch_lr': 3e-3, 'sampler': 'anchors'},
+        'slow anchors, soft': {
+            'lr': 1e-4, 'stitch_lr': 3e-3, 'distill': 'soft', 'distill_alpha': 1.0, 'distill_tau': 2.0,
+        },
+    },
+    'resnet': {
+        'paper': {},
+        'paper, recalibrated': {'recalibrate': True},
+        'anchors drawn more often': {'sampler': 'anchors'},
+        'anchors drawn more often, recalibrated': {'sampler': 'anchors', 'recalibrate': True},
+        'a tenth of the rate': {'lr': 0.005},
+        'a tenth of the rate, recalibrated': {'lr': 0.005, 'recalibrate': True},
+    },
+}  # fmt: skip
+"""What was compared with the paper's recipe."""
 
 
 def tables(family: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -279,28 +297,7 @@ def tables(family: str) -> dict[str, dict[str, dict[str, Any]]]:
             'stitch layers only, lr x 10': {'freeze_anchors': True, 'lr': 10 * lr},
         },
         'epochs': {f'{passes:g} passes': {'passes': passes} for passes in (1.0, PASSES, 2 * PASSES)},
-        'recipes': {
-            'paper': {},
-            'soft': SOFT,
-            'slow anchors': {
-                'lr': lr / 3 if family == 'vit' else lr / 10,
-                'stitch_lr': 10 * lr if family == 'vit' else lr,
-            },
-            'soft, slow anchors': {
-                **SOFT,
-                'lr': lr / 3 if family == 'vit' else lr / 10,
-                'stitch_lr': 10 * lr if family == 'vit' else lr,
-            },
-        },
-        'samplers': {
-            'uniform': {},
-            'stratified': {'sampler': 'stratified'},
-            'bins of FLOPs': {'sampler': 'flops'},
-            'bins of log FLOPs': {'sampler': 'log_flops'},
-            'anchors 30 %': {'sampler': 'anchors'},
-            'sandwich': {'sampler': 'sandwich'},
-            '2 a step': {'stitches_per_step': 2},
-        },
+        'recipes': RECIPES[family],
     }
 
 
