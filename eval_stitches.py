@@ -12,6 +12,7 @@ from snnet.errors import MissingExtra, SnnetError
 from snnet.evaluate import evaluate
 from snnet.frontier import table
 from snnet.plot import draw_curve
+from snnet.tally import HITS, best_against_anchor, read_hits
 
 
 def main() -> int:
@@ -23,6 +24,7 @@ def main() -> int:
         return 2
     if os.environ.get('RANK', '0') == '0':
         print(table(net.records))
+        print(best_against_anchor(net.records, read_hits(output / HITS)) or 'no stitch to compare with an anchor')
         print('wrote', output / 'stitches.jsonl')
         try:
             print('wrote', *draw_curve(net.records, output / 'curve', net.title))

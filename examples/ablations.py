@@ -24,17 +24,19 @@ from typing import Any
 import torch
 from timm.models.resnet import BasicBlock
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
 from snnet import Record, StitchableNet, create_stitchable_net, initialise
 from snnet.config import TrainSettings
+from snnet.distill import Question
 from snnet.distributed import Ranks
 from snnet.frontier import area, mixing_accuracy
 from snnet.plugins import import_plugins
+from snnet.recalibrate import recalibrate as recalibrate_norms
 from snnet.seeds import generator, seed_libraries
 from snnet.solve import kaiming
-from snnet.step import Step
-from snnet.tree import _Node, _parts
+from snnet.step import Batch, Step
+from snnet.tree import all_logits
 from snnet.weights import load_anchor
 
 import_plugins([str(Path(__file__).with_name('cifar10_family.py'))])
@@ -57,16 +59,6 @@ COMMON: dict[str, Any] = {
     'batch_size': 32,
 }
 """Epochs are tenths of the budget here."""
-
-
-class StoredAnswer(nn.Module):
-    """A teacher that gives the logits it was last handed."""
-
-    logits: Tensor
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) for images (N, 3, H, W)."""
-        return self.logits
 
 
 class Bench:
@@ -124,15 +116,18 @@ class Bench:
             net.layer(i).start_update(settings.stitch_rank, generator(settings.seed, 'update', i))
         ranks = Ranks(0, 1, torch.device('cpu'))
         budget = passes * (len(self.images) // settings.batch_size) * mean(r.flops or 0 for r in net.records)
-        steps = self.affordable(Step(settings, net, ranks, 1), budget)
-        step = Step(settings, net, ranks, max(1, steps // settings.epochs))
-        step.criterion.teacher = teacher = StoredAnswer()
+        steps = self.affordable(Step(settings, net, ranks, range(1)), budget)  # type: ignore[arg-type]
+        epoch = range(max(1, steps // settings.epochs))
+        step = Step(settings, net, ranks, epoch)  # type: ignore[arg-type]  # only its length counts
+        question = Question(settings.distill, 0, settings.distill_tau)
         average = ModelEmaV3(net, settings.model_ema_decay, use_warmup=True) if settings.model_ema else None
         net.train()
         if settings.freeze_anchors:
             net.anchors.eval()
-        for number, (x, y, teacher.logits) in enumerate(islice(self.labelled(settings.batch_size), steps)):
-            step(number, [(x, y)], [])
+        for number, (x, y, logits) in enumerate(islice(self.labelled(settings.batch_size), steps)):
+            told = question.answer(logits)
+            step.answers = lambda _number, _images, told=told: told  # type: ignore[assignment]  # no teacher runs
+            step(number, [Batch(number, x, y)], [])
             if average is not None:
                 average.update(net, number + 1)
         return (average.module if average is not None else net).eval()
@@ -142,7 +137,8 @@ class Bench:
         """How many steps spend the budget of student FLOPs an image."""
         steps, spent = 0, 0.0
         while budget:
-            spent += sum(step.net.records[stitch].flops or 0 for stitch in step._drawn(steps)[0])
+            drawn = [step.sampler(steps, 0, turn) for turn in range(step.settings.stitches_per_step)]
+            spent += sum(step.net.records[stitch].flops or 0 for stitch in drawn)
             if spent > budget:
                 break
             steps += 1
@@ -169,9 +165,10 @@ class Bench:
         trained = time.process_time()
         half, found = len(self.tests) // 2, {}
         for recalibrate in (False, True) if any(isinstance(m, BasicBlock) for m in net.modules()) else (False,):
-            calibration = self.images[:CALIBRATION] if recalibrate else None
-            results = [top1s(net, self.tests[:half], self.answers[:half], calibration)]
-            results.append(top1s(net, self.tests[half:], self.answers[half:], calibration) if whole else [])
+            if recalibrate:
+                recalibrate_norms(net, self.images[:CALIBRATION].split(100), CALIBRATION)
+            results = [top1s(net, self.tests[:half], self.answers[:half])]
+            results.append(top1s(net, self.tests[half:], self.answers[half:]) if whole else [])
             found[recalibrate] = {
                 'name': name, 'seed': seed, 'recipe': recipe | ({'recalibrate': True} if recalibrate else {}),
                 'train_s': round(trained - began, 1), 'flops': [r.flops for r in net.records],
@@ -183,41 +180,14 @@ class Bench:
         return found[recalibrated]
 
 
-def norms_of(net: nn.Module) -> list[nn.BatchNorm2d]:
-    """All batch norms."""
-    return [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
 @torch.inference_mode()
-def top1s(net: StitchableNet, images: Tensor, labels: Tensor, calibration: Tensor | None) -> list[float]:
-    """Top-1 of every stitch; batch norms take on the statistics of the calibration images first, part by part."""
-    root = _Node()
-    for stitch in range(len(net.stitches)):
-        node = root
-        for part, run in _parts(net, stitch):
-            node = node.then.setdefault(part, _Node(run))
-        node.stitches.append(stitch)
-    found = [0.0] * len(net.stitches)
-    norms = norms_of(net)
-    for norm in norms:
-        norm.momentum = 1.0
-
-    def visit(node: _Node, x: Tensor, own: Tensor | None) -> None:
-        if node.run is not None:
-            if own is not None:
-                for norm in norms:
-                    norm.training = True
-                own = node.run(own)
-                for norm in norms:
-                    norm.training = False
-            x = torch.cat([node.run(part) for part in x.split(250)])
-        for stitch in node.stitches:
-            found[stitch] = 100 * float((x.argmax(1) == labels).float().mean())
-        for child in node.then.values():
-            visit(child, x, own)
-
-    visit(root, images, calibration)
-    return found
+def top1s(net: StitchableNet, images: Tensor, labels: Tensor) -> list[float]:
+    """Top-1 of every stitch."""
+    right = [0] * len(net.stitches)
+    for x, y in zip(images.split(250), labels.split(250), strict=True):
+        for stitch, logits in all_logits(net, x, range(len(net.stitches))):
+            right[stitch] += int((logits.argmax(1) == y).sum())
+    return [100 * count / len(images) for count in right]
 
 
 def summary(row: dict[str, Any], part: str) -> dict[str, float]:

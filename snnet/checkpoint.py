@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import SnnetError
-from .files import sha256, sync_folder
+from .files import sha256, sync_folder, write_tensors
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r'step-(\d{8})')
 _TENSORS, _VALUES, _SUMS = 'state.safetensors', 'state.json', 'SHA256SUMS'
+_PLAIN = (bool, int, float, str, list, tuple, type(None))
 FORMAT = 2
 
 
@@ -42,29 +44,48 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor under a name of its own, without a copy."""
         found = {f'{name}.{key}': t for name, module in self.modules.items() for key, t in module.state_dict().items()}
-        for index, row in self.optimizer.state_dict()['state'].items():
-            found |= {f'optimizer.{index}.{key}': value for key, value in row.items() if isinstance(value, Tensor)}
+        for kind, rows in self._rows().items():
+            for i, row in rows.items():
+                found |= {f'{kind}.{i}.{key}': value for key, value in row.items() if isinstance(value, Tensor)}
         return found
 
     def values(self) -> dict[str, Any]:
-        """Everything else, fit for JSON."""
-        state = self.optimizer.state_dict()
-        rows = {
-            str(index): {key: value for key, value in row.items() if not isinstance(value, Tensor)}
-            for index, row in state['state'].items()
-        }
-        return {'optimizer': {'state': rows, 'groups': state['param_groups']}, 'scaler': self.scaler.state_dict()}
+        """Everything else, fit for JSON.
+
+        Raises:
+            SnnetError: the optimiser keeps lists of tensors or the like.
+        """
+        rows = self._rows()
+        moments = {i: {k: v for k, v in row.items() if not isinstance(v, Tensor)} for i, row in rows['moment'].items()}
+        # what else a group holds, such as a type, is given again by the settings
+        groups = {i: {k: v for k, v in row.items() if isinstance(v, _PLAIN)} for i, row in rows['group'].items()}
+        try:
+            json.dumps(moments)
+        except TypeError as error:
+            name = type(self.optimizer).__name__
+            raise SnnetError(f'{name} keeps what no checkpoint can hold ({error}): choose another --opt') from None
+        return {'moment': moments, 'group': groups, 'scaler': self.scaler.state_dict()}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Takes up what `tensors` and `values` gave."""
         for name, module in self.modules.items():
             module.load_state_dict(_under(name, tensors))
-        state = {int(index): dict(row) for index, row in values['optimizer']['state'].items()}
-        for key, tensor in _under('optimizer', tensors).items():
-            index, _, leaf = key.partition('.')
-            state[int(index)][leaf] = tensor
-        self.optimizer.load_state_dict({'state': state, 'param_groups': values['optimizer']['groups']})
+        now = self.optimizer.state_dict()['param_groups']
+        rows = {'moment': values['moment'], 'group': {i: now[int(i)] | row for i, row in values['group'].items()}}
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
+        for kind, found in rows.items():
+            for key, tensor in _under(kind, tensors).items():
+                i, _, leaf = key.partition('.')
+                found[i][leaf] = _laid_out_as(parameters[int(i)], tensor) if kind == 'moment' else tensor
+        state = {int(i): row for i, row in rows['moment'].items()}
+        self.optimizer.load_state_dict({'state': state, 'param_groups': [*rows['group'].values()]})
         self.scaler.load_state_dict(values['scaler'])
+
+    def _rows(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """What the optimiser keeps of each parameter and of each group of them."""
+        state = self.optimizer.state_dict()
+        found = {'moment': state['state'].items(), 'group': enumerate(state['param_groups'])}
+        return {kind: {str(i): row for i, row in rows} for kind, rows in found.items()}
 
 
 class Checkpoints:
@@ -91,13 +112,14 @@ class Checkpoints:
             values: what else to keep; `loss` decides which checkpoint is the best.
 
         Raises:
-            SnnetError: a weight or moment is not finite.
+            SnnetError: a weight or moment is not finite, or the optimiser keeps what a checkpoint cannot hold.
         """
         final = self.folder / f'step-{step:08}'
         if final.exists():  # verified when the run began, or written by it: equal bits
             return True
         tensors = {name: tensor.contiguous() for name, tensor in state.tensors().items()}
         _refuse_non_finite(tensors, step, self.folder)
+        values = {'format': FORMAT, 'step': step, **values, **state.values()}
         size = sum(tensor.nbytes for tensor in tensors.values())
         temporary = self.folder / f'.{final.name}.{os.getpid()}.tmp'
         try:
@@ -106,10 +128,10 @@ class Checkpoints:
             free = shutil.disk_usage(self.folder).free
             if free < 1.05 * size:
                 raise OSError(f'{free:,} bytes are free')
-            _fill(temporary, tensors, {'format': FORMAT, 'step': step, **values, **state.values()})
+            _fill(temporary, tensors, values)
             os.replace(temporary, final)
             sync_folder(self.folder)
-        except (OSError, RuntimeError) as error:  # safetensors wraps what the system says
+        except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             _log.warning(
                 'no checkpoint after step %d: %s wants %s bytes (%s); the run goes on', step, final, f'{size:,}', error
@@ -120,24 +142,33 @@ class Checkpoints:
 
     def newest(self) -> dict[str, Any] | None:
         """Values of the newest checkpoint that verifies, or None; broken ones are set aside."""
+        broken = False
         for step in sorted(self._steps(), reverse=True):
             path = self.folder / f'step-{step:08}'
-            reason = _fault(path)
+            reason = _fault(path, step)
             if reason is None:
                 return json.loads((path / _VALUES).read_text(encoding='utf-8'))
             aside = path.with_name(f'broken-{path.name}')
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
             _log.warning('checkpoint %s is broken (%s): set aside as %s', path, reason, aside.name)
+            broken = True
+        if broken:
+            _log.warning('no checkpoint in %s is whole: the run begins anew', self.folder)
         return None
 
-    def load(self, step: int, state: State, device: torch.device) -> None:
-        """Takes up the checkpoint of this step, which `newest` has verified."""
+    def load(self, step: int, state: State) -> None:
+        """Takes up the checkpoint of this step, which `newest` has verified.
+
+        Raises:
+            SnnetError: it belongs to other networks or another optimiser.
+        """
         path = self.folder / f'step-{step:08}'
         values = json.loads((path / _VALUES).read_text(encoding='utf-8'))
         try:
-            state.load(load_file(path / _TENSORS, device=str(device)), values)
-        except (RuntimeError, KeyError, ValueError) as error:
+            # on the CPU first: optimisers count steps there, and put the moments where their parameters are
+            state.load(load_file(path / _TENSORS), values)
+        except (SafetensorError, RuntimeError, LookupError, ValueError) as error:
             raise SnnetError(
                 f'{path} does not fit these anchors and settings: {" ".join(str(error).split())}'
             ) from None
@@ -159,10 +190,10 @@ class Checkpoints:
     def _loss(self, step: int) -> float:
         """The loss that came with a checkpoint; infinite where none did."""
         try:
-            values = json.loads((self.folder / f'step-{step:08}' / _VALUES).read_text(encoding='utf-8'))
-        except (OSError, ValueError):
+            loss = json.loads((self.folder / f'step-{step:08}' / _VALUES).read_text(encoding='utf-8'))['loss']
+        except (OSError, ValueError, TypeError, KeyError):  # an older one, which nobody has verified
             return math.inf
-        return math.inf if values.get('loss') is None else values['loss']
+        return loss if isinstance(loss, float) else math.inf
 
     def _clear_away(self) -> None:
         """Removes what killed processes left half written or half removed."""
@@ -175,10 +206,17 @@ def _under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
+def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """A moment in its parameter's memory format, which fused optimisers take for granted without a look."""
+    if moment.dim() < 2 or moment.shape != parameter.shape:
+        return moment
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
+
+
 def _fill(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Writes the three files of a checkpoint down to the disk."""
     folder.mkdir()
-    save_file(tensors, folder / _TENSORS)
+    write_tensors(folder / _TENSORS, tensors)
     (folder / _VALUES).write_text(json.dumps(values, indent=1), encoding='utf-8')
     sums = ''.join(f'{sha256(folder / name)}  {name}\n' for name in (_TENSORS, _VALUES))
     (folder / _SUMS).write_text(sums, encoding='utf-8')
@@ -188,13 +226,16 @@ def _fill(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> N
     sync_folder(folder)
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with the files of a checkpoint."""
+def _fault(path: Path, step: int) -> str | None:
+    """What is wrong with the files of the checkpoint after `step` steps."""
     try:
         sums = (path / _SUMS).read_text(encoding='utf-8').splitlines()
         for name in (_TENSORS, _VALUES):
             if f'{sha256(path / name)}  {name}' not in sums:
                 return f'{name} differs from its SHA-256 sum'
+        values = json.loads((path / _VALUES).read_text(encoding='utf-8'))
+        if not isinstance(values, dict) or (values.get('format'), values.get('step')) != (FORMAT, step):
+            return f'{_VALUES} is not of format {FORMAT} and step {step}'
     except (OSError, ValueError) as error:
         return str(error)
     return None

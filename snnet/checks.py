@@ -17,6 +17,8 @@ _CHOICES = {
 _LEAST = {
     'batch_size': 1, 'epochs': 0, 'init_samples': 1, 'log_interval': 1, 'grad_accum_steps': 1, 'stitches_per_step': 1,
     'stitch_rank': 0,
+    'teacher_epochs': 1,
+    'recalibrate': 0,
     'checkpoint_steps': 1, 'checkpoint_minutes': 0, 'checkpoint_keep': 1, 'max_skips': 1, 'check_steps': 1,
 }  # fmt: skip
 

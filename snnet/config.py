@@ -36,6 +36,7 @@ class DataSettings:
     device: str = option('', 'cpu or cuda (default: a GPU where there is one)', free=True)
     amp: bool = option(False, 'mixed precision')
     amp_dtype: str = option('bfloat16', 'type of mixed precision: bfloat16 or float16')
+    compile: bool = option(False, 'compile the blocks with torch.compile: a minute or more at the start, then faster')
     plugin: list[str] = option([], 'Python files that register networks and adapters', free=True)
 
 
@@ -73,6 +74,9 @@ class TrainSettings(DataSettings):
     distill: str = option('hard', 'hard or soft')
     distill_alpha: float = option(0.5, 'weight of the teacher')
     distill_tau: float = option(1.0, 'temperature of soft distillation')
+    distill_topk: int = option(16, 'classes that a soft answer of the teacher tells apart; 0 for all')
+    teacher_store: str = option('', "folder for the teacher's answers, which later epochs and runs replay", free=True)
+    teacher_epochs: int | None = option(None, 'repeat the augmentations after so many epochs (default: never)')
     # optimiser and schedule
     opt: str = option('adamw', 'optimiser')
     lr: float = option(1e-4, 'learning rate')
@@ -87,6 +91,7 @@ class TrainSettings(DataSettings):
     warmup_lr: float = option(1e-7, 'learning rate at the start')
     min_lr: float = option(1e-6, 'learning rate at the end')
     # data and augmentation
+    max_bad_images: float = option(0.001, 'share of the training images that may be unreadable', free=True)
     train_split: str = option('train', 'name of the training split')
     scale: tuple[float, float] = option((0.08, 1.0), 'area of random crops')
     ratio: tuple[float, float] = option((3 / 4, 4 / 3), 'aspect ratio of random crops')
@@ -102,6 +107,7 @@ class TrainSettings(DataSettings):
     mixup_prob: float = option(1.0, 'probability of mixup or cutmix')
     mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on')
     smoothing: float = option(0.1, 'label smoothing')
+    recalibrate: int = option(1000, 'training images for BatchNorm statistics of every stitch, at the end; 0 for none')
     # how a step is computed
     grad_accum_steps: int = option(1, 'batches an update')
     unused_grads: str = option('none', "gradients of weights that take no part: 'none', or 'zero' as published")
@@ -130,6 +136,14 @@ class EvalSettings(DataSettings):
     val_split: str = option('validation', 'name of the split to evaluate')
     stitches: str = option('', "ids to evaluate, such as '0-2,24' (default: all)")
     images: int | None = option(None, 'evaluate so many images, evenly spread (default: all)')
+    recalibrate: int = option(
+        0,
+        'training images for BatchNorm statistics of every stitch, kept in the folder of the net; 0 keeps what it has',
+    )
+    train_split: str = option('train', 'name of the split to recalibrate with')
+    suffix_batch: int | None = option(
+        None, 'most images in a batch of several stitches with the same end; 0 merges none (default: 512 on a GPU, 0)'
+    )
 
 
 def parse(

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import create_dataset, create_transform, resolve_data_config
 from timm.data.auto_augment import AugmentOp
-from timm.data.distributed_sampler import RepeatAugSampler
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import FakeData
 
+from .batch import AugmentedPictures, Normaliser
 from .config import DataSettings, TrainSettings
 from .distributed import Ranks
-from .errors import SnnetError
+from .draws import Draw, Draws
+from .errors import SnnetError, reason_of
+from .folders import check_folders
+from .images import Pictures, Quarantine
+from .loader import Loader
 from .net import StitchableNet
-from .seeds import generator, key, seeded_libraries
+from .seeds import generator, key
 
 GENERATED = 'generated/'
+QUARANTINE = 'quarantine.jsonl'
+"""Names the unreadable training images, in the output folder."""
+CPU = torch.device('cpu')
 
 
 def open_dataset(settings: DataSettings, split: str, net: StitchableNet) -> Dataset[Any]:
@@ -44,7 +52,11 @@ def open_dataset(settings: DataSettings, split: str, net: StitchableNet) -> Data
             settings.dataset, root=settings.data_dir, split=split, class_map=settings.class_map or None
         )
     except (RuntimeError, AssertionError, OSError, ValueError) as error:
-        raise SnnetError(f"no images in the split '{split}' of '{settings.data_dir}': {error}") from None
+        raise SnnetError(f"no images in the split '{split}' of '{settings.data_dir}': {reason_of(error)}") from None
+    if isinstance(dataset, IterableDataset):
+        raise SnnetError(f"'{settings.dataset}' is a stream, and images are drawn by number: use a folder or hfds/")
+    if hasattr(getattr(dataset, 'reader', None), 'samples') and Path(settings.data_dir).is_dir():
+        check_folders(dataset, Path(settings.data_dir), split, settings.class_map)
     classes = _classes_of(dataset)
     if len(dataset) == 0:
         raise SnnetError(f"no images in the split '{split}' of '{settings.data_dir}'")
@@ -63,25 +75,46 @@ def clean_transform(net: StitchableNet) -> Any:
 
 
 def clean_loader(
-    settings: DataSettings, dataset: Dataset[Any], net: StitchableNet, indices: Sequence[int], batch_size: int
-) -> DataLoader[Any]:
-    """Batches (images, classes) of the images with these indices, in this order, without augmentation."""
-    dataset.transform = clean_transform(net)  # type: ignore[attr-defined]
-    return DataLoader(Subset(dataset, indices), batch_size=batch_size, num_workers=settings.workers)
+    settings: DataSettings,
+    dataset: Dataset[Any],
+    net: StitchableNet,
+    indices: Sequence[int],
+    batch_size: int,
+    device: torch.device = CPU,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (images, classes) on a device of the images with these indices, in this order, without augmentation.
+
+    Raises:
+        SnnetError: an image cannot be read.
+    """
+    source = AugmentedPictures(Pictures(dataset), _clean_steps(net), replace=False)
+    draws = [Draw(index, 0) for index in indices]
+    return _batches(source, draws, settings, net, batch_size, device)
 
 
-def initialisation_images(settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> tuple[DataLoader[Any], int]:
-    """This rank's share of the clean images for least squares, and how many they are; a random choice by seed."""
-    dataset = open_dataset(settings, settings.train_split, net)
-    total = len(dataset)  # type: ignore[arg-type]
-    order = torch.randperm(total, generator=generator(settings.seed, 'initialise')).tolist()
-    share = order[: settings.init_samples][ranks.rank :: ranks.world]
-    batch = max(1, min(settings.batch_size, len(share)))
-    return clean_loader(settings, dataset, net, share, batch), len(share)
+def initialisation_images(
+    settings: TrainSettings, net: StitchableNet, ranks: Ranks
+) -> tuple[Iterator[tuple[Tensor, Tensor]], int]:
+    """This rank's share of the clean images for least squares, and how many they are; a random choice by seed.
+
+    An image that cannot be read is replaced by another.
+    """
+    pictures = Pictures(open_dataset(settings, settings.train_split, net))
+    order = torch.randperm(len(pictures), generator=generator(settings.seed, 'initialise')).tolist()
+    draws = [Draw(index, key(settings.seed, 'initialise', index)) for index in order[: settings.init_samples]]
+    share = draws[ranks.rank :: ranks.world]
+    batch_size = max(1, min(settings.batch_size, len(share)))
+    source = AugmentedPictures(pictures, _clean_steps(net))
+    return _batches(source, share, settings, net, batch_size, ranks.device), len(share)
 
 
 class TrainImages:
     """Augmented training batches, epoch by epoch, the same whatever the number of loader processes.
+
+    Attributes:
+        dataset: the images, not decoded.
+        quarantine: the images that cannot be read. Others take their place; every so many steps all ranks let it
+            `settle`, which ends the run where there are too many.
 
     Args:
         settings: of the run.
@@ -93,41 +126,34 @@ class TrainImages:
     """
 
     def __init__(self, settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> None:
-        dataset = open_dataset(settings, settings.train_split, net)
-        dataset.transform = train_transform(settings, net)  # type: ignore[attr-defined]
-        self._batch_size = settings.batch_size
-        self._draws = _Draws(settings, dataset, ranks)
-        self._loader = DataLoader(
-            _KeyedDataset(dataset),
-            batch_size=settings.batch_size,
-            sampler=self._draws,
-            num_workers=settings.workers,
-            drop_last=True,
-            pin_memory=ranks.device.type == 'cuda',
-        )
-        if len(self._loader) == 0:
+        self.dataset = open_dataset(settings, settings.train_split, net)
+        pictures = Pictures(self.dataset)
+        self._draws = Draws(settings, len(pictures), ranks)
+        self.quarantine = Quarantine(pictures, settings.max_bad_images, ranks, Path(settings.output) / QUARANTINE)
+        source = AugmentedPictures(pictures, train_transform(settings, net), random_erasing(settings))
+        self._loader = Loader(source, _normaliser(net, ranks.device), settings.workers, self.quarantine.add)
+        if len(self) == 0:
             raise SnnetError(
-                f'{len(dataset)} images are fewer than one batch of {settings.batch_size} on each of '  # type: ignore[arg-type]
+                f'{len(pictures)} images are fewer than one batch of {settings.batch_size} on each of '
                 f'{ranks.world} processes: lower --batch-size'
             )
 
     def __len__(self) -> int:
         """Batches an epoch and rank."""
-        return len(self._loader)
+        return len(self._draws)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Any]:
-        """Batches (images, classes) of an epoch.
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (images, classes) of an epoch, on the device of the rank.
 
         Args:
             epoch: from 0.
             first: leave out so many batches; their images are not read, and the others stay as they are.
         """
-        self._draws.epoch, self._draws.first = epoch, first * self._batch_size
-        return iter(self._loader)
+        return self._loader.batches(partial(self._draws.batches, epoch), first)
 
 
 def train_transform(settings: TrainSettings, net: StitchableNet) -> Any:
-    """timm's training transform for the net's images."""
+    """timm's training transform for the net's images, from a PIL image to a uint8 tensor; what follows is float32."""
     config = _preprocessing(net)
     transform = create_transform(
         input_size=config['input_size'],
@@ -140,53 +166,40 @@ def train_transform(settings: TrainSettings, net: StitchableNet) -> Any:
         interpolation=settings.train_interpolation,
         mean=config['mean'],
         std=config['std'],
-        re_prob=settings.reprob,
-        re_mode=settings.remode,
+        normalize=False,
     )
     _keep_one_bit(transform)
     return transform
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """One image of an epoch: which, and the key of its augmentation."""
-
-    index: int
-    key: int
+def random_erasing(settings: TrainSettings) -> RandomErasing | None:
+    """timm's random erasing, which comes after normalisation."""
+    return RandomErasing(settings.reprob, mode=settings.remode, device='cpu') if settings.reprob > 0 else None
 
 
-class _KeyedDataset(Dataset[Any]):
-    """Augments every draw with the libraries seeded by its key."""
+def _batches(
+    source: AugmentedPictures,
+    draws: Sequence[Draw],
+    settings: DataSettings,
+    net: StitchableNet,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over draws."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
+    def order(first: int) -> Iterator[list[Draw]]:
+        return (list(draws[at : at + batch_size]) for at in range(first * batch_size, len(draws), batch_size))
 
-    def __getitem__(self, draw: _Draw) -> Any:
-        with seeded_libraries(draw.key):
-            return self.dataset[draw.index]
+    return Loader(source, _normaliser(net, device), settings.workers, source.pictures.warn).batches(order)
 
 
-class _Draws(Sampler[_Draw]):
-    """This rank's draws of an epoch, in random order."""
+def _clean_steps(net: StitchableNet) -> Any:
+    return create_transform(is_training=False, normalize=False, **_preprocessing(net))
 
-    def __init__(self, settings: TrainSettings, dataset: Dataset[Any], ranks: Ranks) -> None:
-        self.seed = settings.seed if settings.data_seed is None else settings.data_seed
-        self.ranks, self.epoch, self.first = ranks, 0, 0
-        place: dict[str, Any] = {'num_replicas': ranks.world, 'rank': ranks.rank}
-        self.order: Any
-        if settings.aug_repeats > 1:
-            self.order = RepeatAugSampler(dataset, num_repeats=settings.aug_repeats, **place)
-        else:
-            self.order = DistributedSampler(dataset, drop_last=True, **place)
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[_Draw]:
-        self.order.set_epoch(key(self.seed, 'order', self.epoch) % 2**31)
-        for position, index in islice(enumerate(self.order), self.first, None):
-            place = position * self.ranks.world + self.ranks.rank
-            yield _Draw(index, key(self.seed, 'augment', self.epoch, place))
+def _normaliser(net: StitchableNet, device: torch.device) -> Normaliser:
+    config = _preprocessing(net)
+    return Normaliser(config['mean'], config['std'], device)
 
 
 def _preprocessing(net: StitchableNet) -> dict[str, Any]:

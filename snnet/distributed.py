@@ -45,15 +45,6 @@ class Ranks:
             with self.told():
                 dist.all_reduce(tensor)
 
-    def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all processes, in order of rank."""
-        found = [torch.empty_like(tensor) for _ in range(self.world)]
-        if self.world == 1:
-            return [tensor]
-        with self.told():
-            dist.all_gather(found, tensor)
-        return found
-
     def share(self, value: Any) -> Any:
         """The first process's value, in all processes; small, and made of numbers, strings and the like."""
         box = [value]
@@ -68,6 +59,14 @@ class Ranks:
             with self.told():
                 for tensor in tensors:
                     dist.broadcast(tensor.detach(), src=0)
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What every process gives, in the order of ranks, on all of them."""
+        things = [thing] * self.world
+        if self.world > 1:
+            with self.told():
+                dist.all_gather_object(things, thing)
+        return things
 
     def barrier(self) -> None:
         """Waits for all processes."""

@@ -5,28 +5,32 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
-from .build import create_stitchable_net
 from .checkpoint import Checkpoints, State
 from .checks import check
+from .compile import compile_blocks, warm_up
 from .config import TrainSettings
-from .data import TrainImages, initialisation_images
+from .data import TrainImages
 from .distributed import Ranks, ranks
 from .errors import SnnetError
 from .folder import RunFolder
 from .log import Progress, set_up_logging
+from .modes import autocast
 from .net import StitchableNet
 from .plugins import import_plugins
+from .prepare import recalibrate_in_sight
 from .seeds import generator, key, seed_libraries
-from .solve import initialise, kaiming
-from .step import Step
+from .start import build_net, initialise_layers
+from .statistics import batch_norms
+from .step import Batch, Step
 from .stop import StopRequest, Watchdog
-from .sums import LayerFit
 
 _log = logging.getLogger(__name__)
 
@@ -73,15 +77,8 @@ class Trainer:
     ) -> None:
         self.settings, self.ranks, self.folder, self.stop, self.watchdog = settings, ranks, folder, stop, watchdog
         seed_libraries(key(settings.seed, 'build'))  # for weights that are not loaded
-        self.net = _build_net(settings).to(ranks.device)
+        self.net = build_net(settings).to(ranks.device)
         self.images = TrainImages(settings, self.net, ranks)
-        self.updates = len(self.images) // settings.grad_accum_steps
-        if self.updates == 0:
-            raise SnnetError(
-                f'an epoch has {len(self.images)} batches, fewer than the {settings.grad_accum_steps} of one update: '
-                f'lower --grad-accum-steps or --batch-size'
-            )
-        self.total = settings.epochs * self.updates
         if settings.channels_last:
             self.net.to(memory_format=torch.channels_last)
         for i in range(len(self.net.anchors)):
@@ -90,7 +87,9 @@ class Trainer:
             self.net.anchors.requires_grad_(False)
         for i in range(len(self.net.stitch_layers) if settings.stitch_rank else 0):
             self.net.layer(i).start_update(settings.stitch_rank, generator(settings.seed, 'update', i))
-        self.step = Step(settings, self.net, ranks, self.updates)
+        self.step = Step(settings, self.net, ranks, self.images)
+        self.updates = self.step.updates
+        self.total = settings.epochs * self.updates
         self.average = _average_of(self.net, settings) if settings.model_ema else None
         modules = {'net': self.net, **({'average': self.average.module} if self.average else {})}
         self.state = State(modules, self.step.optimizer, self.step.scaler)
@@ -110,17 +109,45 @@ class Trainer:
             len(self.net.stitches), len(self.net.anchors), self.settings.epochs, self.updates,
             self.settings.batch_size, self.ranks.world, self.ranks.device,
         )  # fmt: skip
+        if self.settings.compile and begin < self.total:
+            self._compile()
         if not self._train(begin):
             return None
-        if self.ranks.first and begin == self.total and _whole(self.folder.net):
+        if self.ranks.share(self.ranks.first and begin == self.total and _whole(self.folder.net)):
             _log.info('%s is trained already', self.folder.net)
-        elif self.ranks.first:
-            net = self.average.module if self.average else self.net
-            net.eval()
+        else:
+            self._finish(self.average.module if self.average else self.net)
+        return self.folder.net
+
+    def _finish(self, net: StitchableNet) -> None:
+        """Gives every stitch BatchNorm statistics of its own, where anchors moved, and saves the net."""
+        self.watchdog.alive()
+        settings = self.settings
+        if settings.recalibrate and batch_norms(net) and not settings.freeze_anchors:
+            share = -(-settings.recalibrate // self.ranks.world)
+            recalibrate_in_sight(net, self._training_images(), share, self.ranks)
+        net.eval()
+        if self.ranks.first:
             net.save_pretrained(self.folder.net)
             _log.info('saved the net; next: %s', self._next_command())
         self.ranks.barrier()
-        return self.folder.net
+
+    def _training_images(self) -> Iterator[Tensor]:
+        """Images as the steps saw them, of an epoch that none of them took: clean ones have other statistics."""
+        first = self.settings.epochs * len(self.images)
+        for number, batch in enumerate(self.images.epoch(self.settings.epochs), start=first):
+            yield self.step.prepared(Batch(number, *batch))[0]
+
+    def _compile(self) -> None:
+        """Compiles the blocks now, so that no later step stops for it."""
+        compile_blocks(self.net)
+        self._set_modes()
+        images = torch.zeros(self.settings.batch_size, *self.net.input_size, device=self.ranks.device)
+        if self.settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.settings.amp, self.settings.amp_dtype, self.ranks.device):
+            warm_up(self.net, images, quiet=not self.ranks.first)
+        self.watchdog.alive()
 
     def _train(self, begin: int) -> bool:
         """Takes the steps from `begin` on; False where a signal ended them early."""
@@ -128,14 +155,18 @@ class Trainer:
         losses: list[float] = []
         saved = time.monotonic()
         for step, batches in self._batches(begin):
-            asks = [self.stop.received is not None, self._due(step + 1, saved)]
-            row, (stopping, saving) = self.step(step, batches, asks)
+            quarantine = self.images.quarantine
+            asks = [self.stop.received is not None, self._due(step + 1, saved), quarantine.unsettled > 0]
+            row, (stopping, saving, unsettled) = self.step(step, batches, asks)
             self._note(progress, row)
+            if unsettled:
+                quarantine.settle()
             if row['loss'] is not None:
                 losses.append(row['loss'])
-            if (step + 1) % self.settings.check_steps == 0:
+            due = saving or stopping or step + 1 == self.total
+            if due or (step + 1) % self.settings.check_steps == 0:
                 self._compare(step)
-            if saving or stopping or step + 1 == self.total:
+            if due:
                 self._save(step + 1, losses)
                 saved, losses = time.monotonic(), []
             if stopping and step + 1 < self.total:
@@ -145,15 +176,17 @@ class Trainer:
         progress.close()
         return True
 
-    def _batches(self, begin: int) -> Iterator[tuple[int, list[Any]]]:
+    def _batches(self, begin: int) -> Iterator[tuple[int, list[Batch]]]:
         """Number and batches of every step from `begin` on."""
-        together = self.settings.grad_accum_steps
+        together, repeat = self.settings.grad_accum_steps, self.settings.teacher_epochs
         for epoch in range(begin // self.updates, self.settings.epochs):
             first = max(begin, epoch * self.updates)
             self._set_modes()
-            batches = self.images.epoch(epoch, first % self.updates * together)
+            drawn = epoch % repeat if repeat else epoch  # repeated augmentations are answered by the stored teacher
+            place = first % self.updates * together
+            batches = enumerate(self.images.epoch(drawn, place), start=drawn * len(self.images) + place)
             for step in range(first, (epoch + 1) * self.updates):
-                yield step, [next(batches) for _ in range(together)]
+                yield step, [Batch(number, *batch) for number, batch in islice(batches, together)]
 
     def _note(self, progress: Progress, row: dict[str, Any]) -> None:
         """Says how a step went."""
@@ -178,6 +211,7 @@ class Trainer:
         return by_steps or (self.ranks.first and minutes is not None and time.monotonic() - saved > 60 * minutes)
 
     def _save(self, step: int, losses: list[float]) -> None:
+        self.step.flush()
         if self.ranks.first:
             loss = sum(losses) / len(losses) if losses else None
             self.folder.lines.sync()
@@ -196,38 +230,12 @@ class Trainer:
 
     def _start(self) -> None:
         """Initialises the stitch layers."""
-        fits = self._initialise()
+        initialise_layers(self.settings, self.net, self.ranks)
         if self.ranks.first:
-            self.folder.write_config()
             self.folder.lines.rewrite([])
-        for fit in fits:
-            _log.debug(
-                'stitch layer %d: residual %.4f, rank %d of %d, condition %.1e, %d rows',
-                fit.layer, fit.residual, fit.rank, fit.channels, fit.condition, fit.rows,
-            )  # fmt: skip
-        if fits:
-            residuals = [fit.residual for fit in fits]
-            _log.info(
-                'least squares: residuals %.3f to %.3f over %d stitch layers, worst condition %.1e',
-                min(residuals), max(residuals), len(fits), max(fit.condition for fit in fits),
-            )  # fmt: skip
         if self.average is not None:
             self.average.set(self.net)
         self._save(0, [])
-
-    def _initialise(self) -> list[LayerFit]:
-        """Least squares, with a report a layer, or Kaiming's random choice."""
-        if self.settings.init == 'kaiming':
-            kaiming(self.net, generator(self.settings.seed, 'kaiming'))
-            return []
-        loader, share = initialisation_images(self.settings, self.net, self.ranks)
-        reduce = self.ranks.all_reduce if self.ranks.world > 1 else None
-        progress = Progress(share, 'images for least squares', quiet=not self.ranks.first)
-        fits = initialise(
-            self.net, loader, max(1, share), self.settings.init, reduce, progress.update, self.settings.init_ridge
-        )
-        progress.close()
-        return fits
 
     def _resume(self) -> int | None:
         """Takes up the newest checkpoint that verifies; returns its step, or None where there is none."""
@@ -238,10 +246,9 @@ class Trainer:
         self.ranks.barrier()
         if values is None:
             return None
-        self.checkpoints.load(step, self.state, self.ranks.device)
+        self.checkpoints.load(step, self.state)
         self.step.skips = values['skips']
         if self.ranks.first:
-            self.folder.write_config()  # batch size and processes may have been dealt otherwise
             self.folder.lines.rewrite([row for row in self.folder.lines.read() if row['step'] < step])
         _log.info('%s goes on after step %d of %d', self.folder.path, step, self.total)
         return step
@@ -258,20 +265,6 @@ class Trainer:
         self.net.train()
         if self.settings.freeze_anchors:
             self.net.anchors.eval()  # frozen means batch-norm statistics and drop path too
-
-
-def _build_net(settings: TrainSettings) -> StitchableNet:
-    return create_stitchable_net(
-        settings.anchors,
-        pretrained=settings.pretrained,
-        num_classes=settings.num_classes,
-        img_size=settings.img_size,
-        window=settings.window,
-        step=settings.step,
-        nearest=settings.nearest,
-        direction=settings.direction,
-        drop_path_rate=settings.drop_path,
-    )
 
 
 def _average_of(net: StitchableNet, settings: TrainSettings) -> ModelEmaV3:

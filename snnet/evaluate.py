@@ -3,70 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from .compile import compile_blocks, warm_up
 from .config import EvalSettings
 from .data import clean_loader, open_dataset
 from .distributed import Ranks, ranks
 from .errors import SnnetError, UnknownStitch
-from .files import write_text
+from .files import clear_temporaries, sha256
 from .frontier import Record
 from .hub import WEIGHTS, write_records
 from .log import JsonLines, Progress, set_up_logging
 from .modes import autocast, eval_mode
 from .net import StitchableNet
 from .plugins import import_plugins
+from .prepare import prepare_statistics
+from .tally import HITS, Tally, read_hits, score, write_hits
 from .tree import all_logits
 
 _log = logging.getLogger(__name__)
 RESULTS = ('top1', 'top5', 'loss', 'n')
 """What evaluation finds out about a stitch."""
-
-
-class Tally:
-    """Counts of right answers and sums of losses of many stitches; they add over batches and ranks.
-
-    Args:
-        stitches: ids.
-        device: where the sums live.
-    """
-
-    def __init__(self, stitches: Sequence[int], device: torch.device) -> None:
-        self.stitches = list(stitches)
-        self.row = {stitch: i for i, stitch in enumerate(self.stitches)}
-        self.sums = torch.zeros(len(self.stitches), 4, dtype=torch.float64, device=device)
-
-    def add(self, stitch: int, logits: Tensor, targets: Tensor) -> None:
-        """Adds a batch of logits (N, classes) with classes (N,)."""
-        logits = logits.float()
-        best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-        loss = F.cross_entropy(logits, targets, reduction='none').double().sum()
-        row = torch.stack([best[:, 0].sum(), best.sum(), loss, torch.tensor(len(targets), device=loss.device)])
-        self.sums[self.row[stitch]] += row
-
-    def records(self, records: Sequence[Record]) -> list[Record]:
-        """The records of the tallied stitches with top-1, top-5, loss and the number of images."""
-        found = []
-        for stitch, (top1, top5, loss, n) in zip(self.stitches, self.sums.tolist(), strict=True):
-            found.append(replace(records[stitch], top1=100 * top1 / n, top5=100 * top5 / n, loss=loss / n, n=int(n)))
-        return found
+_SUFFIX_BATCH = 512
+"""On a GPU, small batches of several stitches are merged up to so many images: larger ones fill it anyway."""
 
 
 def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
     """Evaluates the stitches of a saved net; returns the net with its records and the folder of the results.
 
-    The output folder gets `stitches.jsonl` (a JSON object a stitch), and `progress.json` while the pass lasts;
-    an interrupted evaluation goes on where it was. The accuracies are also put into the net's config.json.
+    The output folder gets `stitches.jsonl` (a JSON object a stitch), `hits.safetensors` (a bit an image and stitch)
+    and, while the pass lasts, `progress.safetensors`: an evaluation that was stopped anywhere goes on where it was and
+    ends with the same results. The accuracies are also put into the net's config.json, and so are the statistics of
+    BatchNorm where they are recalibrated first (`recalibrate` in the settings).
 
     Raises:
         SnnetError: with a sentence that says what was asked and what is possible.
@@ -77,7 +54,9 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
         folder = Path(settings.net)
         net = StitchableNet.from_pretrained(folder).to(group.device)
         output = Path(settings.output) if settings.output else folder / 'evaluation'
-        Evaluation(settings, net, output, group).run()
+        evaluation = Evaluation(settings, net, output, group)  # first of all, for it refuses bad settings
+        prepare_statistics(settings, net, group)
+        evaluation.run()
         if group.first:
             try:
                 write_records(folder, net.records)
@@ -100,24 +79,31 @@ class Evaluation:
         self.settings, self.net, self.output, self.ranks = settings, net, output, ranks
         if settings.batch_size < 1:
             raise SnnetError(f'batch_size is at least 1, not {settings.batch_size}')
+        default = _SUFFIX_BATCH if ranks.device.type == 'cuda' else 0
+        self.suffix_batch = default if settings.suffix_batch is None else settings.suffix_batch
         self.autocast = autocast(settings.amp, settings.amp_dtype, ranks.device)
         self.wanted = parse_ids(settings.stitches, len(net.stitches))
         self.dataset = open_dataset(settings, settings.val_split, net)
         self.indices = spread(len(self.dataset), settings.images)  # type: ignore[arg-type]  # a Dataset with a length
         self.lines = JsonLines(output / 'stitches.jsonl')
-        self.partial = output / 'progress.json'
-        self.fingerprint = self._fingerprint()
+        self.hits = output / HITS
+        self.partial = output / 'progress.safetensors'
 
     def run(self) -> None:
         """Evaluates what is missing and makes the net's records say exactly what the results file says."""
         rows = self._earlier_results()
         todo = [stitch for stitch in self.wanted if stitch not in rows]
         if todo:
-            for record in self._pass(todo).records(self.net.records):
+            tally = self._pass(todo)
+            for record in tally.records(self.net.records):
                 rows[record.stitch] = self._row(record)
             if self.ranks.first:
+                hits = {stitch: row for stitch, row in read_hits(self.hits, self.fingerprint).items() if stitch in rows}
+                hits.update(zip(tally.stitches, tally.hits.numpy(), strict=True))
+                write_hits(self.hits, hits, self.fingerprint)
                 self.lines.rewrite([rows[stitch] for stitch in sorted(rows)])
-                self.partial.unlink(missing_ok=True)
+        if self.ranks.first:
+            self.partial.unlink(missing_ok=True)
         nothing = dict.fromkeys(RESULTS)
         for record in self.net.records:
             row = rows.get(record.stitch, nothing)
@@ -127,64 +113,56 @@ class Evaluation:
     @torch.inference_mode()
     def _pass(self, todo: list[int]) -> Tally:
         """Runs the stitches over the images; each rank takes one batch of every window, and none is padded."""
-        tally = Tally(todo, self.ranks.device)
-        done = self._take_up(tally)
-        _log.info('evaluating %d stitches on %d images, %d of them done', len(todo), len(self.indices), done)
         batch, total = self.settings.batch_size, len(self.indices)
+        tally = Tally(todo, total)
+        tally.take_up(self.partial, self.fingerprint)
+        done = tally.done
+        _log.info('evaluating %d stitches on %d images, %d of them done', len(todo), total, done)
         window = batch * self.ranks.world
         starts = range(done + batch * self.ranks.rank, total, window)
         share = [i for at in starts for i in self.indices[at : at + batch]]
         batches = iter(clean_loader(self.settings, self.dataset, self.net, share, batch))
         progress = Progress(total, 'images', done, quiet=not self.ranks.first)
         with eval_mode(self.net), self.autocast:
+            if self.settings.compile:
+                images = torch.zeros(batch, *self.net.input_size, device=self.ranks.device)
+                warm_up(compile_blocks(self.net), images, quiet=not self.ranks.first)
             for at in range(done, total, window):
-                if at + batch * self.ranks.rank < total:
-                    images, targets = next(batches)
-                    images, targets = images.to(self.ranks.device), targets.to(self.ranks.device)
-                    for count, (stitch, logits) in enumerate(all_logits(self.net, images, todo), start=1):
-                        tally.add(stitch, logits, targets)
-                        progress.update(0, f'{count} of {len(todo)} stitches of a batch')
-                reached = min(at + window, total)
-                progress.update(reached - at)
-                self._save(tally, reached)
+                width = min(window, total - at)
+                scores = tally.window(width, self.ranks.device)
+                if batch * self.ranks.rank < width:
+                    self._score(next(batches), todo, scores, progress)
+                self.ranks.all_reduce(scores)
+                tally.add(scores)
+                progress.update(width)
+                if self.ranks.first:
+                    tally.save(self.partial, self.fingerprint)
         progress.close()
-        self.ranks.all_reduce(tally.sums)
         return tally
 
-    def _save(self, tally: Tally, reached: int) -> None:
-        """Notes the sums over all ranks, so that an interrupted pass goes on after `reached` images."""
-        sums = tally.sums.clone()
-        self.ranks.all_reduce(sums)
-        if self.ranks.first:
-            state = {'of': self.fingerprint, 'stitches': tally.stitches, 'images': reached, 'sums': sums.tolist()}
-            write_text(self.partial, json.dumps(state))
-
-    def _take_up(self, tally: Tally) -> int:
-        """Loads the sums of an interrupted pass over the same stitches; returns how many images are done."""
-        if not self.partial.exists():
-            return 0
-        try:
-            state = json.loads(self.partial.read_text(encoding='utf-8'))
-        except json.JSONDecodeError:
-            return 0
-        if state.get('of') != self.fingerprint or state.get('stitches') != tally.stitches:
-            return 0
-        if self.ranks.first:
-            tally.sums += torch.tensor(state['sums'], dtype=torch.float64, device=tally.sums.device)
-        return int(state['images'])
+    def _score(self, batch: Sequence[Tensor], todo: list[int], scores: Tensor, progress: Progress) -> None:
+        """Puts a batch of this rank into its place in the scores of a window."""
+        images, targets = (x.to(self.ranks.device) for x in batch)
+        first = self.settings.batch_size * self.ranks.rank
+        row = {stitch: i for i, stitch in enumerate(todo)}
+        for count, (stitch, logits) in enumerate(all_logits(self.net, images, todo, self.suffix_batch), start=1):
+            score(logits, targets, scores[row[stitch]], first)
+            progress.update(0, f'{count} of {len(todo)} stitches of a batch')
 
     def _earlier_results(self) -> dict[int, dict[str, Any]]:
         """Results in the output folder; refuses those of other weights or images."""
         if self.ranks.first:
             self.output.mkdir(parents=True, exist_ok=True)
+            for folder in (self.output, Path(self.settings.net)):
+                clear_temporaries(folder)
             if self.settings.overwrite:
-                self.lines.path.unlink(missing_ok=True)
-                self.partial.unlink(missing_ok=True)
+                for path in (self.lines.path, self.hits, self.partial):
+                    path.unlink(missing_ok=True)
         self.ranks.barrier()
         rows = self.lines.read()
         if any(row.get('of') != self.fingerprint for row in rows):
             raise SnnetError(
-                f'{self.lines.path} holds results of other weights, images or precision: '
+                f'{self.lines.path} holds results of other weights, statistics, images or precision: '
                 f'discard them with --overwrite, or name another --output'
             )
         return {row['id']: row for row in rows}
@@ -194,16 +172,14 @@ class Evaluation:
         values = asdict(record)
         return {'id': values.pop('stitch'), **values, 'of': self.fingerprint}
 
-    def _fingerprint(self) -> str:
-        """Tells apart what results depend on: weights, images, precision."""
-        digest = hashlib.sha256()
-        with open(Path(self.settings.net) / WEIGHTS, 'rb') as file:
-            while chunk := file.read(1 << 24):
-                digest.update(chunk)
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells apart what results depend on: weights, BatchNorm statistics, images, precision."""
         names = self.dataset.filenames() if hasattr(self.dataset, 'filenames') else self.settings.dataset
-        precision = self.settings.amp_dtype if self.settings.amp else 'float32'
-        digest.update(repr((names, self.settings.val_split, list(self.indices), precision)).encode())
-        return digest.hexdigest()[:16]
+        precision = (self.settings.amp_dtype if self.settings.amp else 'float32', self.settings.compile)
+        statistics = self.net.statistics.digest() if self.net.statistics is not None else None
+        facts = (sha256(Path(self.settings.net) / WEIGHTS), statistics, names, self.settings.val_split)
+        return hashlib.sha256(repr((*facts, list(self.indices), precision)).encode()).hexdigest()[:16]
 
 
 def parse_ids(text: str, count: int) -> list[int]:

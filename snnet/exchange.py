@@ -100,13 +100,13 @@ class Exchange:
 
         Each parameter's bits are summed as integers, so that a change of one value by the least amount shows.
         """
-        own = torch.stack([_bits(parameter) for parameter in self._parameters.values()])
-        sums = self.ranks.all_gather(own)
-        names = list(self._parameters)
+        own = torch.stack([_bits(parameter) for parameter in self._parameters.values()]).tolist()
+        sums = self.ranks.gather(own)
         found = {}
         for rank, other in enumerate(sums):
-            if not torch.equal(other, sums[0]):
-                found[rank] = names[int((other != sums[0]).nonzero()[0])]
+            differing = (n for n, a, b in zip(self._parameters, sums[0], other, strict=True) if a != b)
+            if (name := next(differing, None)) is not None:
+                found[rank] = name
         return found
 
 

@@ -7,6 +7,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then puts it in its place in one step.
@@ -22,6 +26,24 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file; wrap it in `write_atomically` or write into a folder that is renamed.
+
+    Raises:
+        OSError: it cannot be written; the library has an error of its own for it.
+    """
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f'{path} cannot be written: {error}') from None
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Removes the temporary files that killed processes left in a folder, where no other process may write."""
+    for path in folder.glob('.*.tmp'):
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

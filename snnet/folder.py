@@ -5,17 +5,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 
 from .config import TrainSettings, changes, to_yaml
-from .errors import SnnetError
-from .files import write_text
+from .errors import LostRanks, SnnetError
+from .files import clear_temporaries, write_text
 from .log import JsonLines
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'
+_LEFTOVER = re.compile(r'\.lock|\.config\.yaml\.\d+\.tmp')
+"""What a process leaves that is killed before its settings are noted."""
 ATTEMPTS = 3
 """Restarts in a row without a new checkpoint after which a launcher's further ones are refused."""
 
@@ -47,21 +52,21 @@ class RunFolder:
             return
         config = self.path / _CONFIG
         if not config.is_file():
-            if self.path.is_dir() and all(path.name == _LOCK for path in self.path.iterdir()):
+            if self.path.is_dir() and all(_LEFTOVER.fullmatch(path.name) for path in self.path.iterdir()):
                 return
             raise SnnetError(f"the output folder '{self.path}' holds other things: name another --output")
         if not self.settings.resume:
             raise SnnetError(f"the output folder '{self.path}' holds a run: continue it with --resume, or name another")
         try:
             before = yaml.safe_load(config.read_text(encoding='utf-8'))
-            world = before.pop('world')
-        except (OSError, yaml.YAMLError, AttributeError, KeyError):
+            world = int(before.pop('world'))
+            then = int(before['batch_size']) * int(before['grad_accum_steps']) * world
+        except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError):
             raise SnnetError(
                 f'{config} is damaged, so nobody can tell what run this is: name another --output'
             ) from None
         differing = changes(self.settings, before)
         asked = self.settings.batch_size * self.settings.grad_accum_steps * self.world
-        then = before['batch_size'] * before['grad_accum_steps'] * world
         if asked == then:  # the same images a step, dealt otherwise
             differing = [text for text in differing if text.split()[0] not in ('batch_size', 'grad_accum_steps')]
         elif world != self.world and not differing:
@@ -73,7 +78,7 @@ class RunFolder:
             raise SnnetError(f"'{self.path}' holds a run with other settings: {'; '.join(differing)}")
 
     def open(self) -> None:
-        """Makes the folder and claims it until the process ends (first rank only).
+        """Makes the folder, claims it until the process ends and notes the settings (first rank only).
 
         Raises:
             SnnetError: the folder cannot be written, or another process trains in it.
@@ -89,9 +94,11 @@ class RunFolder:
             raise SnnetError(
                 f"another process trains in '{self.path}': wait for it, or name another --output"
             ) from None
+        for folder in (self.path, self.net):
+            clear_temporaries(folder)
+        self._write_config()  # even of an old run: batch size and processes may have been dealt otherwise
 
-    def write_config(self) -> None:
-        """Notes the settings."""
+    def _write_config(self) -> None:
         write_text(self.path / _CONFIG, to_yaml(self.settings) + f'world: {self.world}\n')
 
     def note_attempt(self, step: int) -> None:
@@ -102,18 +109,26 @@ class RunFolder:
         """
         restart = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'))
         rows = self._attempts.read() if restart else []
-        starts = [row['step'] for row in rows if 'error' not in row]
+        starts = [row['step'] for row in rows if 'step' in row]
         if len(starts) >= ATTEMPTS and set(starts[-ATTEMPTS:]) == {step}:
-            causes = [f'rank {row["rank"]}: {row["error"]}' for row in rows if 'error' in row]
             raise SnnetError(
                 f'{ATTEMPTS} attempts from step {step} ended before the next checkpoint, so no more are made; '
-                f'last cause: {causes[-1] if causes else "unknown (killed?)"}'
+                f'last cause: {_cause(rows)}'
             )
         self._attempts.rewrite([*rows, {'step': step}])
 
     def note_error(self, rank: int, error: BaseException) -> None:
         """Notes why a rank ends, for `note_attempt` of the next."""
         row: dict[str, Any] = {'rank': rank, 'error': ' '.join(f'{type(error).__name__}: {error}'.split())}
-        if self.path.is_dir():
-            with open(self._attempts.path, 'a', encoding='utf-8') as file:
-                file.write(json.dumps(row) + '\n')
+        if not (self.path / _CONFIG).is_file():
+            return  # no run has begun here
+        with suppress(OSError), open(self._attempts.path, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(row) + '\n')
+
+
+def _cause(rows: Sequence[dict[str, Any]]) -> str:
+    """Why the last attempt ended: the first error of it that is not the loss of a rank which had an error itself."""
+    last = max(i for i, row in enumerate(rows) if 'step' in row)
+    told = [f'rank {row.get("rank")}: {row["error"]}' for row in rows[last:] if 'error' in row]
+    own = [text for text in told if LostRanks.__name__ not in text]
+    return next(iter([*own, *told]), 'unknown (killed?)')

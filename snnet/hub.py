@@ -1,24 +1,29 @@
-"""A net as a folder: config.json says how to build it and what is known of it, model.safetensors holds the weights."""
+"""A net as a folder: config.json says how to build it and what is known of it, model.safetensors holds the weights.
+
+statistics.safetensors holds BatchNorm statistics where they were recalibrated; config.json has both files' SHA-256.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.models import is_model
 from torch import Tensor
 
 from .anchors import as_anchor
 from .errors import NoWeights, SnnetError
-from .files import write_atomically, write_text
+from .files import sha256, write_atomically, write_tensors, write_text
 from .frontier import Record
 from .layer import merged_state
 from .line import Anchor, Source
+from .statistics import Statistics
 from .stitch import Stitch
 
 if TYPE_CHECKING:
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
     from .net import StitchableNet
 
-CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+CONFIG, WEIGHTS, STATISTICS = 'config.json', 'model.safetensors', 'statistics.safetensors'
 FORMAT = 1
 """Version of the layout of config.json; raised when older readers would misread it."""
 
@@ -35,13 +40,15 @@ class Pretrained:
     """`save_pretrained` and `from_pretrained`, in the shape that users of timm and Hugging Face know."""
 
     def save_pretrained(self: StitchableNet, folder: str | Path) -> None:  # type: ignore[misc]
-        """Writes config.json (anchors, stitches, records) and model.safetensors; each whole or not at all.
+        """Writes config.json (anchors, stitches, records), model.safetensors and, if any, statistics.safetensors.
+
+        Each file is written whole or not at all.
 
         Raises:
-            SnnetError: an anchor that `timm.create_model` could not make again.
+            SnnetError: an anchor that `timm.create_model` could not make again, or weights that are not finite.
         """
         folder = Path(folder)
-        config = {
+        config: dict[str, Any] = {
             'format': FORMAT,
             'library': 'snnet',
             'anchors': [_describe(self.anchor(i)) for i in range(len(self.anchors))],
@@ -50,11 +57,17 @@ class Pretrained:
                 for stitch, record in zip(self.stitches, self.records, strict=True)
             ],
         }
-        text = json.dumps(config, indent=1)
-        folder.mkdir(parents=True, exist_ok=True)
+        json.dumps(config)  # before anything is written
         tensors = {name: tensor.contiguous() for name, tensor in merged_state(self).items()}
-        write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={'format': 'pt'}))
-        write_text(folder / CONFIG, text)
+        statistics = self.statistics
+        _refuse_infinite({**tensors, **(statistics.values if statistics else {})})
+        folder.mkdir(parents=True, exist_ok=True)
+        config['sha256'] = {WEIGHTS: _write_tensors(folder / WEIGHTS, tensors)}
+        if statistics is None:
+            write_text(folder / CONFIG, json.dumps(config, indent=1))
+            (folder / STATISTICS).unlink(missing_ok=True)  # of an earlier net
+        else:
+            _write_with_statistics(folder, config, statistics)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -62,7 +75,7 @@ class Pretrained:
 
         Raises:
             SnnetError: the folder holds no net, one of a newer version, or one of a family not known here.
-            NoWeights: the weights are missing, unreadable or do not belong to the config.
+            NoWeights: the weights or statistics are missing, damaged or do not belong to the config.
         """
         folder = Path(folder)
         config = read_config(folder)
@@ -76,8 +89,11 @@ class Pretrained:
             Record(**{**asdict(record), **_known(row)})
             for record, row in zip(net.records, config['stitches'], strict=True)
         ]
-        _load(net, folder / WEIGHTS)
-        return net.eval()
+        _load(net, folder / WEIGHTS, config)
+        net.eval()
+        if 'statistics' in config:
+            _load_statistics(net, folder / STATISTICS, config)
+        return net
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -102,6 +118,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     missing = {'anchors', 'stitches'} - config.keys()
     if missing:
         raise SnnetError(f'{path} lacks {" and ".join(sorted(missing))}')
+    if not isinstance(config.setdefault('sha256', {}), dict):  # the first versions wrote none
+        raise SnnetError(f'{path} is damaged: sha256 is no table of files')
     return config
 
 
@@ -113,6 +131,55 @@ def write_records(folder: Path, records: list[Record]) -> None:
         for row, record in zip(config['stitches'], records, strict=True)
     ]
     write_text(folder / CONFIG, json.dumps(config, indent=1))
+
+
+def write_statistics(folder: Path, statistics: Statistics) -> None:
+    """Puts the BatchNorm statistics of the stitches into the folder of a saved net."""
+    _write_with_statistics(folder, read_config(folder), statistics)
+
+
+def _write_with_statistics(folder: Path, config: dict[str, Any], statistics: Statistics) -> None:
+    """Writes config.json without statistics, the statistics, and config.json with them: each stop on the way loads."""
+    config.pop('statistics', None)
+    config['sha256'].pop(STATISTICS, None)
+    write_text(folder / CONFIG, json.dumps(config, indent=1))
+    config['sha256'][STATISTICS] = _write_tensors(folder / STATISTICS, statistics.values)
+    config['statistics'] = {'samples': statistics.samples, 'stitches': statistics.stitches}
+    write_text(folder / CONFIG, json.dumps(config, indent=1))
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Writes a safetensors file and returns its SHA-256."""
+    digests = []
+
+    def write(temporary: Path) -> None:
+        write_tensors(temporary, dict(tensors), {'format': 'pt'})
+        digests.append(sha256(temporary))
+
+    write_atomically(path, write)
+    return digests[0]
+
+
+def _read_tensors(path: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Reads a safetensors file, checked against the SHA-256 in the config where there is one."""
+    if not path.is_file():
+        raise NoWeights(f'{path.parent} holds no {path.stem}: there is no {path.name}')
+    try:
+        expected = config['sha256'].get(path.name)
+        if expected is not None and sha256(path) != expected:
+            raise NoWeights(
+                f'{path} is damaged or was replaced: its SHA-256 is not the one in {CONFIG} '
+                f'(delete that entry to load it all the same)'
+            )
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise NoWeights(f'{path} cannot be read: {error}') from None
+
+
+def _refuse_infinite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise SnnetError(f'the net is not saved: {name} holds values that are not finite')
 
 
 _KNOWABLE = [field.name for field in fields(Record) if field.name not in ('stitch', 'legs', 'anchor')]
@@ -154,13 +221,8 @@ def _rebuild(row: dict[str, Any]) -> Anchor:
     return as_anchor(model, row['name'], input_size=size, source=source, official=row['official'])
 
 
-def _load(net: StitchableNet, path: Path) -> None:
-    if not path.is_file():
-        raise NoWeights(f'{path.parent} holds no weights: there is no {path.name}')
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise NoWeights(f'{path} cannot be read: {error}') from None
+def _load(net: StitchableNet, path: Path, config: dict[str, Any]) -> None:
+    tensors = _read_tensors(path, config)
     own = net.state_dict()
     wrong = sorted(own.keys() ^ tensors.keys())
     wrong += sorted(name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape)
@@ -171,3 +233,12 @@ def _load(net: StitchableNet, path: Path) -> None:
     net.load_state_dict(tensors)
     for i in range(len(net.anchors)):
         net.anchor(i).forget_caches()
+
+
+def _load_statistics(net: StitchableNet, path: Path, config: dict[str, Any]) -> None:
+    values = _read_tensors(path, config)
+    try:
+        about = config['statistics']
+        net.set_statistics(Statistics(net, values, [net.checked(i) for i in about['stitches']], int(about['samples'])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise NoWeights(f'{path} does not fit its {CONFIG}: {error}') from None

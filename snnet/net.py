@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from .errors import CannotStitch, UnknownStitch
+from .extract import ExtractedStitch
 from .frontier import Record, frontier, select
 from .hub import Pretrained
 from .layer import StitchLayer
 from .line import Anchor, Boundary
 from .space import check_anchors
+from .statistics import Statistics, Table, bake, detach, normalising_with
 from .stitch import Leg, Stitch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +58,7 @@ class StitchableNet(nn.Module, Pretrained):
             for i, stitch in enumerate(self.stitches)
         ]
         self.active = 0
+        self._statistics: Statistics | None = None
 
     @property
     def num_classes(self) -> int:
@@ -80,6 +87,21 @@ class StitchableNet(nn.Module, Pretrained):
         assert isinstance(found, StitchLayer)
         return found
 
+    @property
+    def statistics(self) -> Statistics | None:
+        """BatchNorm statistics of the stitches; None until `snnet.recalibrate`, and again once weights change."""
+        if self._statistics is not None and not self._statistics.intact():
+            self.set_statistics(None)
+            _log.warning('the weights have changed, so the stitches lose their BatchNorm statistics: recalibrate anew')
+        return self._statistics
+
+    def set_statistics(self, statistics: Statistics | None) -> None:
+        """Lets every recalibrated stitch run with statistics of its own in eval mode; None takes them away."""
+        detach(self)
+        if statistics is not None:
+            statistics.attach()
+        self._statistics = statistics
+
     def forward(self, x: Tensor, stitch: int | None = None) -> Tensor:
         """Image (N, C, H, W) to logits (N, classes).
 
@@ -91,12 +113,24 @@ class StitchableNet(nn.Module, Pretrained):
         Raises:
             UnknownStitch: no such id.
         """
-        chosen = self.stitches[self.active if stitch is None else self._checked(stitch)]
-        legs = chosen.legs
-        x = self.anchor(legs[0].anchor).run(x, legs[0].start, legs[0].stop)
-        for layer, leg in zip(chosen.layers, legs[1:], strict=True):
-            x = self.anchor(leg.anchor).run(self.stitch_layers[layer](x), leg.start, leg.stop)
+        index = self.active if stitch is None else self.checked(stitch)
+        chosen, tables = self.stitches[index], self.tables(index)
+        for i, leg in enumerate(chosen.legs):
+            if i:
+                x = self.stitch_layers[chosen.layers[i - 1]](x)
+            if tables is None:
+                x = self.anchor(leg.anchor).run(x, leg.start, leg.stop)
+            else:
+                with normalising_with(tables[i]):
+                    x = self.anchor(leg.anchor).run(x, leg.start, leg.stop)
         return x
+
+    def train(self, mode: bool = True) -> Self:
+        """Train or eval mode; train mode takes the stitches' statistics away, for weights will change."""
+        if mode and self._statistics is not None:
+            self.set_statistics(None)
+            _log.warning('train mode: the stitches lose their BatchNorm statistics; recalibrate after training')
+        return super().train(mode)
 
     def set_stitch(self, stitch: int) -> None:
         """Makes a stitch the active one; nothing is allocated or copied.
@@ -104,7 +138,7 @@ class StitchableNet(nn.Module, Pretrained):
         Raises:
             UnknownStitch: no such id.
         """
-        self.active = self._checked(stitch)
+        self.active = self.checked(stitch)
 
     @contextmanager
     def using(self, stitch: int) -> Iterator[StitchableNet]:
@@ -153,8 +187,10 @@ class StitchableNet(nn.Module, Pretrained):
         Raises:
             UnknownStitch: no such id.
         """
-        chosen = self.stitches[self._checked(stitch)]
+        chosen = self.stitches[self.checked(stitch)]
         legs = [self.anchor(leg.anchor).cut(leg.start, leg.stop) for leg in chosen.legs]
+        for leg, twin, table in zip(chosen.legs, legs, self.tables(stitch) or (), strict=False):
+            bake(self.anchor(leg.anchor), twin, table)
         layers = [self.layer(index).merged() for index in chosen.layers]
         return ExtractedStitch(chosen, legs, layers)
 
@@ -164,14 +200,32 @@ class StitchableNet(nn.Module, Pretrained):
         Raises:
             UnknownStitch: no such id.
         """
-        chosen = self.stitches[self._checked(stitch)]
+        chosen = self.stitches[self.checked(stitch)]
         names = {f'stitch_layers.{i}.{name}' for i in chosen.layers for name, _ in self.layer(i).named_parameters()}
         for leg in chosen.legs:
             used = self.anchor(leg.anchor).parameter_names(leg.start, leg.stop)
             names |= {f'anchors.{self._index[leg.anchor]}.model.{name}' for name in used}
         return frozenset(names)
 
-    def _checked(self, stitch: int) -> int:
+    def tables(self, stitch: int) -> tuple[Table, ...] | None:
+        """BatchNorm statistics of each leg of a stitch; None where it runs with those of its anchors."""
+        statistics = self.statistics
+        return None if statistics is None else statistics.tables(stitch)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Takes the statistics along where the net is moved or converted (torch's hook for `to`, `half`, ...)."""
+        statistics = self.statistics
+        super()._apply(fn, recurse)
+        if statistics is not None:
+            self.set_statistics(statistics.converted(self, fn))
+        return self
+
+    def checked(self, stitch: int) -> int:
+        """The id as an int.
+
+        Raises:
+            UnknownStitch: no such id.
+        """
         valid = isinstance(stitch, Integral) and not isinstance(stitch, bool) and 0 <= stitch < len(self.stitches)
         if not valid:
             raise UnknownStitch(f'stitch ids are the integers 0 to {len(self.stitches) - 1}, but got {stitch!r}')
@@ -204,28 +258,3 @@ class StitchableNet(nn.Module, Pretrained):
         start, stop = leg.start or 0, last if leg.stop is None else leg.stop
         if not 0 <= start <= stop <= last:
             raise CannotStitch(f'leg {leg}: positions of {leg.anchor} run from 0 to {last}')
-
-
-class ExtractedStitch(nn.Module):
-    """One stitch as a plain module; anchors and stitch layers hold only what it needs.
-
-    Args:
-        stitch: what it runs.
-        anchors: one a leg, cut to it.
-        layers: the stitch layers between them.
-    """
-
-    def __init__(self, stitch: Stitch, anchors: Sequence[Anchor], layers: Sequence[StitchLayer]) -> None:
-        super().__init__()
-        self.training = anchors[0].training
-        self.stitch = stitch
-        self.anchors = nn.ModuleList(anchors)
-        self.stitch_layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Image (N, C, H, W) to logits (N, classes)."""
-        for i, (anchor, leg) in enumerate(zip(self.anchors, self.stitch.legs, strict=True)):
-            if i:
-                x = self.stitch_layers[i - 1](x)
-            x = anchor.run(x, leg.start, leg.stop)  # type: ignore[operator]  # ModuleList forgets its element type
-        return x

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from timm.data import Mixup
@@ -13,15 +14,33 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from .config import TrainSettings
-from .distill import DistillationLoss, make_teacher
+from .data import TrainImages
+from .distill import DistillationLoss, Question, teacher_maker
 from .distributed import Ranks
+from .errors import SnnetError
 from .exchange import Active, Exchange
 from .modes import autocast
 from .net import StitchableNet
 from .optim import make_optimizer, make_schedule
 from .protect import AnchorTeachers
+from .replay import Answers, fingerprint
 from .sample import make_sampler
 from .seeds import key, seed_libraries
+from .store import Store
+
+
+class Batch(NamedTuple):
+    """Images of a step.
+
+    Attributes:
+        number: tells batches of the run apart; equal where the augmentations repeat.
+        images: (N, C, H, W).
+        targets: classes (N,).
+    """
+
+    number: int
+    images: Tensor
+    targets: Tensor
 
 
 class Step:
@@ -31,29 +50,42 @@ class Step:
         settings: of the run.
         net: is trained.
         ranks: each runs its own images; all end with equal weights.
-        updates: steps an epoch, for the schedule.
+        images: tell how long an epoch is.
+
+    Attributes:
+        updates: steps an epoch.
+
+    Raises:
+        SnnetError: settings that do not go together; an epoch has fewer batches than one step needs.
     """
 
-    def __init__(self, settings: TrainSettings, net: StitchableNet, ranks: Ranks, updates: int) -> None:
+    def __init__(self, settings: TrainSettings, net: StitchableNet, ranks: Ranks, images: TrainImages) -> None:
         self.settings, self.net, self.ranks = settings, net, ranks
+        self.updates = len(images) // settings.grad_accum_steps
+        if self.updates == 0:
+            raise SnnetError(
+                f'an epoch has {len(images)} batches, fewer than the {settings.grad_accum_steps} of one update: '
+                f'lower --grad-accum-steps or --batch-size'
+            )
         self.data_seed = settings.seed if settings.data_seed is None else settings.data_seed
         trainable = [i for i, s in enumerate(net.stitches) if s.layers or not settings.freeze_anchors]
         self.sampler = make_sampler(settings, net, trainable)
         self.criterion, self.mixup = _make_criterion(settings, net, ranks)
+        self.answers = _make_answers(settings, net, ranks, images)
         self.protect = AnchorTeachers(net, settings.protect_anchors) if settings.protect_anchors else None
         self.optimizer = make_optimizer(net, settings)
-        self.schedule = make_schedule(self.optimizer, settings, updates)
+        self.schedule = make_schedule(self.optimizer, settings, self.updates)
         half = settings.amp and settings.amp_dtype == 'float16'
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=half)
         self.exchange = Exchange(net, ranks)
         self.skips = 0
 
-    def __call__(self, step: int, batches: Sequence[Any], asks: Sequence[bool]) -> tuple[dict[str, Any], list[bool]]:
+    def __call__(self, step: int, batches: Sequence[Batch], asks: Sequence[bool]) -> tuple[dict[str, Any], list[bool]]:
         """One update.
 
         Args:
             step: its number, from 0; with the seed it decides every draw.
-            batches: pairs of images (N, C, H, W) and classes (N,), `grad_accum_steps` of them.
+            batches: `grad_accum_steps` of them.
             asks: wishes of this rank, such as to stop.
 
         Returns:
@@ -88,28 +120,41 @@ class Step:
         }
         return row, [wish > 0 for wish in wishes]
 
+    def prepared(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images and targets (classes, or shares of classes) as the net is shown them: mixed up, on the device."""
+        images, targets = (x.to(self.ranks.device, non_blocking=True) for x in (batch.images, batch.targets))
+        if self.settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if self.mixup is not None:
+            seed_libraries(key(self.data_seed, 'mixup', batch.number, self.ranks.rank))
+            images, targets = self.mixup(images, targets)
+        return images, targets
+
+    def flush(self) -> None:
+        """Writes what must be on the disk before a checkpoint is."""
+        if self.answers is not None:
+            self.answers.flush()
+
     def _drawn(self, step: int) -> list[list[int]]:
         """The stitches of each rank; no rank needs to be asked, for draws depend on nothing but seed and place."""
         turns = range(self.settings.stitches_per_step)
         return [[self.sampler(step, rank, turn) for turn in turns] for rank in range(self.ranks.world)]
 
-    def _gradients(self, step: int, batches: Sequence[Any], stitches: Sequence[int]) -> Tensor:
+    def _gradients(self, step: int, batches: Sequence[Batch], stitches: Sequence[int]) -> Tensor:
         """Adds up gradients of the mean loss over batches and stitches; returns that loss."""
         settings, device = self.settings, self.ranks.device
         total = torch.zeros((), device=device)
         share = 1 / (len(batches) * len(stitches))
-        for number, (images, targets) in enumerate(batches, start=step * len(batches)):
-            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-            if settings.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            if self.mixup is not None:
-                seed_libraries(key(self.data_seed, 'mixup', number, self.ranks.rank))
-                images, targets = self.mixup(images, targets)
+        for place, batch in enumerate(batches):
+            images, targets = self.prepared(batch)
+            with autocast(settings.amp, settings.amp_dtype, device):
+                answer = None if self.answers is None else self.answers(batch.number, images)
             for turn, stitch in enumerate(stitches):
-                seed_libraries(key(settings.seed, 'forward', number, self.ranks.rank, turn))  # drop path and dropout
+                # what drop path and dropout draw
+                seed_libraries(key(settings.seed, 'forward', step, place, self.ranks.rank, turn))
                 with autocast(settings.amp, settings.amp_dtype, device):
                     logits = self.net(images, stitch=stitch)
-                    loss = self.criterion(images, logits, targets)
+                    loss = self.criterion(logits, targets, answer)
                     if self.protect is not None:
                         loss = self.protect(stitch, images, logits, loss)
                 self.scaler.scale(loss * share).backward()
@@ -134,7 +179,7 @@ class Step:
         return finite
 
 
-def _make_criterion(settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> tuple[nn.Module, Mixup | None]:
+def _make_criterion(settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> tuple[DistillationLoss, Mixup | None]:
     base: nn.Module = nn.CrossEntropyLoss()
     mixup = None
     if settings.mixup > 0 or settings.cutmix > 0:
@@ -145,6 +190,18 @@ def _make_criterion(settings: TrainSettings, net: StitchableNet, ranks: Ranks) -
         base = SoftTargetCrossEntropy()
     elif settings.smoothing > 0:
         base = LabelSmoothingCrossEntropy(settings.smoothing)
-    teacher = None if settings.teacher == 'none' else make_teacher(settings.teacher, net)
-    loss = DistillationLoss(base, teacher, settings.distill, settings.distill_alpha, settings.distill_tau)
-    return loss.to(ranks.device), mixup
+    return DistillationLoss(base, settings.distill_alpha, settings.distill_tau).to(ranks.device), mixup
+
+
+def _make_answers(settings: TrainSettings, net: StitchableNet, ranks: Ranks, images: TrainImages) -> Answers | None:
+    """The teacher's answers, from the store where one is named; None without a teacher."""
+    question = Question(settings.distill, settings.distill_topk, settings.distill_tau)
+    if settings.teacher == 'none':
+        return None
+    make = teacher_maker(settings.teacher, net)
+    store = None
+    if settings.teacher_store:
+        identity = fingerprint(settings, net, images.dataset, ranks.world)
+        store = Store(Path(settings.teacher_store), identity, ranks.rank)
+    epochs = min(settings.epochs, settings.teacher_epochs or settings.epochs)
+    return Answers(lambda: make().to(ranks.device), question, store, range(epochs * len(images)))

@@ -37,12 +37,6 @@ class StopRequest:
         self.received = signal.Signals(number).name
 
 
-def leave_signals_to_parent(worker: int) -> None:
-    """For loader processes: a signal to the whole process group must not take the images of the last step away."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 class Watchdog:
     """Ends a process that shows no life for `timeout` seconds, with the stacks of its threads on standard error.
 

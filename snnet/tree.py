@@ -2,68 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from .net import StitchableNet
+from .parts import Node, plant, run_of
+from .statistics import Table, normalising_with
+
+_Entrant = tuple[int, Tensor]
+"""A stitch and its features behind its last stitch layer."""
+_Tables = Mapping[int, tuple[Table, ...] | None]
 
 
-def all_logits(net: StitchableNet, images: Tensor, stitches: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+def all_logits(
+    net: StitchableNet, images: Tensor, stitches: Sequence[int], suffix_batch: int = 0
+) -> Iterator[tuple[int, Tensor]]:
     """Logits (N, classes) of many stitches, each bit for bit what `net(images, stitch=id)` gives.
 
     The stitches form a tree of parts (stem, modules, stitch layers, head); each branch runs once, so that stitches
     share the front they have in common. Memory holds the features along one branch.
 
+    With `suffix_batch`, stitches with the same end run its modules together, as one batch that grows where they enter.
+    That saves calls where batches are small; the work is the same, and logits may differ by rounding (1e-6), for
+    kernels depend on the size of a batch. Stitches with BatchNorm statistics of their own run by themselves.
+
     Args:
         net: in eval mode.
         images: (N, C, H, W).
         stitches: ids.
+        suffix_batch: most images in a batch of several stitches (memory holds their features); 0 merges none.
 
     Yields:
         Pairs of id and logits, in the order of the tree.
     """
-    root = _Node()
-    for stitch in stitches:
-        node = root
-        for part, run in _parts(net, stitch):
-            node = node.then.setdefault(part, _Node(run))
-        node.stitches.append(stitch)
-    yield from root.visit(images)
+
+    tables = {stitch: net.tables(stitch) for stitch in stitches}
+    alone = [stitch for stitch in stitches if tables[stitch] is not None]
+    others = [stitch for stitch in stitches if tables[stitch] is None]
+    for node in plant(net, alone).then.values():  # a part with statistics of its own is another part
+        yield from _visit(net, node, images, tables)
+    cut = 2 * len(images) <= suffix_batch
+    waiting: dict[str, list[_Entrant]] = {}
+    for node in plant(net, others, cut).then.values():
+        for stitch, x in _visit(net, node, images, tables):
+            legs = net.stitches[stitch].legs
+            if not cut or len(legs) == 1:
+                yield stitch, x
+                continue
+            entrants = waiting.setdefault(legs[-1].anchor, [])
+            entrants.append((stitch, x))
+            if (len(entrants) + 1) * len(images) > suffix_batch:
+                yield from _finish(net, waiting.pop(legs[-1].anchor))
+    for entrants in waiting.values():
+        yield from _finish(net, entrants)
 
 
-class _Node:
-    """A part of the tree, with the parts that follow it and the stitches that end with it."""
-
-    def __init__(self, run: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.run = run
-        self.then: dict[tuple[Any, ...], _Node] = {}
-        self.stitches: list[int] = []
-
-    def visit(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Runs the part and everything behind it."""
-        if self.run is not None:
-            x = self.run(x)
-        for stitch in self.stitches:
-            yield stitch, x
-        for node in self.then.values():
-            yield from node.visit(x)
+def _visit(net: StitchableNet, node: Node, x: Tensor, tables: _Tables) -> Iterator[_Entrant]:
+    """Runs the part at a node and everything behind it, with the BatchNorm statistics of this place in the tree."""
+    assert node.part is not None  # only the root has none
+    own = tables[node.owner]
+    if own is None:
+        x = run_of(net, node.part)(x)
+    else:
+        with normalising_with(own[node.leg]):
+            x = run_of(net, node.part)(x)
+    for stitch in node.stitches:
+        yield stitch, x
+    for child in node.then.values():
+        yield from _visit(net, child, x, tables)
 
 
-def _parts(net: StitchableNet, stitch: int) -> Iterator[tuple[tuple[Any, ...], Callable[[Tensor], Tensor]]]:
-    """Name and function of every part of a stitch, in order; equal names mean equal functions."""
-    chosen = net.stitches[stitch]
-    for i, leg in enumerate(chosen.legs):
-        anchor = net.anchor(leg.anchor)
-        if i:
-            yield ('layer', chosen.layers[i - 1]), net.layer(chosen.layers[i - 1])
-        else:
-            yield ('stem', leg.anchor), anchor.stem
-        line = anchor.line()
-        start, stop, _ = slice(leg.start, leg.stop).indices(len(line))
-        for position in range(start, stop):
-            yield ('module', leg.anchor, position), line[position]
-        if leg.stop is None:
-            behind_layer = anchor.official and leg.start is not None
-            yield ('head', leg.anchor, behind_layer), anchor.published_head if behind_layer else anchor.head
+def _finish(net: StitchableNet, entrants: list[_Entrant]) -> Iterator[_Entrant]:
+    """Runs the last leg of stitches with the same end, all in one batch."""
+    starts = {stitch: net.stitches[stitch].legs[-1].start or 0 for stitch, _ in entrants}
+    order = sorted(entrants, key=lambda entrant: starts[entrant[0]])
+    anchor = net.anchor(net.stitches[order[0][0]].legs[-1].anchor)
+    last = len(anchor.line())
+    inside: list[Tensor] = []
+    for position in range(starts[order[0][0]], last + 1):
+        inside += [features for stitch, features in order if starts[stitch] == position]
+        inside = [anchor.run(torch.cat(inside), position, position + 1 if position < last else None)]
+    yield from zip((stitch for stitch, _ in order), inside[0].split(len(order[0][1])), strict=True)

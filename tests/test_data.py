@@ -7,7 +7,7 @@ from PIL import Image
 from runs import train_settings, write_images
 
 from snnet import SnnetError, create_stitchable_net
-from snnet.data import TrainImages, initialisation_images, open_dataset, train_transform
+from snnet.data import TrainImages, clean_loader, initialisation_images, open_dataset, train_transform
 from snnet.distributed import Ranks
 from snnet.seeds import generator, key, seeded_libraries
 
@@ -34,6 +34,10 @@ def batches_of(settings, net, ranks=ALONE, epoch=0):
     return [(x.clone(), y.clone()) for x, y in TrainImages(settings, net, ranks).epoch(epoch)]
 
 
+def draws_of(images, epoch=0, first=0):
+    return [draw for batch in images._draws.batches(epoch, first) for draw in batch]
+
+
 def same(one, other):
     return all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other, strict=True))
 
@@ -58,10 +62,7 @@ def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_same_bits_and_reads_no
     assert same(whole[2:], rest)
     assert list(images.epoch(1, first=6)) == []
     assert same(whole, images.epoch(1))
-    images._draws.epoch, images._draws.first = 1, 0
-    drawn = list(images._draws)
-    images.epoch(1, first=2)
-    assert list(images._draws) == drawn[8:]
+    assert draws_of(images, 1)[8:] == draws_of(images, 1, first=2)
 
 
 def test_the_seed_of_the_data_alone_decides_order_and_augmentation(net, folder):
@@ -72,15 +73,15 @@ def test_the_seed_of_the_data_alone_decides_order_and_augmentation(net, folder):
 
 def test_two_ranks_share_the_images_of_an_epoch_without_overlap(net, folder):
     shares = [TrainImages(settings_of(folder), net, Ranks(rank, 2, torch.device('cpu'))) for rank in (0, 1)]
-    drawn = [draw.index for images in shares for draw in images._draws]
+    drawn = [draw.image for images in shares for draw in draws_of(images)]
     assert sorted(drawn) == list(range(24))
 
 
 def test_repeated_augmentation_shows_an_image_several_times_and_each_time_otherwise(net, folder):
     images = TrainImages(settings_of(folder, aug_repeats=3), net, ALONE)
-    draws = list(images._draws)
+    draws = draws_of(images)
     assert len(draws) == 24
-    assert len({draw.index for draw in draws}) == 8
+    assert len({draw.image for draw in draws}) == 8
     assert len({draw.key for draw in draws}) == 24
 
 
@@ -96,14 +97,20 @@ def test_posterising_never_asks_pillow_for_zero_bits(net):
         assert op(image).size == (32, 32)
 
 
+def pixels_of(batches):
+    return {image.numpy().tobytes() for images, _ in batches for image in images}
+
+
 def test_initialisation_takes_a_random_choice_that_the_ranks_share(net, folder):
     settings = settings_of(folder, init_samples=9)
     whole, count = initialisation_images(settings, net, ALONE)
     shares = [initialisation_images(settings, net, Ranks(rank, 2, torch.device('cpu'))) for rank in (0, 1)]
     assert count == 9
     assert [n for _, n in shares] == [5, 4]
-    assert sorted(whole.dataset.indices) == sorted(i for loader, _ in shares for i in loader.dataset.indices)
-    assert sorted(whole.dataset.indices) != list(range(9))
+    chosen = pixels_of(whole)
+    assert len(chosen) == 9
+    assert chosen == {image for share, _ in shares for image in pixels_of(share)}
+    assert chosen != pixels_of(clean_loader(settings, open_dataset(settings, 'train', net), net, range(9), 4))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +138,42 @@ def test_folders_without_images_are_refused(net, tmp_path):
     (tmp_path / 'train' / 'class0' / 'note.txt').write_text('no image')
     with pytest.raises(SnnetError, match="no images in the split 'train'"):
         open_dataset(settings_of(tmp_path), 'train', net)
+
+
+@pytest.mark.parametrize(('split', 'first'), [('train', 'class3'), ('validation', 'cat')])
+def test_training_and_validation_with_different_classes_are_refused(net, tmp_path, split, first):
+    write_images(tmp_path / 'train', classes=4, each=1)
+    write_images(tmp_path / 'val', classes=4, each=1)
+    assert len(open_dataset(settings_of(tmp_path), split, net)) == 4
+    (tmp_path / 'val' / 'class3').rename(tmp_path / 'val' / 'cat')
+    with pytest.raises(SnnetError, match=f"different classes: only the first has '{first}'") as error:
+        open_dataset(settings_of(tmp_path), split, net)
+    assert '\n' not in str(error.value)
+    table = tmp_path / 'table.txt'
+    table.write_text('class0\nclass1\nclass2\nclass3\n')
+    (tmp_path / 'val' / 'cat').rename(tmp_path / 'val' / 'dog')
+    assert len(open_dataset(settings_of(tmp_path, class_map=str(table)), 'train', net)) == 4
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+def test_a_class_folder_without_images_is_refused_by_name(net, tmp_path, split):
+    write_images(tmp_path / split, classes=4, each=1)
+    (tmp_path / split / 'big').mkdir()
+    (tmp_path / split / '.hidden').mkdir()
+    with pytest.raises(SnnetError, match="class folders of .* hold no images: 'big'; fill or remove"):
+        open_dataset(settings_of(tmp_path), split, net)
+
+
+def test_a_missing_split_is_refused_where_there_are_others_but_a_plain_folder_is_its_own_split(net, tmp_path):
+    write_images(tmp_path / 'all' / 'train', classes=4, each=1)
+    with pytest.raises(SnnetError, match="has no split 'validation', but 'train'"):
+        open_dataset(settings_of(tmp_path / 'all'), 'validation', net)
+    assert len(open_dataset(settings_of(tmp_path / 'all' / 'train'), 'validation', net)) == 4
+
+
+def test_classes_in_nested_folders_are_the_leaves(net, tmp_path):
+    write_images(tmp_path / 'train' / 'animals', classes=4, each=1)
+    assert len(open_dataset(settings_of(tmp_path), 'train', net)) == 4
 
 
 def test_another_number_of_classes_is_refused_and_says_what_helps(net, tmp_path):

@@ -12,7 +12,7 @@ from snnet import SnnetError, StitchableNet, create_stitchable_net
 from snnet.engine import train
 from snnet.errors import reason_of
 from snnet.optim import parameter_groups
-from snnet.step import Step
+from snnet.step import Batch, Step
 
 
 def weights(folder):
@@ -62,7 +62,7 @@ def test_a_step_moves_exactly_the_parameters_that_the_stitch_uses(tmp_path):
         batch = next(run.images.epoch(0))
         for number in range(4):
             before = {name: p.detach().clone() for name, p in run.net.named_parameters()}
-            row, _ = run.step(number, [batch], [])
+            row, _ = run.step(number, [Batch(number, *batch)], [])
             moved = {name for name, p in run.net.named_parameters() if not torch.equal(p, before[name])}
             gradients = {name for name, p in run.net.named_parameters() if p.grad is not None}
             assert gradients == run.net.parameter_names(row['stitch'])
@@ -173,7 +173,7 @@ def test_an_error_without_words_is_told_by_its_type():
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path, monkeypatch):
     settings = train_settings(tmp_path / 'run', epochs=1, max_skips=2)
     with trainer(settings) as run:
-        nan = lambda images, logits, targets: logits.sum() * float('nan')  # noqa: E731
+        nan = lambda logits, targets, answer: logits.sum() * float('nan')  # noqa: E731
         monkeypatch.setattr(run.step.criterion, 'forward', nan)
         with pytest.raises(SnnetError, match='not finite in 2 steps in a row.* at step 1:'):
             run.run()

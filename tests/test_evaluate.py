@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from families import NETS, images, shared_net
+from families import NETS, family_net, images, shared_net
 from runs import eval_settings, train_settings, write_images
 from torch.nn import functional as F
 
 from snnet import SnnetError, StitchableNet, UnknownStitch, create_stitchable_net
-from snnet.data import clean_transform, open_dataset
+from snnet.data import clean_loader, clean_transform, open_dataset
 from snnet.distributed import Ranks
 from snnet.engine import train
 from snnet.evaluate import Evaluation, evaluate, parse_ids, spread
-from snnet.frontier import table
+from snnet.frontier import Record, table
 from snnet.plot import draw_curve
+from snnet.tally import Tally, best_against_anchor, compare, read_hits, write_hits
 from snnet.tree import all_logits
 
 CPU = torch.device('cpu')
@@ -54,6 +59,35 @@ def test_shared_parts_run_once():
     assert [calls.count(module) for module in large] == [sum(start <= i for start in starts) for i in range(8)]
 
 
+@pytest.mark.parametrize('name', ['vit of other depth', 'swin', 'resnet', 'three legs', 'official', 'slow to fast'])
+@pytest.mark.parametrize('suffix_batch', [4, 7, 10_000])
+def test_stitches_with_the_same_end_may_run_as_one_batch(name, suffix_batch):
+    net = shared_net(name).eval()
+    x, ids = images(net.input_size[1], 2), range(len(net.stitches))
+    sizes = []
+    hooks = [anchor.line()[-1].register_forward_hook(lambda m, x, y: sizes.append(len(y))) for anchor in net.anchors]
+    with torch.no_grad():
+        merged = dict(all_logits(net, x, ids, suffix_batch))
+        for hook in hooks:
+            hook.remove()
+        assert sorted(merged) == list(ids)
+        for i in ids:
+            torch.testing.assert_close(merged[i], net(x, stitch=i), rtol=1e-4, atol=1e-4)
+    assert max(sizes) <= suffix_batch
+    if suffix_batch > 7 and name != 'three legs':
+        ends = {stitch.legs[-1].anchor for stitch in net.stitches if stitch.layers}
+        assert len(sizes) == len(net.anchors) + len(ends), 'one call an anchor, and one for all that end in it'
+
+
+def test_evaluation_with_merged_suffixes_gives_the_same_records(saved, tmp_path):
+    nets = [
+        evaluate(eval_settings(saved, output=str(tmp_path / str(limit)), suffix_batch=limit))[0] for limit in (0, 64)
+    ]
+    for one, other in zip(nets[0].records, nets[1].records, strict=True):
+        assert (one.top1, one.top5, one.n) == (other.top1, other.top5, other.n)
+        assert one.loss == pytest.approx(other.loss, abs=1e-5)
+
+
 def test_results_equal_evaluating_each_stitch_by_itself(saved, tmp_path):
     settings = eval_settings(saved, output=str(tmp_path))
     net, _ = evaluate(settings)
@@ -83,22 +117,55 @@ def test_accuracies_travel_with_the_weights(saved, tmp_path):
 
 def test_an_interrupted_pass_goes_on_where_it_was_and_gives_the_same(saved, tmp_path, monkeypatch):
     evaluate(eval_settings(saved, output=str(tmp_path / 'whole')))
-    save = Evaluation._save
+    save = Tally.save
 
-    def stop(self, tally, reached):
-        save(self, tally, reached)
-        if reached == 8:
+    def stop(self, *args):
+        save(self, *args)
+        if self.done == 8:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Evaluation, '_save', stop)
+    monkeypatch.setattr(Tally, 'save', stop)
     with pytest.raises(KeyboardInterrupt):
         evaluate(eval_settings(saved, output=str(tmp_path / 'cut')))
     seen = []
-    monkeypatch.setattr(Evaluation, '_save', lambda self, tally, reached: seen.append(reached))
+    monkeypatch.setattr(Tally, 'save', lambda self, *_: seen.append(self.done))
     evaluate(eval_settings(saved, output=str(tmp_path / 'cut')))
     assert seen == [10]
-    assert rows_of(tmp_path / 'cut') == rows_of(tmp_path / 'whole')
-    assert sorted(p.name for p in (tmp_path / 'cut').iterdir()) == ['stitches.jsonl']
+    assert same_results(tmp_path / 'cut', tmp_path / 'whole')
+
+
+def same_results(first, second):
+    names = {'stitches.jsonl', 'hits.safetensors'}
+    assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()} == names
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize('placed', [False, True])
+def test_a_kill_at_any_file_loses_nothing_and_changes_no_byte(saved, tmp_path, monkeypatch, placed):
+    options = {'stitches': '0-1', 'batch_size': 5}
+    evaluate(eval_settings(saved, output=str(tmp_path / 'whole'), **options))
+    replace_file, killed = os.replace, []
+    for number in range(6):  # two batches, hits, lines, the net's config.json; then nothing is left to kill
+        settings = eval_settings(saved, output=str(tmp_path / str(number)), **options)
+        written = []
+
+        def stop(source, target, written=written, number=number):
+            written.append(Path(target).name)
+            if len(written) > number and not placed:
+                raise KeyboardInterrupt
+            replace_file(source, target)
+            if len(written) > number:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'replace', stop)
+            try:
+                evaluate(settings)
+            except KeyboardInterrupt:
+                killed.append(written[-1])
+        evaluate(settings)
+        assert same_results(tmp_path / str(number), tmp_path / 'whole')
+    assert killed == [*['progress.safetensors'] * 2, 'hits.safetensors', 'stitches.jsonl', 'config.json']
 
 
 def test_a_torn_line_is_evaluated_again_and_only_it(saved, tmp_path, monkeypatch):
@@ -114,6 +181,59 @@ def test_a_torn_line_is_evaluated_again_and_only_it(saved, tmp_path, monkeypatch
     assert rows_of(tmp_path) == whole
 
 
+def test_hits_say_which_images_each_stitch_got_right(saved, tmp_path):
+    evaluate(eval_settings(saved, output=str(tmp_path), stitches='1,3'))
+    net, _ = evaluate(eval_settings(saved, output=str(tmp_path), stitches='0-3'))
+    hits = read_hits(tmp_path / 'hits.safetensors')
+    settings = eval_settings(saved)
+    dataset = open_dataset(settings, 'validation', net)
+    items = [image for batch in clean_loader(settings, dataset, net, range(10), 4) for image in zip(*batch)]  # noqa: B905
+    assert sorted(hits) == [0, 1, 2, 3]
+    for i, row in hits.items():
+        with torch.no_grad():
+            right = [int(net(image[None], stitch=i).argmax()) == int(label) for image, label in items]
+        assert row.tolist() == right
+        assert net.records[i].top1 == 100 * sum(right) / 10
+
+
+def test_a_paired_difference_has_the_error_of_the_images_that_only_one_gets_right():
+    random = np.random.default_rng(0)
+    truth, trials = [], []
+    for _ in range(400):
+        hard = random.random(500)
+        first, second = (hard + 0.1 * random.standard_normal(500) < bound for bound in (0.72, 0.7))
+        found = compare(first, second)
+        assert found.points == pytest.approx(100 * (first.mean() - second.mean()))
+        assert found.error == pytest.approx(compare(second, first).error)
+        truth.append(found.points)
+        trials.append(found.error)
+    assert np.mean(trials) == pytest.approx(np.std(truth), rel=0.1)
+    assert np.mean(trials) < 0.8 * 100 * np.sqrt(0.7 * 0.3 * 2 / 500), 'an unpaired error is larger'
+    assert (
+        str(compare(np.array([1, 1, 0, 0], bool), np.array([1, 0, 0, 0], bool)))
+        == '+25.00 +- 25.00 points over 4 images'
+    )
+
+
+def test_the_best_stitch_is_compared_with_the_best_anchor():
+    tops = {0: 50.0, 1: 75.0, 2: 25.0, 3: 100.0, 4: None}
+    records = [Record(i, '', top1=top1, anchor=i < 2) for i, top1 in tops.items()]
+    hits = {i: np.arange(4) < (top1 or 0) / 25 for i, top1 in tops.items()}
+    assert best_against_anchor(records, hits) == (
+        'the best stitch, 3, against the best anchor, 1: +25.00 +- 25.00 points over 4 images'
+    )
+    assert best_against_anchor(records[:2], hits) == best_against_anchor(records, {}) == ''
+
+
+def test_a_hits_file_of_other_results_or_none_gives_nothing(tmp_path):
+    path = tmp_path / 'hits.safetensors'
+    write_hits(path, {4: np.array([True, False, True])}, 'this')
+    assert read_hits(path, 'this')[4].tolist() == [True, False, True]
+    assert read_hits(path, 'that') == read_hits(tmp_path / 'none') == {}
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_hits(path) == {}
+
+
 class PretendRanks(Ranks):
     """One of several processes, without the others."""
 
@@ -124,17 +244,18 @@ class PretendRanks(Ranks):
 def test_ranks_share_the_images_and_count_none_twice(saved, tmp_path):
     settings = eval_settings(saved, output=str(tmp_path), batch_size=3, stitches='0')
     tmp_path.mkdir(exist_ok=True)
-    sums = []
+    tallies = []
     for ranks in (PretendRanks(0, 2, CPU), PretendRanks(1, 2, CPU), Ranks(0, 1, CPU)):
-        sums.append(Evaluation(settings, StitchableNet.from_pretrained(saved), tmp_path, ranks)._pass([0]).sums)
-        (tmp_path / 'progress.json').unlink(missing_ok=True)
-    assert [share[0, 3].item() for share in sums] == [6, 4, 10]
-    torch.testing.assert_close(sums[0] + sums[1], sums[2])
+        tallies.append(Evaluation(settings, StitchableNet.from_pretrained(saved), tmp_path, ranks)._pass([0]))
+        (tmp_path / 'progress.safetensors').unlink(missing_ok=True)
+    assert [tally.sums[0, 3].item() for tally in tallies] == [6, 4, 10]
+    torch.testing.assert_close(tallies[0].sums + tallies[1].sums, tallies[2].sums)
+    assert torch.equal(tallies[0].hits | tallies[1].hits, tallies[2].hits)
 
 
 def test_results_of_other_weights_or_images_are_refused_unless_overwritten(saved, tmp_path):
     evaluate(eval_settings(saved, output=str(tmp_path), stitches='0'))
-    with pytest.raises(SnnetError, match='other weights, images or precision'):
+    with pytest.raises(SnnetError, match='other weights, statistics, images or precision'):
         evaluate(eval_settings(saved, output=str(tmp_path), stitches='0', images=5))
     evaluate(eval_settings(saved, output=str(tmp_path), stitches='0', images=5, overwrite=True))
     assert [row['n'] for row in rows_of(tmp_path)] == [5]
@@ -176,3 +297,72 @@ def test_the_curve_is_drawn_as_png_and_svg_and_the_table_lists_the_frontier(save
     fresh = create_stitchable_net('test_vit,test_vit2', pretrained=False)
     with pytest.raises(SnnetError, match='nothing to draw'):
         draw_curve(fresh.records, tmp_path / 'none')
+
+
+@pytest.fixture
+def cnn(tmp_path):
+    """A saved net with BatchNorm, and images."""
+    family_net('resnet').save_pretrained(tmp_path / 'net')
+    write_images(tmp_path / 'data' / 'train', classes=7, each=3, size=48)
+    write_images(tmp_path / 'data' / 'validation', classes=7, each=1, size=64)
+    return tmp_path / 'net', {'dataset': '', 'data_dir': str(tmp_path / 'data')}
+
+
+def test_batch_norm_is_recalibrated_once_and_the_folder_keeps_the_statistics(cnn):
+    folder, data = cnn
+    before, _ = evaluate(eval_settings(folder, **data, output=str(folder / 'plain')))
+    assert before.statistics is None
+    first, output = evaluate(eval_settings(folder, **data, recalibrate=1000))
+    assert first.statistics.samples == 21
+    loaded = StitchableNet.from_pretrained(folder)
+    assert loaded.statistics.digest() == first.statistics.digest()
+    assert loaded.records == first.records != before.records
+    lines = (output / 'stitches.jsonl').read_bytes()
+    for again in (0, 1000):
+        evaluate(eval_settings(folder, **data, recalibrate=again))
+    assert (output / 'stitches.jsonl').read_bytes() == lines
+    few, _ = evaluate(eval_settings(folder, **data, recalibrate=9, output=str(folder / 'few')))
+    assert few.statistics.samples == StitchableNet.from_pretrained(folder).statistics.samples == 9
+    with pytest.raises(SnnetError, match='holds results of other weights, statistics'):
+        evaluate(eval_settings(folder, **data))
+
+
+def test_the_recorded_accuracy_is_that_of_the_loaded_and_of_the_extracted_stitch(cnn):
+    folder, data = cnn
+    evaluate(eval_settings(folder, **data, recalibrate=21))
+    net, settings = StitchableNet.from_pretrained(folder), eval_settings(folder, **data)
+    batches = list(clean_loader(settings, open_dataset(settings, 'validation', net), net, range(7), 4))
+    for i, record in enumerate(net.records):
+        for network in (partial(net, stitch=i), net.extract(i)):
+            with torch.no_grad():
+                loss = torch.cat([F.cross_entropy(network(x), y, reduction='none') for x, y in batches])
+            assert record.loss == pytest.approx(float(loss.double().mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        ({'train_split': 'validation'}, "the splits 'validation' and 'validation' of .* share images"),
+        ({'recalibrate': -1}, 'a number of images, or 0, not -1'),
+    ],
+)
+def test_images_that_are_evaluated_are_not_recalibrated_with(cnn, change, told):
+    folder, data = cnn
+    with pytest.raises(SnnetError, match=told):
+        evaluate(eval_settings(folder, **{**data, 'recalibrate': 5, **change}))
+    assert StitchableNet.from_pretrained(folder).statistics is None
+
+
+def test_recalibration_is_refused_where_there_is_no_batch_norm(saved, tmp_path):
+    with pytest.raises(SnnetError, match='nothing to recalibrate'):
+        evaluate(eval_settings(saved, output=str(tmp_path), recalibrate=5))
+
+
+def test_a_folder_that_cannot_keep_the_statistics_is_evaluated_all_the_same(cnn, tmp_path, monkeypatch):
+    folder, data = cnn
+    monkeypatch.setattr(
+        'snnet.prepare.write_statistics', lambda *_: (_ for _ in ()).throw(PermissionError('read-only'))
+    )
+    net, output = evaluate(eval_settings(folder, **data, recalibrate=21, output=str(tmp_path / 'out')))
+    assert net.statistics.samples == 21
+    assert len(rows_of(output)) == len(net.stitches)

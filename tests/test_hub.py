@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 
 import snnet
 from snnet import NoWeights, SnnetError, StitchableNet
+from snnet.hub import write_statistics
 
 SAVABLE = ['registers', 'deit-3', 'swin', 'resnet kin', 'convnext', 'regnet z', 'three legs', 'official']
 
@@ -119,6 +122,18 @@ def truncate(folder, keep):
     path.write_bytes(path.read_bytes()[:keep])
 
 
+def unhash(folder):
+    """Makes the folder one of the first versions, which noted no SHA-256."""
+    edit(folder, sha256=None)
+
+
+def flip(folder, name, byte):
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1
+    path.write_bytes(data)
+
+
 BIAS = 'stitch_layers.0.bias'
 
 
@@ -135,11 +150,18 @@ BIAS = 'stitch_layers.0.bias'
         (lambda f: (f / 'config.json').write_text('[]'), SnnetError, 'does not describe a stitchable network'),
         (rename_model, SnnetError, r"timm knows no network 'my_own_net' \(anchor large\).*plugin"),
         (lambda f: (f / 'model.safetensors').unlink(), NoWeights, r'there is no model\.safetensors'),
-        (lambda f: truncate(f, 5000), NoWeights, 'cannot be read'),
-        (lambda f: truncate(f, 0), NoWeights, 'cannot be read'),
-        (lambda f: change_weights(f, **{BIAS: torch.zeros(5)}), NoWeights, rf'1 tensors differ, such as {BIAS}'),
-        (lambda f: change_weights(f, **{BIAS: None}), NoWeights, rf'1 tensors differ, such as {BIAS}'),
-        (lambda f: change_weights(f, alien=torch.zeros(1)), NoWeights, 'such as alien'),
+        (lambda f: truncate(f, 5000), NoWeights, 'is damaged'),
+        (lambda f: flip(f, 'model.safetensors', -1), NoWeights, 'is damaged'),
+        (lambda f: edit(f, sha256=3), SnnetError, 'sha256 is no table'),
+        (lambda f: (unhash(f), truncate(f, 5000)), NoWeights, 'cannot be read'),
+        (lambda f: (unhash(f), truncate(f, 0)), NoWeights, 'cannot be read'),
+        (
+            lambda f: (unhash(f), change_weights(f, **{BIAS: torch.zeros(5)})),
+            NoWeights,
+            rf'1 tensors differ, such as {BIAS}',
+        ),
+        (lambda f: (unhash(f), change_weights(f, **{BIAS: None})), NoWeights, rf'1 tensors differ, such as {BIAS}'),
+        (lambda f: (unhash(f), change_weights(f, alien=torch.zeros(1))), NoWeights, 'such as alien'),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused_in_one_sentence(folder, spoil, error, told):
@@ -160,3 +182,88 @@ def test_a_damaged_config_is_told_as_that(folder, anchors):
     edit(folder, anchors=anchors)
     with pytest.raises(SnnetError, match='config.json is damaged'):
         StitchableNet.from_pretrained(folder)
+
+
+def test_a_folder_without_hashes_loads_as_before(folder):
+    unhash(folder)
+    assert StitchableNet.from_pretrained(folder).stitches == family_net('vit').stitches
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, value):
+    net = family_net('vit')
+    net.layer(1).weight.data[0, 0] = value
+    with pytest.raises(SnnetError, match=r'not saved: stitch_layers\.1\.weight holds'):
+        net.save_pretrained(tmp_path / 'folder')
+    assert not (tmp_path / 'folder').exists()
+
+
+@pytest.fixture(scope='module')
+def recalibrated(tmp_path_factory):
+    net, folder = family_net('resnet'), tmp_path_factory.mktemp('recalibrated')
+    snnet.recalibrate(net, [images(64, 6)], samples=6, stitches=[0, 2, 4])
+    net.save_pretrained(folder)
+    return net, folder
+
+
+def outputs(net, size=64):
+    with torch.no_grad():
+        return [net(images(size, 2, 1), stitch=i) for i in range(len(net.stitches))]
+
+
+def all_equal(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_statistics_travel_with_the_net(recalibrated):
+    net, folder = recalibrated
+    loaded = StitchableNet.from_pretrained(folder)
+    assert (loaded.statistics.samples, loaded.statistics.stitches) == (6, [0, 2, 4])
+    assert loaded.statistics.digest() == net.statistics.digest()
+    assert all_equal(outputs(loaded), outputs(net))
+    assert set(load_file(folder / 'model.safetensors')) == set(family_net('resnet').state_dict())
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'told'),
+    [
+        (lambda f: flip(f, 'statistics.safetensors', -1), 'statistics.safetensors is damaged'),
+        (lambda f: (f / 'statistics.safetensors').unlink(), r'there is no statistics\.safetensors'),
+        (lambda f: edit(f, statistics={'samples': 6}), "does not fit its config.json: 'stitches'"),
+        (lambda f: edit(f, statistics={'samples': 6, 'stitches': [99]}), 'stitch ids are the integers'),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(recalibrated, tmp_path, spoil, told):
+    for path in recalibrated[1].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    spoil(tmp_path)
+    with pytest.raises(NoWeights, match=told):
+        StitchableNet.from_pretrained(tmp_path)
+
+
+def test_a_stop_anywhere_while_statistics_are_written_leaves_a_net_that_loads(recalibrated, tmp_path, monkeypatch):
+    plain = family_net('resnet')
+    plain.save_pretrained(tmp_path)
+    replace_file, left = os.replace, [0]
+
+    def stop(*paths):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        replace_file(*paths)
+
+    monkeypatch.setattr(os, 'replace', stop)
+    for writes in range(4):
+        left[0] = writes
+        with contextlib.suppress(KeyboardInterrupt):
+            write_statistics(tmp_path, recalibrated[0].statistics)
+        loaded = StitchableNet.from_pretrained(tmp_path)
+        assert all_equal(outputs(loaded), outputs(recalibrated[0] if writes == 3 else plain))
+    assert loaded.statistics is not None
+
+
+def test_a_net_without_statistics_leaves_none_of_an_earlier_one(tmp_path, recalibrated):
+    recalibrated[0].save_pretrained(tmp_path)
+    family_net('resnet').save_pretrained(tmp_path)
+    assert not (tmp_path / 'statistics.safetensors').exists()
+    assert StitchableNet.from_pretrained(tmp_path).statistics is None

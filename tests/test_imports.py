@@ -17,16 +17,19 @@ FILES = {
 MODULES = [name for name in FILES if name != '__init__']
 ROOMS = (
     ('errors',),
-    ('files', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins'),
+    ('files', 'folders', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins', 'parts'),
     ('line', 'stitch', 'frontier'),
-    ('layer', 'space', 'anchors'),
-    ('weights', 'hub'),
+    ('layer', 'space', 'anchors', 'statistics'),
+    ('weights', 'hub', 'extract'),
     ('net',),
     ('solve', 'cost', 'sample', 'distill', 'protect', 'tree', 'exchange'),
-    ('build',),
+    ('build', 'store', 'recalibrate'),
     ('config', 'log'),
-    ('data', 'optim', 'checkpoint', 'folder', 'checks'),
-    ('step',),
+    ('draws', 'images'),
+    ('batch',),
+    ('loader',),
+    ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay', 'tally'),
+    ('step', 'prepare', 'start'),
     ('evaluate', 'engine', 'plot'),
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""

@@ -43,7 +43,7 @@ def test_the_debug_config_trains_and_evaluates_and_says_how_to_go_on(debug_run):
     evaluated = run('eval_stitches.py', folder / 'net', '--dataset', 'generated/16', '--workers', '0')
     assert '* anchors' in evaluated.stdout
     names = {path.name for path in (folder / 'net' / 'evaluation').iterdir()}
-    assert names == {'stitches.jsonl', 'curve.png', 'curve.svg'}
+    assert names == {'stitches.jsonl', 'hits.safetensors', 'curve.png', 'curve.svg'}
     assert [row['id'] for row in rows_of(folder / 'net' / 'evaluation' / 'stitches.jsonl')] == list(range(18))
 
 
@@ -102,6 +102,8 @@ def test_two_processes_evaluate_as_one_does(debug_run, tmp_path):
         run('eval_stitches.py', folder / 'net', *options, '--output', tmp_path / str(processes), processes=processes)
     one, two = (rows_of(tmp_path / str(processes) / 'stitches.jsonl') for processes in (1, 2))
     assert [row['n'] for row in two] == [21] * 6
+    first, second = (load_file(tmp_path / str(processes) / 'hits.safetensors') for processes in (1, 2))
+    assert torch.equal(first['hits'], second['hits'])
     for a, b in zip(one, two, strict=True):
         assert a['loss'] == pytest.approx(b['loss'], abs=1e-9)
         assert {k: a[k] for k in ('id', 'top1', 'top5', 'of')} == {k: b[k] for k in ('id', 'top1', 'top5', 'of')}

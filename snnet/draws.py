@@ -1,0 +1,62 @@
+"""Which image is read when: the order of an epoch, each draw with the key of what chance does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+from timm.data.distributed_sampler import RepeatAugSampler
+from torch.utils.data import DistributedSampler
+
+from .config import TrainSettings
+from .distributed import Ranks
+from .seeds import key
+
+
+class Draw(NamedTuple):
+    """One image of an epoch.
+
+    Attributes:
+        image: its number in the data set.
+        key: of its augmentation and, where it cannot be read, of the image in its place.
+    """
+
+    image: int
+    key: int
+
+
+class Draws:
+    """This rank's draws of every epoch, in random order, dealt to whole batches.
+
+    Args:
+        settings: seed of the data, batch size and repeats.
+        images: how many there are.
+        ranks: each rank draws its own share.
+    """
+
+    def __init__(self, settings: TrainSettings, images: int, ranks: Ranks) -> None:
+        self.seed = settings.seed if settings.data_seed is None else settings.data_seed
+        self.ranks, self.batch_size = ranks, settings.batch_size
+        place: dict[str, Any] = {'num_replicas': ranks.world, 'rank': ranks.rank}
+        self._order: Any
+        if settings.aug_repeats > 1:
+            self._order = RepeatAugSampler(range(images), num_repeats=settings.aug_repeats, **place)
+        else:
+            self._order = DistributedSampler(range(images), drop_last=True, **place)  # type: ignore[arg-type]  # wants a length
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self._order) // self.batch_size
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[list[Draw]]:
+        """The batches of an epoch from number `first` on."""
+        draws = self._draws(epoch, first * self.batch_size)
+        for _ in range(first, len(self)):
+            yield list(islice(draws, self.batch_size))
+
+    def _draws(self, epoch: int, first: int) -> Iterator[Draw]:
+        self._order.set_epoch(key(self.seed, 'order', epoch) % 2**31)
+        for position, image in islice(enumerate(self._order), first, None):
+            place = position * self.ranks.world + self.ranks.rank
+            yield Draw(image, key(self.seed, 'augment', epoch, place))

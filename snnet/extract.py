@@ -1,0 +1,36 @@
+"""One stitch as a plain module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .layer import StitchLayer
+from .line import Anchor
+from .stitch import Stitch
+
+
+class ExtractedStitch(nn.Module):
+    """One stitch as a plain module; anchors and stitch layers hold only what it needs.
+
+    Args:
+        stitch: what it runs.
+        anchors: one a leg, cut to it.
+        layers: the stitch layers between them.
+    """
+
+    def __init__(self, stitch: Stitch, anchors: Sequence[Anchor], layers: Sequence[StitchLayer]) -> None:
+        super().__init__()
+        self.training = anchors[0].training
+        self.stitch = stitch
+        self.anchors = nn.ModuleList(anchors)
+        self.stitch_layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (N, C, H, W) to logits (N, classes)."""
+        for i, (anchor, leg) in enumerate(zip(self.anchors, self.stitch.legs, strict=True)):
+            if i:
+                x = self.stitch_layers[i - 1](x)
+            x = anchor.run(x, leg.start, leg.stop)  # type: ignore[operator]  # ModuleList forgets its element type
+        return x

@@ -1,0 +1,163 @@
+"""Reading single images, and the quarantine of those that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+from .distributed import Ranks
+from .errors import SnnetError, reason_of
+from .log import JsonLines
+
+_log = logging.getLogger(__name__)
+
+
+class Unreadable(Exception):
+    """An image that cannot be decoded; the message is the reason, the same on every machine and in every process."""
+
+
+class Pictures:
+    """The decoded images of a data set, as timm decodes them, except that one that cannot be read is never passed over.
+
+    Every mode becomes RGB (CMYK, grey of 1 to 16 bits, palette; transparency is dropped), and rotation by EXIF is not
+    applied: the anchors were trained without it.
+
+    Args:
+        dataset: of timm or torchvision, without a transform.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]  # a Dataset with a length
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """An RGB image and its class.
+
+        Raises:
+            Unreadable: the file is missing, damaged, no image, or has more pixels than Pillow's limit.
+        """
+        try:
+            reader = getattr(self.dataset, 'reader', None)
+            if reader is None:
+                image, target = self.dataset[index]
+                return _rgb(image), target
+            file, target, *_ = reader[index]
+            with file:
+                return _rgb(Image.open(file)), -1 if target is None else target
+        except MemoryError:  # says something about the machine, not about the image
+            raise
+        except Exception as error:  # decoders raise what they like: SyntaxError, struct.error, zlib.error ...
+            raise Unreadable(_reason(error)) from None
+
+    def path(self, index: int) -> str:
+        """The file of an image, or its number where it has none."""
+        if hasattr(self.dataset, 'filename'):
+            return str(self.dataset.filename(index, absolute=True))
+        samples = getattr(self.dataset, 'samples', None)
+        return str(samples[index][0]) if samples else f'image {index}'
+
+    def warn(self, index: int, reason: str) -> None:
+        """Says that an image cannot be read."""
+        _log.warning('%r cannot be read (%s): another image takes its place', self.path(index), reason)
+
+
+class Quarantine:
+    """Training images that cannot be read: counted over all ranks, recorded once each, and refused past a limit.
+
+    A rank adds what it meets; what follows from it is decided by all ranks alike in `settle`, which they call where
+    the sum of their `unsettled` is not 0.
+
+    Args:
+        pictures: where the images come from.
+        share: of the images that may be bad; unless it is 0, one always may.
+        ranks: their findings are put together.
+        file: JSON lines with the index, path and reason of each; those of a run that is taken up again are known,
+            unless they have been repaired.
+
+    Raises:
+        SnnetError: the share is no number from 0 to 1, or more images are known to be bad than may be.
+    """
+
+    def __init__(self, pictures: Pictures, share: float, ranks: Ranks, file: Path) -> None:
+        if not 0 <= share <= 1:
+            raise SnnetError(f'max_bad_images is a share from 0 to 1, not {share}')
+        self._pictures, self._share, self._ranks, self._lines = pictures, share, ranks, JsonLines(file)
+        self.limit = max(1, int(share * len(pictures))) if share else 0
+        self.bad: dict[int, str] = {}
+        self._fresh: dict[int, str] = {}
+        for row in self._lines.read():
+            index = row.get('index')
+            if isinstance(index, int) and 0 <= index < len(pictures) and row.get('path') == pictures.path(index):
+                try:
+                    pictures.read(index)  # it may have been repaired
+                except Unreadable as error:
+                    self.bad[index] = str(error)
+        self._refuse_too_many()
+
+    @property
+    def unsettled(self) -> int:
+        """How many images this rank has found since the ranks last put their findings together."""
+        return len(self._fresh)
+
+    def add(self, index: int, reason: str) -> None:
+        """Notes a bad image and warns of it once."""
+        if index not in self.bad and index not in self._fresh:
+            self._fresh[index] = reason
+            self._pictures.warn(index, reason)
+
+    def settle(self) -> None:
+        """Puts the findings of all ranks together and records them; every rank calls it at the same step.
+
+        Raises:
+            SnnetError: on every rank, where more images are bad than may be.
+        """
+        before = len(self.bad)
+        for found in self._ranks.gather(self._fresh):
+            for index, reason in found.items():
+                self.bad.setdefault(index, reason)
+        self._fresh = {}
+        if self._ranks.first and len(self.bad) > before:
+            self._lines.rewrite(self._rows())
+        self._refuse_too_many()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{'index': i, 'path': self._pictures.path(i), 'reason': reason} for i, reason in self.bad.items()]
+
+    def _refuse_too_many(self) -> None:
+        if len(self.bad) > self.limit:
+            examples = ', '.join(f'{row["path"]!r} ({row["reason"]})' for row in self._rows()[-3:])
+            raise SnnetError(
+                f'{len(self.bad)} of {len(self._pictures)} training images cannot be read, and {self.limit} may be '
+                f'(--max-bad-images {self._share:g}): {self._lines.path} names them all, such as {examples}'
+            )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Decodes an image to RGB."""
+    if image.mode == 'RGB':
+        image.load()
+        return image
+    if image.mode.startswith('I;16'):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # convert would cut all but the darkest off
+    if image.mode in ('I', 'F'):
+        raise ValueError(f"pixels of mode '{image.mode}' have no known range")
+    if image.mode == 'P' and 'transparency' in image.info:
+        image = image.convert('RGBA')  # the same colours; Pillow warns of each image that skips this step
+    return image.convert('RGB')
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return 'no image in a format that Pillow knows'
+    if isinstance(error, Image.DecompressionBombError):
+        return f'more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels'
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return reason_of(error)

@@ -1,0 +1,86 @@
+"""The parts that a stitch runs, by name, and the tree they form: stitches that begin alike share a path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .net import StitchableNet
+
+
+class Part(NamedTuple):
+    """A step of a stitch; equal parts are the same function.
+
+    Attributes:
+        kind: 'stem', 'module', 'layer', 'head' or 'published_head'.
+        anchor: name of the anchor it belongs to; empty for a stitch layer.
+        number: position of the module in its line, or index of the stitch layer.
+    """
+
+    kind: str
+    anchor: str = ''
+    number: int = 0
+
+
+class Node:
+    """A part at its place in the tree.
+
+    Attributes:
+        part: what runs here; None at the root.
+        owner: the first stitch that passes, which names the place for all that do.
+        leg: index of the leg that the part belongs to (a stitch layer belongs to the leg behind it).
+        depth: how many parts run before.
+        then: what follows.
+        stitches: those that end here.
+    """
+
+    def __init__(self, part: Part | None, owner: int, leg: int, depth: int) -> None:
+        self.part, self.owner, self.leg, self.depth = part, owner, leg, depth
+        self.then: dict[Part, Node] = {}
+        self.stitches: list[int] = []
+
+    def walk(self) -> Iterator[Node]:
+        """The nodes behind this one, each before those that follow it."""
+        for node in self.then.values():
+            yield node
+            yield from node.walk()
+
+
+def plant(net: StitchableNet, stitches: Iterable[int], cut: bool = False) -> Node:
+    """The tree of the parts of some stitches; where it is cut, each ends with its last stitch layer."""
+    root = Node(None, -1, 0, -1)
+    for stitch in stitches:
+        node, last = root, len(net.stitches[stitch].legs) - 1
+        for depth, (leg, part) in enumerate(parts_of(net, stitch)):
+            if part not in node.then:
+                node.then[part] = Node(part, stitch, leg, depth)
+            node = node.then[part]
+            if cut and leg == last and part.kind == 'layer':
+                break
+        node.stitches.append(stitch)
+    return root
+
+
+def parts_of(net: StitchableNet, stitch: int) -> Iterator[tuple[int, Part]]:
+    """The parts of a stitch in the order they run, each with the index of its leg."""
+    chosen = net.stitches[stitch]
+    for i, leg in enumerate(chosen.legs):
+        anchor = net.anchor(leg.anchor)
+        yield i, Part('layer', number=chosen.layers[i - 1]) if i else Part('stem', leg.anchor)
+        for position in range(len(anchor.line()))[leg.start : leg.stop]:
+            yield i, Part('module', leg.anchor, position)
+        if leg.stop is None:
+            yield i, Part('published_head' if anchor.official and i else 'head', leg.anchor)
+
+
+def run_of(net: StitchableNet, part: Part) -> Callable[[Tensor], Tensor]:
+    """The function of a part, looked up in the net now."""
+    if part.kind == 'layer':
+        return net.layer(part.number)
+    anchor = net.anchor(part.anchor)
+    if part.kind == 'module':
+        return anchor.line()[part.number]
+    return {'stem': anchor.stem, 'head': anchor.head, 'published_head': anchor.published_head}[part.kind]
