@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,14 @@ class PadShortcut(nn.Module):
 
 
 class CifarResNet(ResNet):
-    """timm's ResNet with a 3x3 stem, no max pooling, three stages of width 16, 32, 64, and padded shortcuts."""
+    """timm's ResNet with a 3x3 stem, no max pooling, three stages of width w, 2 w, 4 w, and padded shortcuts."""
 
-    def __init__(self, blocks: int, **kwargs: Any) -> None:
-        super().__init__(BasicBlock, (blocks,) * 3, channels=(16, 32, 64), **kwargs)
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+    def __init__(self, blocks: int, width: int = 16, **kwargs: Any) -> None:
+        super().__init__(BasicBlock, (blocks,) * 3, channels=(width, 2 * width, 4 * width), **kwargs)
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.Identity()
-        self.layer1[0] = BasicBlock(16, 16)
+        self.layer1[0] = BasicBlock(width, width)
         self.layer2[0].downsample = PadShortcut()
         self.layer3[0].downsample = PadShortcut()
         self.layer4 = nn.Identity()
@@ -128,17 +129,22 @@ def convert_weights(source: Path, target: Path) -> None:
         save_file({key: value.contiguous() for key, value in renamed.items()}, target / f'{name}.safetensors')
 
 
-def write_images(source: Path, target: Path, sprites: range) -> None:
-    """Cuts the sprites into one folder of PNG files a class."""
+def read_sprite(source: Path, number: int) -> tuple[np.ndarray, list[int]]:
+    """Images (1000, 32, 32, 3) of bytes of a sprite, and their classes."""
     labels = json.loads('[' + (source / 'cifar10_labels.js').read_text().partition('[')[2].rpartition(']')[0] + ']')
-    for number in (*sprites, TEST_SPRITE):
-        split = target / ('validation' if number == TEST_SPRITE else 'train')
-        images = np.asarray(Image.open(source / f'cifar10_batch_{number}.png').convert('RGB')).reshape(1000, 32, 32, 3)
-        for i, image in enumerate(images, start=1000 * number):
-            path = split / str(labels[i]) / f'{i:05}.png'
+    images = np.asarray(Image.open(source / f'cifar10_batch_{number}.png').convert('RGB')).reshape(1000, 32, 32, 3)
+    return images, labels[1000 * number : 1000 * number + 1000]
+
+
+def write_images(source: Path, target: Path, split: str, sprites: Iterable[int]) -> None:
+    """Cuts sprites into one folder of PNG files a class below the folder of the split."""
+    for number in sprites:
+        images, labels = read_sprite(source, number)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True), start=1000 * number):
+            path = target / split / str(label) / f'{i:05}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
-        print(f'{split}: sprite {number} written', flush=True)
+        print(f'{target / split}: sprite {number} written', flush=True)
 
 
 if __name__ == '__main__':
@@ -147,5 +153,6 @@ if __name__ == '__main__':
     parser.add_argument('target', type=Path, help='folder to write images and weights to')
     parser.add_argument('--sprites', type=int, default=10, help='training sprites of 1,000 images')
     args = parser.parse_args()
-    write_images(args.source, args.target / 'images', range(args.sprites))
+    write_images(args.source, args.target / 'images', 'train', range(args.sprites))
+    write_images(args.source, args.target / 'images', 'validation', [TEST_SPRITE])
     convert_weights(args.source, args.target)

@@ -107,6 +107,28 @@ def mixing_accuracy(records: Iterable[Record], flops: float) -> float | None:
     return None
 
 
+def area(records: Iterable[Record], cost: str = 'flops') -> float | None:
+    """Height of the frontier: the mean over all budgets of the best top-1 within the budget, in percent.
+
+    Budgets are uniform in the logarithm of the cost, from the cheapest evaluated anchor to the dearest; the frontier
+    is a staircase over them, so the mean is exact. None where fewer than two anchors of different cost were evaluated.
+
+    Args:
+        records: records; those without accuracy or cost do not take part.
+        cost: name of the cost (see `COSTS`).
+    """
+    steps = [(getattr(r, cost), _accuracy(r), r.anchor) for r in records]
+    known = [(c, top1, anchor) for c, top1, anchor in steps if c is not None and top1 > -math.inf]
+    ends = [c for c, _, anchor in known if anchor]
+    if not ends or min(ends) == max(ends):
+        return None
+    low, high = min(ends), max(ends)
+    budgets = sorted({low, high, *(c for c, _, _ in known if low < c < high)})
+    best = [max(top1 for c, top1, _ in known if c <= budget) for budget in budgets[:-1]]
+    widths = [math.log(b / a) for a, b in pairwise(budgets)]
+    return math.fsum(top1 * width for top1, width in zip(best, widths, strict=True)) / math.log(high / low)
+
+
 def _accuracy(record: Record) -> float:
     """Top-1, or minus infinity where it is unknown."""
     return -math.inf if record.top1 is None or math.isnan(record.top1) else record.top1

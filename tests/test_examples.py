@@ -17,14 +17,16 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = ROOT.parent / 'shared' / 'data' / 'cifar10'
 needs_public_files = pytest.mark.skipif(not PUBLIC.is_dir(), reason=f'the public CIFAR-10 files are not in {PUBLIC}')
 RESNETS = [f'cifar_resnet{depth}' for depth in (20, 32, 44, 56)]
+VITS = [f'cifar_vit{width}' for width in (32, 64, 128)]
+THIN = [f'cifar_thin{depth}' for depth in (8, 20, 32)]
 
 
 @pytest.fixture(scope='module', autouse=True)
 def plugins():
-    import_plugins([str(ROOT / 'examples' / name) for name in ('cifar10_resnet.py', 'digits.py')])
+    import_plugins([str(ROOT / 'examples' / name) for name in ('cifar10_resnet.py', 'cifar10_family.py', 'digits.py')])
 
 
-@pytest.mark.parametrize('name', [*RESNETS, 'digits_small', 'digits_medium', 'digits_large'])
+@pytest.mark.parametrize('name', [*RESNETS, *VITS, *THIN, 'digits_small', 'digits_medium', 'digits_large'])
 def test_a_family_from_outside_is_an_exact_anchor(name):
     model = timm.create_model(name).eval()
     anchor = snnet.as_anchor(model)
@@ -39,6 +41,29 @@ def test_the_cifar_resnets_have_the_published_sizes_and_are_stitched_in_all_thre
     assert [round(net.records[i].params / 1e6, 2) for i in range(4)] == [0.27, 0.46, 0.66, 0.85]
     assert len(net.stitches) == 58
     assert {net.layer(i).front.channels for i in range(len(net.stitch_layers))} == {16, 32, 64}
+
+
+@pytest.mark.parametrize(('names', 'count'), [(VITS, 35), (THIN, 21)])
+def test_the_families_trained_from_scratch_are_stitched_in_every_stage(names, count):
+    net = snnet.create_stitchable_net(names, pretrained=False)
+    assert len(net.stitches) == count
+    assert net.records[2].flops > 3 * net.records[1].flops / 2 > 3 * net.records[0].flops / 2
+
+
+def test_a_batch_of_the_family_holds_whole_images_moved_by_up_to_4_pixels_and_is_the_same_for_the_same_key():
+    import cifar10_family
+
+    images = torch.arange(1.0, 129)[:, None, None, None].expand(-1, 3, 32, 32)
+    (first,), (again,) = (list(cifar10_family.batches(images, torch.arange(128), 0, 3)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    x, labels, index = first
+    assert torch.equal(labels, index)
+    assert sorted(index.tolist()) == list(range(128))
+    inside = x[:, :, 4:28, 4:28]
+    assert torch.equal(inside, (index + 1.0)[:, None, None, None].expand_as(inside))
+    assert (x == 0).any(dim=(1, 2, 3)).sum() > 64
+    other, *_ = next(iter(cifar10_family.batches(images, torch.arange(128), 0, 4)))
+    assert not torch.equal(x, other)
 
 
 def test_the_digits_become_35_stitches():

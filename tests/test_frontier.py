@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snnet import BudgetInfeasible, InvalidBudget, Record, frontier, select
-from snnet.frontier import mixing_accuracy
+from snnet.frontier import area, mixing_accuracy
 
 few = st.integers(1, 12)
 accuracies = st.integers(0, 8).map(float)
@@ -201,3 +201,24 @@ def test_an_accuracy_that_is_no_number_counts_as_unknown():
     known, unknown = Record(0, 'a', flops=1, params=1, top1=50.0), Record(1, 'b', flops=1, params=1, top1=float('nan'))
     assert select([unknown, known], flops=2).record == known
     assert frontier([unknown, known]) == [known]
+
+
+def test_the_area_is_the_mean_of_the_best_accuracy_over_budgets_uniform_in_log_cost():
+    rows = [(1, 60.0, True), (2, 50.0, False), (4, 70.0, False), (16, 80.0, True), (32, 99.0, False), (3, None, False)]
+    records = [Record(i, f's{i}', flops=f, params=f, top1=a, anchor=x) for i, (f, a, x) in enumerate(rows)]
+    budgets = [2 ** (4 * (i + 0.5) / 1000) for i in range(1000)]
+    assert area(records) == pytest.approx(np.mean([select(records, flops=b).record.top1 for b in budgets]))
+    assert area(records) == area(records, cost='params') == pytest.approx(65)
+
+
+@given(records=mixed)
+def test_the_area_lies_between_the_accuracies_and_grows_with_them(records):
+    anchors = [replace(r, anchor=r.stitch < 2) for r in records]
+    value = area(anchors)
+    costs = {r.flops for r in anchors if r.anchor and r.top1 is not None}
+    assert (value is None) == (len(costs) < 2)
+    if value is not None:
+        known = [r.top1 for r in anchors if r.top1 is not None]
+        assert min(known) - 1e-9 <= value <= max(known) + 1e-9
+        better = [replace(r, top1=None if r.top1 is None else r.top1 + 1) for r in anchors]
+        assert area(better) == pytest.approx(value + 1)
