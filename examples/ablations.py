@@ -33,6 +33,7 @@ from snnet.distributed import Ranks
 from snnet.frontier import area, mixing_accuracy
 from snnet.plugins import import_plugins
 from snnet.recalibrate import recalibrate as recalibrate_norms
+from snnet.sample import SAMPLERS
 from snnet.seeds import generator, seed_libraries
 from snnet.solve import kaiming
 from snnet.step import Batch, Step
@@ -231,6 +232,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         'slow anchors, soft': {
             'lr': 1e-4, 'stitch_lr': 3e-3, 'distill': 'soft', 'distill_alpha': 1.0, 'distill_tau': 2.0,
         },
+        'slower anchors': {'lr': 3e-5, 'stitch_lr': 3e-3},
+        'slower anchors, moving average': {'lr': 3e-5, 'stitch_lr': 3e-3, 'model_ema': True, 'model_ema_decay': 0.99},
     },
     'resnet': {
         'paper': {},
@@ -239,6 +242,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         'anchors drawn more often, recalibrated': {'sampler': 'anchors', 'recalibrate': True},
         'a tenth of the rate': {'lr': 0.005},
         'a tenth of the rate, recalibrated': {'lr': 0.005, 'recalibrate': True},
+        'slow anchors, recalibrated': {'lr': 0.005, 'stitch_lr': 0.05, 'recalibrate': True},
+        'moving average, recalibrated': {'model_ema': True, 'model_ema_decay': 0.99, 'recalibrate': True},
     },
 }  # fmt: skip
 """What was compared with the paper's recipe."""
@@ -265,6 +270,16 @@ def tables(family: str) -> dict[str, dict[str, dict[str, Any]]]:
             'everything': {},
             'stitch layers only': {'freeze_anchors': True},
             'stitch layers only, lr x 10': {'freeze_anchors': True, 'lr': 10 * lr},
+        },
+        'samplers': {name: {'sampler': name} for name in SAMPLERS},
+        'others': {
+            'one stitch a step': {},
+            'two stitches a step': {'stitches_per_step': 2},
+            'two-way': {'direction': 'two_way'},
+            'rank 4, stitch lr x 30': {'stitch_rank': 4, 'stitch_lr': 30 * lr},
+            'zeros as unused gradients': {'unused_grads': 'zero'},
+            'protected anchors': {'protect_anchors': 0.5},
+            'soft distillation': {'distill': 'soft', 'distill_alpha': 1.0, 'distill_tau': 2.0},
         },
         'epochs': {f'{passes:g} passes': {'passes': passes} for passes in (1.0, PASSES, 2 * PASSES)},
         'recipes': RECIPES[family],
