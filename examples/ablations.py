@@ -232,6 +232,9 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         'slow anchors, soft': {
             'lr': 1e-4, 'stitch_lr': 3e-3, 'distill': 'soft', 'distill_alpha': 1.0, 'distill_tau': 2.0,
         },
+        'slow anchors, moving average': {
+            'lr': 1e-4, 'stitch_lr': 3e-3, 'model_ema': True, 'model_ema_decay': 0.99,
+        },
         'slower anchors': {'lr': 3e-5, 'stitch_lr': 3e-3},
         'slower anchors, moving average': {'lr': 3e-5, 'stitch_lr': 3e-3, 'model_ema': True, 'model_ema_decay': 0.99},
     },

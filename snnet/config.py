@@ -152,7 +152,7 @@ def parse(
     positional: str = '',
     recipes: Mapping[str, dict[str, Any]] | None = None,
 ) -> Settings:
-    """Settings from the defaults, then a recipe, then the file named by --config, then the command line.
+    """Settings from the defaults, then the file named by --config, then the command line, each after its recipe.
 
     Args:
         kind: dataclass of settings.
@@ -167,20 +167,20 @@ def parse(
     parser.add_argument('--config', help='YAML file with settings')
     hints = get_type_hints(kind)
     if recipes:
-        text = f'settings that go together: {", ".join(recipes)}; the file and the flags go before them'
+        text = f'settings that go together ({", ".join(recipes)}), before those of the file; other flags go first'
         parser.add_argument('--recipe', help=text, default=argparse.SUPPRESS)
         hints['recipe'] = str
     for setting in fields(kind):  # type: ignore[arg-type]  # a dataclass, which TypeVar cannot say
         _add_argument(parser, setting, hints[setting.name], positional)
     given = vars(parser.parse_args(argv))
     file = given.pop('config', None)
-    values = _read_yaml(Path(file), hints) if file else {}
-    values.update(given)
-    if recipes and 'recipe' in values:
-        name = str(values.pop('recipe'))
-        if name not in recipes:
-            raise SnnetError(f"recipe is one of {', '.join(recipes)}, not '{name}'")
-        values = {**recipes[name], **values}
+    values: dict[str, Any] = {}
+    for layer in (_read_yaml(Path(file), hints) if file else {}, given):
+        if (name := layer.pop('recipe', None)) is not None:
+            if not recipes or name not in recipes:
+                raise SnnetError(f"recipe is one of {', '.join(recipes or ())}, not '{name}'")
+            values.update(recipes[name])
+        values.update(layer)
     return kind(**{name: convert(name, value, hints[name]) for name, value in values.items()})
 
 

@@ -66,11 +66,11 @@ def test_the_folder_of_the_net_is_given_without_a_flag():
 
 @pytest.mark.parametrize('file', CONFIGS, ids=lambda file: file.stem)
 def test_every_config_is_read_and_is_headed_by_the_command_that_uses_it(file):
-    assert parse(TrainSettings, ['--config', str(file)]).anchors
+    assert parse(TrainSettings, ['--config', str(file)], recipes=RECIPES).anchors
     head = [line for line in file.read_text().splitlines() if line.startswith('#')]
     assert any(f'train.py --config configs/{file.name}' in line for line in head)
     assert any('Expected' in line or 'Published' in line for line in head)
-    assert set(yaml.safe_load(file.read_text())) <= set(TrainSettings.__dataclass_fields__)
+    assert set(yaml.safe_load(file.read_text())) <= {'recipe', *TrainSettings.__dataclass_fields__}
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_every_config_is_read_and_is_headed_by_the_command_that_uses_it(file):
     ],
 )
 def test_the_recipes_hold_the_published_values(name, recipe):
-    settings = parse(TrainSettings, ['--config', str(CONFIGS[0].parent / f'{name}.yaml')])
+    settings = parse(TrainSettings, ['--config', str(CONFIGS[0].parent / f'{name}.yaml')], recipes=RECIPES)
     published = {'teacher': 'regnety_160', 'distill': 'hard', 'distill_alpha': 0.5, 'batch_size': 128, **recipe}
     assert {key: getattr(settings, key) for key in published} == published
 
 
-def test_a_recipe_lies_between_the_defaults_and_the_file_and_is_told_by_name(tmp_path):
+def test_a_recipe_goes_before_what_is_above_it_and_the_command_lines_before_the_files(tmp_path):
     file = tmp_path / 'run.yaml'
     file.write_text('recipe: gentle\nlr: 0.3\n')
     recipes = {'gentle': {'lr': 0.1, 'epochs': 7, 'momentum': 0.5}, 'rough': {'momentum': 0.9, 'epochs': 9}}
@@ -96,6 +96,8 @@ def test_a_recipe_lies_between_the_defaults_and_the_file_and_is_told_by_name(tmp
     assert (settings.lr, settings.epochs, settings.momentum) == (0.3, 7, 0.2)
     settings = parse(TrainSettings, ['--config', str(file), '--recipe', 'rough'], recipes=recipes)
     assert (settings.lr, settings.epochs, settings.momentum) == (0.3, 9, 0.9)
+    settings = parse(TrainSettings, ['--config', str(file), '--recipe', 'gentle', '--epochs', '1'], recipes=recipes)
+    assert (settings.lr, settings.epochs, settings.momentum) == (0.1, 1, 0.5)
     with pytest.raises(SnnetError, match="recipe is one of gentle, rough, not 'mild'"):
         parse(TrainSettings, ['--recipe', 'mild'], recipes=recipes)
 
