@@ -22,11 +22,12 @@ SNNET: dict[str, Any] = {
     **PAPER,
     'init': 'joint',
     'stitch_per_rank': False,
+    'sampler': 'flops',
     'model_ema': True,
     'recalibrate': 1000,
 }
-"""What stayed best on the families of docs/results/family.md: the paper's, and at its end every stitch gets BatchNorm
-statistics of its own and the weights are a moving average. Transformers also want slower anchors than stitch layers
-(`lr`, `stitch_lr`), which depends on the optimiser and therefore stands in the configs."""
+"""What gave the highest frontier on the residual family of docs/results/family.md: bins of FLOPs are drawn equally often, the
+weights are a moving average, and at the end every stitch gets BatchNorm statistics of its own. The transformers there want
+uniform draws and anchors slower than stitch layers (`lr`, `stitch_lr`), as their configs say."""
 
 RECIPES = {'paper': PAPER, 'snnet': SNNET}
