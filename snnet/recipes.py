@@ -26,8 +26,11 @@ SNNET: dict[str, Any] = {
     'model_ema': True,
     'recalibrate': 1000,
 }
-"""What gave the highest frontier on the residual family of docs/results/family.md: bins of FLOPs are drawn equally often, the
-weights are a moving average, and at the end every stitch gets BatchNorm statistics of its own. The transformers there want
-uniform draws and anchors slower than stitch layers (`lr`, `stitch_lr`), as their configs say."""
+"""What gave the highest frontier on the residual family of docs/results/family.md.
+
+Bins of FLOPs are drawn equally often, the weights are a moving average, and at the end every stitch gets BatchNorm
+statistics of its own. The transformers there want uniform draws and anchors slower than stitch layers (`lr`,
+`stitch_lr`), as their configs say.
+"""
 
 RECIPES = {'paper': PAPER, 'snnet': SNNET}
