@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 PAPER: dict[str, Any] = {
+    'direction': 'fast_to_slow',
     'init': 'mean',
     'init_samples': 100,
     'sampler': 'uniform',
@@ -29,8 +30,8 @@ SNNET: dict[str, Any] = {
 """What gave the highest frontier on the residual family of docs/results/family.md.
 
 Bins of FLOPs are drawn equally often, the weights are a moving average, and at the end every stitch gets BatchNorm
-statistics of its own. The transformers there want uniform draws and anchors slower than stitch layers (`lr`,
-`stitch_lr`), as their configs say.
+statistics of its own. The transformers there want uniform draws, anchors slower than stitch layers (`lr`, `stitch_lr`)
+and stitches from large to small (`direction`), as their config says.
 """
 
 RECIPES = {'paper': PAPER, 'snnet': SNNET}
