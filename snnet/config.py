@@ -125,6 +125,11 @@ class TrainSettings(DataSettings):
     timeout: float = option(1800.0, 'seconds without a step or a word of the other ranks that end a run', free=True)
     log_interval: int = option(50, 'steps between log lines', free=True)
 
+    @property
+    def seed_of_data(self) -> int:
+        """What order, augmentation and mixup are keyed by."""
+        return self.seed if self.data_seed is None else self.data_seed
+
 
 @dataclass
 class EvalSettings(DataSettings):

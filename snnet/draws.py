@@ -36,7 +36,7 @@ class Draws:
     """
 
     def __init__(self, settings: TrainSettings, images: int, ranks: Ranks) -> None:
-        self.seed = settings.seed if settings.data_seed is None else settings.data_seed
+        self.seed = settings.seed_of_data
         self.ranks, self.batch_size = ranks, settings.batch_size
         place: dict[str, Any] = {'num_replicas': ranks.world, 'rank': ranks.rank}
         self._order: Any

@@ -124,7 +124,7 @@ def fingerprint(settings: TrainSettings, net: StitchableNet, dataset: Dataset[An
         'files': _digest_of_names(dataset),
         **{name: config[name] for name in ('input_size', 'mean', 'std')},
         'num_classes': net.num_classes,
-        'data_seed': settings.seed if settings.data_seed is None else settings.data_seed,
+        'data_seed': settings.seed_of_data,
         'amp': settings.amp_dtype if settings.amp else 'off',
         'teacher': teacher,
         'teacher_weights': weights,

@@ -67,7 +67,6 @@ class Step:
                 f'an epoch has {len(images)} batches, fewer than the {settings.grad_accum_steps} of one update: '
                 f'lower --grad-accum-steps or --batch-size'
             )
-        self.data_seed = settings.seed if settings.data_seed is None else settings.data_seed
         trainable = [i for i, s in enumerate(net.stitches) if s.layers or not settings.freeze_anchors]
         self.sampler = make_sampler(settings, net, trainable)
         self.criterion, self.mixup = _make_criterion(settings, net, ranks)
@@ -127,7 +126,7 @@ class Step:
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.mixup is not None:
-            seed_libraries(key(self.data_seed, 'mixup', batch.number, self.ranks.rank))
+            seed_libraries(key(self.settings.seed_of_data, 'mixup', batch.number, self.ranks.rank))
             images, targets = self.mixup(images, targets)
         return images, targets
 
