@@ -1,11 +1,13 @@
 """Elastic neural networks made of pretrained ones: anchors, stitches, and one net that runs at any budget."""
 
 from .anchors import as_anchor, register_adapter
+from .budget import Selection, select
 from .build import create_stitchable_net
 from .compile import compile_blocks, warm_up
 from .cost import measure_costs
-from .errors import BudgetInfeasible, CannotStitch, InvalidBudget, NoWeights, SnnetError, UnknownStitch
-from .frontier import Record, frontier, select
+from .errors import BudgetInfeasible, CannotStitch, ForeignTable, InvalidBudget, NoWeights, SnnetError, UnknownStitch
+from .frontier import Record, frontier
+from .latency import Latency, LatencyTable, Setup
 from .line import Anchor, Boundary, Source, Stage
 from .net import StitchableNet
 from .recalibrate import recalibrate
@@ -20,10 +22,15 @@ __all__ = [
     'Boundary',
     'BudgetInfeasible',
     'CannotStitch',
+    'ForeignTable',
     'InvalidBudget',
+    'Latency',
+    'LatencyTable',
     'Leg',
     'NoWeights',
     'Record',
+    'Selection',
+    'Setup',
     'SnnetError',
     'Source',
     'Stage',

@@ -27,6 +27,10 @@ class BudgetInfeasible(SnnetError):
         self.smallest = smallest
 
 
+class ForeignTable(SnnetError):
+    """A table of latencies that was made with other weights or in another setup, or none at all."""
+
+
 class UnknownStitch(SnnetError, IndexError):
     """A stitch id that is no integer from 0 to the number of stitches minus one."""
 

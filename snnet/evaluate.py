@@ -169,7 +169,7 @@ class Evaluation:
 
     def _row(self, record: Record) -> dict[str, Any]:
         """A line of the results file."""
-        values = asdict(record)
+        values = {name: value for name, value in asdict(record).items() if name not in ('latency_ms', 'memory')}
         return {'id': values.pop('stitch'), **values, 'of': self.fingerprint}
 
     @cached_property

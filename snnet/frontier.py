@@ -1,4 +1,4 @@
-"""Records of stitches, the frontier among them, and the choice under a budget. No torch here."""
+"""Records of stitches and the frontier among them. No torch here."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from numbers import Real
-from typing import Any
 
-from .errors import BudgetInfeasible, InvalidBudget
-
-COSTS = ('flops', 'params')
+COSTS = ('flops', 'params', 'latency_ms', 'memory')
 """Names of the costs that a budget can limit, in the order in which ties are broken."""
 
 
@@ -24,6 +20,8 @@ class Record:
         legs: the stitch in print.
         flops: multiply-adds an image.
         params: parameters that take part.
+        latency_ms: median milliseconds a call, from a table made on this machine.
+        memory: bytes that the stitch needs by itself, from the same table.
         top1, top5: accuracy in percent over `n` images.
         loss: mean cross-entropy over them.
         n: number of evaluated images.
@@ -34,6 +32,8 @@ class Record:
     legs: str
     flops: int | None = None
     params: int | None = None
+    latency_ms: float | None = None
+    memory: int | None = None
     top1: float | None = None
     top5: float | None = None
     loss: float | None = None
@@ -41,58 +41,17 @@ class Record:
     anchor: bool = False
 
 
-@dataclass(frozen=True)
-class Selection:
-    """A chosen record, and whether its accuracy (rather than its cost alone) decided."""
-
-    record: Record
-    by_accuracy: bool
-
-
 def frontier(records: Iterable[Record], cost: str = 'flops') -> list[Record]:
     """The records that no other beats on cost and accuracy, from cheap to dear.
 
     Of equal ones the lowest id stays. Records without accuracy or cost do not take part.
     """
-    known = [r for r in records if _accuracy(r) > -math.inf and getattr(r, cost) is not None]
+    known = [r for r in records if accuracy(r) > -math.inf and getattr(r, cost) is not None]
     best: list[Record] = []
-    for record in sorted(known, key=lambda r: (getattr(r, cost), -_accuracy(r), r.stitch)):
-        if not best or _accuracy(record) > _accuracy(best[-1]):
+    for record in sorted(known, key=lambda r: (getattr(r, cost), -accuracy(r), r.stitch)):
+        if not best or accuracy(record) > accuracy(best[-1]):
             best.append(record)
     return best
-
-
-def select(records: Sequence[Record], **limits: float | None) -> Selection:
-    """The most accurate record within all limits; the dearest that fits where none of those was evaluated.
-
-    Ties go to the cheaper, then to the lower id.
-
-    Args:
-        records: candidates.
-        limits: upper limits by the name of a cost (see `COSTS`); None means no limit.
-
-    Raises:
-        InvalidBudget: no limit, or one that is no positive finite number, or a cost that is not known.
-        BudgetInfeasible: no record fits.
-    """
-    asked = {name: _checked(name, limit) for name, limit in limits.items() if limit is not None}
-    if not asked:
-        raise InvalidBudget(f'no budget given: limit at least one of {", ".join(COSTS)}')
-    for name in asked:
-        if name not in COSTS:
-            raise InvalidBudget(f"'{name}' is no cost; a budget limits {', '.join(COSTS)}")
-        if any(getattr(r, name) is None for r in records):
-            raise InvalidBudget(f'{name} of the stitches are not known yet: measure them with snnet.measure_costs(net)')
-    fitting = [r for r in records if all(getattr(r, name) <= limit for name, limit in asked.items())]
-    if not fitting:
-        raise _infeasible(records, asked)
-    costs = sorted(asked, key=COSTS.index) + [c for c in COSTS if c not in asked]
-    evaluated = [r for r in fitting if _accuracy(r) > -math.inf]
-    if evaluated:
-        return Selection(min(evaluated, key=lambda r: (-_accuracy(r), *_costs(r, costs), r.stitch)), True)
-    dearest = max(getattr(r, costs[0]) for r in fitting)
-    equal = [r for r in fitting if getattr(r, costs[0]) == dearest]
-    return Selection(min(equal, key=lambda r: (*_costs(r, costs), r.stitch)), False)
 
 
 def mixing_accuracy(records: Iterable[Record], flops: float) -> float | None:
@@ -117,7 +76,7 @@ def area(records: Iterable[Record], cost: str = 'flops') -> float | None:
         records: records; those without accuracy or cost do not take part.
         cost: name of the cost (see `COSTS`).
     """
-    steps = [(getattr(r, cost), _accuracy(r), r.anchor) for r in records]
+    steps = [(getattr(r, cost), accuracy(r), r.anchor) for r in records]
     known = [(c, top1, anchor) for c, top1, anchor in steps if c is not None and top1 > -math.inf]
     ends = [c for c, _, anchor in known if anchor]
     if not ends or min(ends) == max(ends):
@@ -129,36 +88,9 @@ def area(records: Iterable[Record], cost: str = 'flops') -> float | None:
     return math.fsum(top1 * width for top1, width in zip(best, widths, strict=True)) / math.log(high / low)
 
 
-def _accuracy(record: Record) -> float:
+def accuracy(record: Record) -> float:
     """Top-1, or minus infinity where it is unknown."""
     return -math.inf if record.top1 is None or math.isnan(record.top1) else record.top1
-
-
-def _costs(record: Record, names: Iterable[str]) -> tuple[float, ...]:
-    values = (getattr(record, name) for name in names)
-    return tuple(math.inf if value is None else value for value in values)
-
-
-def _checked(name: str, limit: object) -> float:
-    number: Any = limit if isinstance(limit, Real) and not isinstance(limit, bool) else math.nan
-    if not 0 < number < math.inf:  # not so for NaN either
-        raise InvalidBudget(f'a budget is a positive finite number, but {name}={limit!r} was asked for')
-    return number
-
-
-def _infeasible(records: Sequence[Record], asked: dict[str, float]) -> BudgetInfeasible:
-    if not records:
-        return BudgetInfeasible('there are no stitches to choose from', {})
-    nearest = min(records, key=lambda r: (max(getattr(r, n) / limit for n, limit in asked.items()), r.stitch))
-    smallest = {name: getattr(nearest, name) for name in asked}
-    wanted = ' and '.join(f'{name} <= {limit:.6g}' for name, limit in asked.items())
-    offered = ' and '.join(f'{name} = {value:.6g}' for name, value in smallest.items())
-    missed = max(smallest[name] / limit for name, limit in asked.items())
-    return BudgetInfeasible(
-        f'no stitch has {wanted}: the nearest, stitch {nearest.stitch} ({nearest.legs}), has {offered}, '
-        f'{missed:.3g} times the budget',
-        smallest,
-    )
 
 
 def table(records: Sequence[Record]) -> str:

@@ -6,6 +6,7 @@ statistics.safetensors holds BatchNorm statistics where they were recalibrated; 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from .anchors import as_anchor
 from .errors import NoWeights, SnnetError
 from .files import sha256, write_atomically, write_tensors, write_text
 from .frontier import Record
+from .latency import LatencyTable
 from .layer import merged_state
 from .line import Anchor, Source
 from .statistics import Statistics
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
 
     from .net import StitchableNet
 
+_log = logging.getLogger(__name__)
 CONFIG, WEIGHTS, STATISTICS = 'config.json', 'model.safetensors', 'statistics.safetensors'
+PROFILES = 'profiles'
+"""Folder of the tables of latency that were made of the weights."""
 FORMAT = 1
 """Version of the layout of config.json; raised when older readers would misread it."""
 
@@ -63,6 +68,7 @@ class Pretrained:
         _refuse_infinite({**tensors, **(statistics.values if statistics else {})})
         folder.mkdir(parents=True, exist_ok=True)
         config['sha256'] = {WEIGHTS: _write_tensors(folder / WEIGHTS, tensors)}
+        self.note_saved(config['sha256'][WEIGHTS])
         if statistics is None:
             write_text(folder / CONFIG, json.dumps(config, indent=1))
             (folder / STATISTICS).unlink(missing_ok=True)  # of an earlier net
@@ -93,6 +99,8 @@ class Pretrained:
         net.eval()
         if 'statistics' in config:
             _load_statistics(net, folder / STATISTICS, config)
+        net.note_saved(config['sha256'].get(WEIGHTS))
+        _load_tables(net, folder / PROFILES)
         return net
 
 
@@ -182,7 +190,8 @@ def _refuse_infinite(tensors: Mapping[str, Tensor]) -> None:
             raise SnnetError(f'the net is not saved: {name} holds values that are not finite')
 
 
-_KNOWABLE = [field.name for field in fields(Record) if field.name not in ('stitch', 'legs', 'anchor')]
+_OTHERS = ('stitch', 'legs', 'anchor', 'latency_ms', 'memory')  # the last two are known of one machine only
+_KNOWABLE = [field.name for field in fields(Record) if field.name not in _OTHERS]
 
 
 def _known(record: Record | dict[str, Any]) -> dict[str, Any]:
@@ -242,3 +251,12 @@ def _load_statistics(net: StitchableNet, path: Path, config: dict[str, Any]) -> 
         net.set_statistics(Statistics(net, values, [net.checked(i) for i in about['stitches']], int(about['samples'])))
     except (KeyError, TypeError, ValueError) as error:
         raise NoWeights(f'{path} does not fit its {CONFIG}: {error}') from None
+
+
+def _load_tables(net: Any, folder: Path) -> None:
+    """Adds the tables of latency in a folder, except those that were made of other weights."""
+    for path in sorted(folder.glob('*.json')):
+        try:
+            net.add_table(LatencyTable.read(path))
+        except SnnetError as error:
+            _log.warning('%s is left out: %s', path, error)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Integral
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from .choose import Budgeted
 from .errors import CannotStitch, UnknownStitch
 from .extract import ExtractedStitch
-from .frontier import Record, frontier, select
+from .frontier import Record
 from .hub import Pretrained
 from .layer import StitchLayer
 from .line import Anchor, Boundary
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _log = logging.getLogger(__name__)
+_using: ContextVar[Mapping[int, int]] = ContextVar('stitches in use', default=MappingProxyType({}))
+"""The stitch of each net inside its `using`, by the net's identity: a context variable, so that threads differ."""
 
 
-class StitchableNet(nn.Module, Pretrained):
+class StitchableNet(Budgeted, Pretrained):
     """One network that is a whole family: runs any of its stitches on demand.
 
     It is handed built anchors and builds only the stitch layers. Parameters are named `anchors.{i}.model.*`, as in
@@ -39,8 +43,7 @@ class StitchableNet(nn.Module, Pretrained):
 
     Attributes:
         stitches: the sub-networks, by id.
-        records: what is known of each, by id (`snnet.measure_costs` fills in the costs, evaluation the accuracy).
-        active: id of the stitch that `forward` runs.
+        records: what is known of each, by id.
 
     Raises:
         CannotStitch: a leg runs an anchor or a position that is not there, or boundaries do not join.
@@ -57,7 +60,7 @@ class StitchableNet(nn.Module, Pretrained):
             Record(i, str(stitch), anchor=stitch.legs == (Leg(stitch.legs[0].anchor),))
             for i, stitch in enumerate(self.stitches)
         ]
-        self.active = 0
+        self._default = 0
         self._statistics: Statistics | None = None
 
     @property
@@ -132,54 +135,47 @@ class StitchableNet(nn.Module, Pretrained):
             _log.warning('train mode: the stitches lose their BatchNorm statistics; recalibrate after training')
         return super().train(mode)
 
+    @property
+    def active(self) -> int:
+        """Id of the stitch that `forward` runs here: that of `using`, else that of `set_stitch`, else 0."""
+        return _using.get().get(id(self), self._default)
+
     def set_stitch(self, stitch: int) -> None:
-        """Makes a stitch the active one; nothing is allocated or copied.
+        """Makes a stitch the active one of all threads; nothing is allocated or copied.
 
         Raises:
             UnknownStitch: no such id.
         """
-        self.active = self.checked(stitch)
+        self._default = self.checked(stitch)
 
     @contextmanager
     def using(self, stitch: int) -> Iterator[StitchableNet]:
-        """Makes a stitch the active one within a `with` block."""
-        before = self.active
-        self.set_stitch(stitch)
+        """Makes a stitch the active one of this thread or task within a `with` block, whatever `set_stitch` says."""
+        token = _using.set({**_using.get(), id(self): self.checked(stitch)})
         try:
             yield self
         finally:
-            self.active = before
+            _using.reset(token)
 
-    def select_for_budget(self, flops: float | None = None, *, params: float | None = None) -> int:
+    def select_for_budget(
+        self,
+        flops: float | None = None,
+        *,
+        params: float | None = None,
+        latency_ms: float | None = None,
+        memory: float | None = None,
+        batch: int = 1,
+    ) -> int:
         """Activates the best stitch within all given limits and returns its id.
 
-        The best is the most accurate where stitches within the limits have been evaluated; otherwise the dearest that
-        fits, with a warning, for that loses up to half a point. Ties go to the cheaper, then to the lower id.
-
-        Args:
-            flops: most multiply-adds an image.
-            params: most parameters that take part.
-
-        Raises:
-            InvalidBudget: no limit, or one that is no positive finite number.
-            BudgetInfeasible: even the smallest stitch is dearer; `smallest` holds what is feasible.
+        Arguments and errors are those of `choose`; where accuracy could not decide, a warning says so, for that loses
+        up to half a point.
         """
-        selection = select(self.records, flops=flops, params=params)
-        record = selection.record
-        if selection.by_accuracy:
-            _log.info('stitch %d (%s): the most accurate within the budget', record.stitch, record.legs)
-        else:
-            warnings.warn(
-                'no stitch within the budget has been evaluated, so the dearest that fits was chosen, '
-                'not the most accurate (eval_stitches.py measures accuracy)',
-                stacklevel=2,
-            )
-        self.set_stitch(record.stitch)
-        return record.stitch
-
-    def frontier(self, cost: str = 'flops') -> list[Record]:
-        """The evaluated stitches that no other beats on cost and accuracy, from cheap to dear."""
-        return frontier(self.records, cost)
+        selection = self.choose(flops, params=params, latency_ms=latency_ms, memory=memory, batch=batch)
+        selection.warn()
+        _log.info('%s', selection)
+        self.set_stitch(selection.record.stitch)
+        return selection.record.stitch
 
     def extract(self, stitch: int) -> ExtractedStitch:
         """Cuts one stitch out: a plain module with copies of only its own parameters and the same output.
@@ -213,11 +209,13 @@ class StitchableNet(nn.Module, Pretrained):
         return None if statistics is None else statistics.tables(stitch)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Takes the statistics along where the net is moved or converted (torch's hook for `to`, `half`, ...)."""
-        statistics = self.statistics
+        """Takes along what is known of the weights where the net is moved or converted (torch's hook for `to`, ...)."""
+        statistics, fingerprint = self.statistics, self.fingerprint
         super()._apply(fn, recurse)
         if statistics is not None:
             self.set_statistics(statistics.converted(self, fn))
+        self.note_saved(fingerprint)
+        self.show_latencies()
         return self
 
     def checked(self, stitch: int) -> int:

@@ -19,8 +19,10 @@ ROOMS = (
     ('errors',),
     ('files', 'folders', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins', 'parts'),
     ('line', 'stitch', 'frontier'),
-    ('layer', 'space', 'anchors', 'statistics'),
-    ('weights', 'hub', 'extract'),
+    ('layer', 'space', 'anchors', 'statistics', 'budget', 'latency'),
+    ('hardware',),
+    ('weights', 'choose', 'extract'),
+    ('hub',),
     ('net',),
     ('solve', 'cost', 'sample', 'distill', 'protect', 'tree', 'exchange'),
     ('build', 'store', 'recalibrate'),
@@ -109,7 +111,7 @@ def test_only_cost_imports_fvcore():
     assert [m for m in FILES if any(name.split('.')[0] == 'fvcore' for name in imports(m, True))] == ['cost']
 
 
-@pytest.mark.parametrize('module', ['frontier', 'stitch', 'errors'])
+@pytest.mark.parametrize('module', ['frontier', 'budget', 'latency', 'stitch', 'errors'])
 def test_the_plain_modules_reach_no_torch(module):
     reached, todo = set(), [module]
     while todo:

@@ -1,0 +1,155 @@
+"""The choice of a stitch under a budget. No torch here."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from .errors import BudgetInfeasible, InvalidBudget
+from .frontier import COSTS, Record, accuracy
+
+_SOURCES = {
+    'flops': 'snnet.measure_costs(net)',
+    'params': 'snnet.measure_costs(net)',
+    'latency_ms': 'snnet profile FOLDER',
+    'memory': 'snnet profile FOLDER',
+}
+"""What measures each cost."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A chosen record.
+
+    Attributes:
+        record: what was chosen.
+        by_accuracy: whether its accuracy decided, rather than its cost alone.
+        source: the table that latency and memory came from; empty where they were not asked for.
+    """
+
+    record: Record
+    by_accuracy: bool
+    source: str = ''
+
+    def __str__(self) -> str:
+        record, why = self.record, 'the most accurate' if self.by_accuracy else 'the dearest'
+        table = f', by the table for {self.source}' if self.source else ''
+        return f'stitch {record.stitch} ({record.legs}): {why} within the budget{table}'
+
+    def warn(self) -> None:
+        """Warns where accuracy could not decide."""
+        if not self.by_accuracy:
+            warnings.warn(
+                'no stitch within the budget has been evaluated, so the dearest that fits was chosen, '
+                'not the most accurate (eval_stitches.py measures accuracy)',
+                stacklevel=3,
+            )
+
+
+def select(records: Sequence[Record], **limits: float | None) -> Selection:
+    """The most accurate record within all limits; the dearest that fits where none of those was evaluated.
+
+    Ties go to the cheaper (in the costs asked for, in the order of `COSTS`, then in the others), then to the lower id.
+
+    Args:
+        records: candidates; one that lacks a cost that is limited does not fit.
+        limits: upper limits by the name of a cost (see `COSTS`); None means no limit.
+
+    Raises:
+        InvalidBudget: no limit, or one that is no positive finite number, or a cost that is not known.
+        BudgetInfeasible: no record fits.
+    """
+    return Chooser(records).choose(**limits)
+
+
+class Chooser:
+    """Answers budgets on records that stay as they are.
+
+    What is sorted is sorted once, when a combination of limits is first asked for. Then a single limit takes a binary
+    search on its frontier. Of several, the answer to one alone is the answer to all wherever it fits them (the usual
+    case, for costs rise together); otherwise the records are gone through from the most accurate on.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.records = tuple(records)
+        self._frontiers: dict[tuple[tuple[str, ...], str], tuple[list[float], list[Record]]] = {}
+
+    def choose(self, **limits: float | None) -> Selection:
+        """The best record within limits (see `select`)."""
+        asked = {name: _checked(name, limit) for name, limit in limits.items() if limit is not None}
+        if not asked:
+            raise InvalidBudget(f'no budget given: limit at least one of {", ".join(COSTS)}')
+        names = tuple(sorted(asked, key=COSTS.index))
+        for name in names:
+            if self.records and all(getattr(r, name) is None for r in self.records):
+                raise InvalidBudget(f'{name} of the stitches is not known yet: {_SOURCES[name]} measures it')
+        for name in names:
+            best = self._within(names, name, asked[name])
+            if best is not None and _fits(best, asked):
+                return Selection(best, True)
+        fitting = [r for r in self.records if _fits(r, asked)]
+        if not fitting:
+            raise _infeasible(self.records, asked)
+        evaluated = [r for r in fitting if accuracy(r) > -math.inf]
+        if evaluated:
+            return Selection(min(evaluated, key=lambda r: _order(r, names)), True)
+        return Selection(min(fitting, key=lambda r: (-getattr(r, names[0]), *_order(r, names))), False)
+
+    def _within(self, names: tuple[str, ...], cost: str, limit: float) -> Record | None:
+        """The most accurate record within one limit."""
+        if (names, cost) not in self._frontiers:
+            self._frontiers[names, cost] = _frontier(self.records, names, cost)
+        costs, best = self._frontiers[names, cost]
+        at = bisect_right(costs, limit)
+        return best[at - 1] if at else None
+
+
+def _frontier(records: Iterable[Record], names: tuple[str, ...], cost: str) -> tuple[list[float], list[Record]]:
+    """The evaluated records that come first among all that are no dearer, and their costs, which rise."""
+    known = [r for r in records if accuracy(r) > -math.inf and getattr(r, cost) is not None]
+    best: list[Record] = []
+    for record in sorted(known, key=lambda r: (getattr(r, cost), _order(r, names))):
+        if not best or _order(record, names) < _order(best[-1], names):
+            best.append(record)
+    return [getattr(r, cost) for r in best], best
+
+
+def _order(record: Record, names: Sequence[str]) -> tuple[float, ...]:
+    """Sorts the better record before the worse one, and no two as equal."""
+    values = (getattr(record, name) for name in (*names, *(c for c in COSTS if c not in names)))
+    return (-accuracy(record), *(math.inf if value is None else value for value in values), record.stitch)
+
+
+def _fits(record: Record, asked: dict[str, float]) -> bool:
+    costs = ((getattr(record, name), limit) for name, limit in asked.items())
+    return all(cost is not None and cost <= limit for cost, limit in costs)
+
+
+def _checked(name: str, limit: object) -> float:
+    if name not in COSTS:
+        raise InvalidBudget(f"'{name}' is no cost; a budget limits {', '.join(COSTS)}")
+    number: Any = limit if isinstance(limit, Real) and not isinstance(limit, bool) else math.nan
+    if not 0 < number < math.inf:  # not so for NaN either
+        raise InvalidBudget(f'a budget is a positive finite number, but {name}={limit!r} was asked for')
+    return number
+
+
+def _infeasible(records: Sequence[Record], asked: dict[str, float]) -> BudgetInfeasible:
+    known = [r for r in records if all(getattr(r, name) is not None for name in asked)]
+    if not known:
+        return BudgetInfeasible('there are no stitches to choose from', {})
+    nearest = min(known, key=lambda r: (max(getattr(r, n) / limit for n, limit in asked.items()), r.stitch))
+    smallest = {name: getattr(nearest, name) for name in asked}
+    wanted = ' and '.join(f'{name} <= {limit:.6g}' for name, limit in asked.items())
+    offered = ' and '.join(f'{name} = {value:.6g}' for name, value in smallest.items())
+    missed = max(smallest[name] / limit for name, limit in asked.items())
+    return BudgetInfeasible(
+        f'no stitch has {wanted}: the nearest, stitch {nearest.stitch} ({nearest.legs}), has {offered}, '
+        f'{missed:.3g} times the budget',
+        smallest,
+    )

@@ -1,0 +1,126 @@
+"""Tables of measured latency and memory: of which stitches, where, and with which weights. No torch here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import SnnetError
+from .frontier import Record
+
+FORMAT = 1
+"""Version of the layout of a table's file; raised when older readers would misread it."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What latency depends on besides the stitch and the batch; a table holds only where all of it agrees.
+
+    Attributes:
+        device: 'cpu', 'cuda', ...
+        hardware: name of the processor or accelerator.
+        threads: CPU threads of one operation.
+        torch: version of torch.
+        dtype: type of the weights, with 'autocast' behind the type of mixed precision.
+        backend: 'eager', or 'compile' where blocks are compiled.
+    """
+
+    device: str
+    hardware: str
+    threads: int
+    torch: str
+    dtype: str
+    backend: str
+
+    def __str__(self) -> str:
+        return (
+            f'{self.hardware} ({self.device}, {self.threads} threads), torch {self.torch}, {self.dtype}, {self.backend}'
+        )
+
+    def differences(self, other: Setup) -> str:
+        """What differs from another setup, such as 'dtype bfloat16, not float32'; empty where nothing does."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return ', '.join(f'{name} {mine}, not {theirs}' for name, mine, theirs in pairs if mine != theirs)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What one call of a stitch takes.
+
+    Attributes:
+        ms: median milliseconds a batch.
+        low, high: 10 % and 90 % quantile of the same calls; of a prediction, scaled like its median.
+        memory: bytes that the stitch needs by itself: parameters, buffers, and the peak of what a call allocates.
+        predicted: summed from the times of its parts, not measured.
+    """
+
+    ms: float
+    low: float
+    high: float
+    memory: int
+    predicted: bool = False
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Latency and memory of stitches for one batch size in one setup.
+
+    Attributes:
+        setup: where it was measured.
+        batch: images a call.
+        weights: SHA-256 of the weights it was measured with; None for a net that was never saved.
+        rows: what is known, by stitch id.
+        error: of the predictions, as shares of the measured medians, over the measured stitches: 'mean', 'largest'.
+    """
+
+    setup: Setup
+    batch: int
+    weights: str | None
+    rows: Mapping[int, Latency]
+    error: Mapping[str, float] | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Name of the table's file, which tells setups and batch sizes apart."""
+        parts = asdict(self.setup).values()
+        words = [re.sub(r'[^a-z0-9.+]+', '-', str(part).lower()).strip('-') for part in parts]
+        return f'{"_".join(words)}_batch{self.batch}.json'
+
+    def applied(self, records: Iterable[Record]) -> list[Record]:
+        """The records with latency and memory of this table, None where it has none."""
+        nothing: dict[str, Any] = {'latency_ms': None, 'memory': None}
+        known = {i: {'latency_ms': row.ms, 'memory': row.memory} for i, row in self.rows.items()}
+        return [replace(record, **known.get(record.stitch, nothing)) for record in records]
+
+    def to_json(self) -> str:
+        """The table as its file holds it."""
+        return json.dumps({'format': FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def read(cls, path: Path) -> LatencyTable:
+        """The table in a file.
+
+        Raises:
+            SnnetError: the file is no table, damaged, or of a newer version.
+        """
+        try:
+            values = json.loads(path.read_text(encoding='utf-8'))
+            if values['format'] != FORMAT:
+                raise SnnetError(f'{path} has format {values["format"]}, this snnet reads {FORMAT}')
+            setup = Setup(**values['setup'])
+            rows = {int(stitch): Latency(**row) for stitch, row in values['rows'].items()}
+            return cls(setup, int(values['batch']), values['weights'], rows, values['error'])
+        except SnnetError:
+            raise
+        except OSError as error:
+            raise SnnetError(f'{path} cannot be read: {error.strerror}') from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SnnetError(f'{path} is no table of latencies: {type(error).__name__} {error}') from None
+
+    def __str__(self) -> str:
+        measured = sum(not row.predicted for row in self.rows.values())
+        return f'batch {self.batch} on {self.setup}: {measured} measured, {len(self.rows) - measured} predicted'
