@@ -151,11 +151,20 @@ class EvalSettings(DataSettings):
     )
 
 
+@dataclass
+class InfoSettings:
+    """Settings of snnet info."""
+
+    folder: str = option('', 'folder of a saved net, or its id on the hub')
+    plugin: list[str] = option([], 'Python files that register networks and adapters')
+
+
 def parse(
     kind: type[Settings],
     argv: Sequence[str] | None = None,
     positional: str = '',
     recipes: Mapping[str, dict[str, Any]] | None = None,
+    prog: str | None = None,
 ) -> Settings:
     """Settings from the defaults, then the file named by --config, then the command line, each after its recipe.
 
@@ -164,11 +173,12 @@ def parse(
         argv: arguments; those of the process by default.
         positional: name of the setting that is given without a flag.
         recipes: settings by the name that --recipe, or `recipe` in the file, chooses them by.
+        prog: what help and usage call the program; its file's name by default.
 
     Raises:
         SnnetError: the file is missing, no YAML, or has an unknown key or a value of a wrong type; an unknown recipe.
     """
-    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
     parser.add_argument('--config', help='YAML file with settings')
     hints = get_type_hints(kind)
     if recipes:

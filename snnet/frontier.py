@@ -95,14 +95,20 @@ def accuracy(record: Record) -> float:
 
 def table(records: Sequence[Record]) -> str:
     """The frontier as a table in plain text, with each record's gain over randomly mixing two anchors."""
-    rows = [f'{"id":>4}  {"GFLOPs":>8}  {"Mparams":>8}  {"top-1":>6}  {"vs mixing":>9}  stitch']
+    timed = any(record.latency_ms is not None for record in records)
+
+    def latency(text: str) -> str:
+        return f'  {text:>7}' if timed else ''
+
+    rows = [f'{"id":>4}  {"GFLOPs":>8}  {"Mparams":>8}{latency("ms")}  {"top-1":>6}  {"vs mixing":>9}  stitch']
     for record in frontier(records):
         flops, params, top1 = record.flops or 0, record.params or 0, record.top1 or 0.0
         baseline = mixing_accuracy(records, flops)
         gain = '' if baseline is None or record.anchor else f'{top1 - baseline:+.2f}'
         mark = ' *' if record.anchor else ''
         costs = f'{flops / 1e9:>8.4g}  {params / 1e6:>8.4g}'
-        rows.append(f'{record.stitch:>4}  {costs}  {top1:>6.2f}  {gain:>9}  {record.legs}{mark}')
+        milliseconds = '' if record.latency_ms is None else f'{record.latency_ms:.4g}'
+        rows.append(f'{record.stitch:>4}  {costs}{latency(milliseconds)}  {top1:>6.2f}  {gain:>9}  {record.legs}{mark}')
     evaluated = [r for r in records if r.top1 is not None]
     compared = [(r.top1, mixing_accuracy(records, r.flops or 0)) for r in evaluated if not r.anchor]
     better = sum(top1 > baseline for top1, baseline in compared if top1 is not None and baseline is not None)

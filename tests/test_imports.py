@@ -32,7 +32,8 @@ ROOMS = (
     ('loader',),
     ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay', 'tally'),
     ('step', 'prepare', 'start'),
-    ('evaluate', 'engine', 'plot'),
+    ('evaluate', 'engine', 'plot', 'info', 'graphs'),
+    ('cli',),
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""
 

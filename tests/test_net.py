@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 import timeit
 
 import numpy as np
@@ -111,29 +110,6 @@ def test_an_id_that_is_none_is_a_typed_error_and_changes_nothing(net, bad):
 def test_an_id_may_be_a_numpy_integer(net):
     net.set_stitch(np.int64(4))
     assert net.active == 4
-
-
-def test_eight_threads_with_different_stitches_get_what_one_thread_gets(net):
-    x = images(32)
-    ids = range(0, len(net.stitches), 3)
-    expected = {i: net(x, stitch=i).detach() for i in ids}
-    wrong = []
-
-    def work(offset):
-        with torch.no_grad():
-            for turn in range(12):
-                i = ids[(offset * 5 + turn) % len(ids)]
-                if not torch.equal(net(x, stitch=i), expected[i]):
-                    wrong.append(i)
-
-    net.set_stitch(2)
-    threads = [threading.Thread(target=work, args=(offset,)) for offset in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    assert net.active == 2
 
 
 def test_switching_takes_under_ten_microseconds(net):

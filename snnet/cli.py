@@ -1,0 +1,49 @@
+"""The console command of the deploying side: snnet profile | export | simulate | info FOLDER."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from . import info
+from .config import InfoSettings, parse
+from .errors import SnnetError
+from .log import set_up_logging
+
+
+class Command(NamedTuple):
+    """A command: its settings, what runs it, and a line of help."""
+
+    settings: type[Any]
+    run: Callable[[Any], None]
+    help: str
+
+
+COMMANDS = {
+    'info': Command(InfoSettings, info.run, 'print the anchors, the frontier and the tables at hand'),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; 2 for bad input, which is told in one sentence."""
+    parser = argparse.ArgumentParser(
+        prog='snnet',
+        description='Elastic neural networks in production. FOLDER is what save_pretrained wrote, or the id of a hub.',
+        epilog='\n'.join(['commands:', *(f'  {name:<10}{command.help}' for name, command in COMMANDS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action='version', version=f'snnet {version("snnet")}')
+    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help='one of the commands below')
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='FOLDER ...', help='see snnet COMMAND --help')
+    given = parser.parse_args(argv)
+    command = COMMANDS[given.command]
+    set_up_logging()
+    try:
+        command.run(parse(command.settings, given.arguments, 'folder', prog=f'snnet {given.command}'))
+    except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
+        print(f'snnet {given.command}: {error}', file=sys.stderr)
+        return 2
+    return 0
