@@ -90,6 +90,11 @@ class LatencyTable:
         words = [re.sub(r'[^a-z0-9.+]+', '-', str(part).lower()).strip('-') for part in parts]
         return f'{"_".join(words)}_batch{self.batch}.json'
 
+    @property
+    def measured(self) -> frozenset[int]:
+        """Ids of the stitches that were measured rather than predicted."""
+        return frozenset(stitch for stitch, row in self.rows.items() if not row.predicted)
+
     def applied(self, records: Iterable[Record]) -> list[Record]:
         """The records with latency and memory of this table, None where it has none."""
         nothing: dict[str, Any] = {'latency_ms': None, 'memory': None}
@@ -122,5 +127,5 @@ class LatencyTable:
             raise SnnetError(f'{path} is no table of latencies: {type(error).__name__} {error}') from None
 
     def __str__(self) -> str:
-        measured = sum(not row.predicted for row in self.rows.values())
+        measured = len(self.measured)
         return f'batch {self.batch} on {self.setup}: {measured} measured, {len(self.rows) - measured} predicted'
