@@ -156,7 +156,7 @@ class ProfileSettings:
     """Settings of `snnet profile`."""
 
     folder: str = option('', 'folder of a saved net')
-    batch_sizes: list[str] = option(['1'], 'images a call; a table each')
+    batch_sizes: list[int] = option([1], 'images a call; a table each')
     stitches: str = option(
         'auto',
         "what is measured rather than predicted: all, frontier, ids such as '0-2,24', or auto (all where the time "
@@ -229,7 +229,8 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         if get_origin(kind) is tuple and isinstance(value, (list, tuple)) and len(value) == len(get_args(kind)):
             return tuple(float(x) for x in value)
         if get_origin(kind) is list:
-            return [str(x) for x in ([value] if isinstance(value, str) else value)]
+            values = value if isinstance(value, (list, tuple)) else [value]
+            return [convert(name, x, get_args(kind)[0]) for x in values]
         if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
         if kind in (int, float) and not isinstance(value, bool) and (kind is float or float(value).is_integer()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import random
 import statistics
 import time
@@ -15,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import profiler
 
 from .files import write_text
 from .log import Progress
+from .memory import peak_memory
 from .seeds import key
 
 _log = logging.getLogger(__name__)
@@ -146,27 +145,3 @@ def synchronise(device: torch.device) -> None:
     """Waits until a device has done what it was given."""
     if device.type != 'cpu':
         torch.accelerator.synchronize(device)
-
-
-def peak_memory(call: Call, device: torch.device) -> int:
-    """Most bytes that a call holds at once of what torch allocates in it, its result among them.
-
-    On the CPU from the events of torch's allocator, so that the same call gives the same number; scratch memory that
-    kernels of other libraries allocate by themselves is not seen.
-    """
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler's library would write to the terminal
-    with profiler.profile(profile_memory=True) as profiled:
-        call()
-    events = [event for event in profiled.kineto_results.events() if event.name() == '[memory]']
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,22 +11,26 @@ from statistics import fmean
 
 import torch
 
-from .compile import warm_up
+from .compile import compile_blocks, warm_up
+from .config import ProfileSettings
 from .errors import SnnetError, reason_of
+from .evaluate import parse_ids
 from .files import write_text
-from .frontier import COSTS, frontier
+from .frontier import COSTS, Record, frontier
 from .hardware import setup_of
 from .hub import PROFILES
 from .latency import Latency, LatencyTable
-from .line import Anchor
-from .log import Progress
+from .log import Progress, set_up_logging
 from .measure import CALL_SECONDS, CALLS, LEAST_VISITS, Call, StopWatch
-from .modes import eval_mode
+from .memory import own_bytes
+from .modes import autocast, eval_mode
 from .net import StitchableNet
+from .plugins import import_plugins
 from .predict import Additive
 from .seeds import generator
 
 _log = logging.getLogger(__name__)
+_TYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 PROBES = 12
 """Stitches that are measured, besides those asked for, to predict the others from."""
 
@@ -113,8 +117,9 @@ class _Profile:
     def table(self, wanted: str | list[int], predict: bool, minutes: float) -> LatencyTable:
         """The table: of what was measured before, what is measured now, and what is predicted."""
         ids = set(range(len(self.net.stitches)))
+        exact = not predict and not isinstance(wanted, str)  # nothing but these
         whole = {'all': ids}.get(wanted, set()) if isinstance(wanted, str) else set(wanted)
-        whole = whole | self._special(self.earlier)
+        whole = whole if exact else whole | self._special(self.earlier)
         listed = ids if predict or wanted == 'auto' else whole
         if listed <= self.earlier.rows.keys() and whole <= self.earlier.measured:
             _log.info('the table for batch %d is there already: %s', self.empty.batch, self.file)
@@ -172,25 +177,28 @@ class _Profile:
 
     def _fill(self, whole: set[int], listed: list[int]) -> LatencyTable:
         """Measures stitches, predicts the others that are listed, and measures what is on a frontier then."""
-        model = Additive(self.net, listed) if not set(listed) <= whole | self.earlier.measured else None
+        rest = set(listed) - whole - self.earlier.measured
+        model = Additive(self.net, listed) if len(rest) > PROBES else None
         times: list[float] = []
         if model is not None:
             parts = {f'part {i}': call for i, call in enumerate(model.calls(self.net, self.images))}
             self._time(parts, 'visits of parts')
             times = [self.watch.quantiles(name)[1] for name in parts]
-            whole = whole.union(model.probes(times, sorted(whole | self.earlier.measured), PROBES))
+            rest = set(model.probes(times, sorted(whole | self.earlier.measured), PROBES))
+        whole = whole | rest
         _log.info('batch %d: measuring %d of %d stitches', len(self.images), len(whole), len(self.net.stitches))
         predictions: dict[int, float] = {}
         while True:
             self._time({_name(i): self._call(i) for i in sorted(whole - self.earlier.measured)}, 'visits of stitches')
             table = self._table(whole, predictions)
-            if model is not None:
-                known = {i: table.rows[i].ms for i in table.measured}
-                predictions = model.predict(times, known)
-                table = replace(self._table(whole, predictions), error=model.error(times, known))
+            if model is None:
+                return table
+            known = {i: table.rows[i].ms for i in table.measured}
+            predictions = model.predict(times, known)
+            table = self._table(whole, predictions)
             more = self._special(table) - table.measured
             if not more:
-                return table
+                return replace(table, error=model.error(times, known))
             whole = whole | more
 
     def _time(self, calls: Mapping[str, Call], unit: str) -> None:
@@ -220,30 +228,69 @@ def _name(stitch: int) -> str:
     return f'stitch {stitch}'
 
 
-def own_bytes(net: StitchableNet) -> Callable[[int], int]:
-    """What gives the bytes of the parameters and buffers that a stitch uses, by id."""
-    sizes = {name: tensor.nbytes for name, tensor in net.named_parameters()}
-    buffers = [list(_buffers(net.anchor(i))) for i in range(len(net.anchors))]
-    index = {net.anchor(i).name: i for i in range(len(net.anchors))}
+def run(settings: ProfileSettings) -> list[LatencyTable]:
+    """Profiles a saved net as `snnet profile` does, and prints where the tables are and what they say.
 
-    def own(stitch: int) -> int:
-        used: dict[object, int] = {name: sizes[name] for name in net.parameter_names(stitch)}
-        for leg in net.stitches[stitch].legs:
-            needed = net.anchor(leg.anchor).parameter_names(leg.start, leg.stop)
-            places = range(10**9)[leg.start : leg.stop]
-            for name, place, owners, size in buffers[index[leg.anchor]]:
-                if place in places if place is not None else not owners or owners & needed:
-                    used[leg.anchor, name] = size
-        return sum(used.values())
+    Raises:
+        SnnetError: with a sentence that says what was asked and what is possible.
+    """
+    kind = settings.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if settings.dtype not in _TYPES:
+        raise SnnetError(f"dtype is one of {', '.join(_TYPES)}, not '{settings.dtype}'")
+    if kind not in ('cpu', 'cuda') or (kind == 'cuda' and not torch.cuda.is_available()):
+        raise SnnetError(f"there is no device '{kind}': use --device cpu")
+    if settings.threads is not None and settings.threads < 1:
+        raise SnnetError(f'threads are at least 1, not {settings.threads}')
+    import_plugins(settings.plugin)
+    set_up_logging()
+    folder = Path(settings.folder)
+    net = StitchableNet.from_pretrained(folder).to(kind, _TYPES[settings.dtype])
+    words = ('auto', 'all', 'frontier')
+    stitches = settings.stitches if settings.stitches in words else parse_ids(settings.stitches, len(net.stitches))
+    if settings.compile:
+        compile_blocks(net)
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or before)
+    try:
+        with autocast(settings.amp, settings.amp_dtype, torch.device(kind)):
+            tables = profile(
+                net,
+                batches=settings.batch_sizes,
+                stitches=stitches,
+                predict=settings.predict,
+                minutes=settings.minutes,
+                folder=folder,
+                overwrite=settings.overwrite,
+                seed=settings.seed,
+            )
+    finally:
+        torch.set_num_threads(before)
+    for table in tables:
+        print(table)
+        print(show(table, net.records))
+        print('wrote', folder / PROFILES / table.file_name, flush=True)
+    return tables
 
-    return own
 
-
-def _buffers(anchor: Anchor) -> Iterator[tuple[str, int | None, set[str], int]]:
-    """Buffers: name, the module of the line that holds it (None in stem and head), its owner's parameters, bytes."""
-    inside = {id(m): place for place, block in enumerate(anchor.line()) for m in block.modules()}
-    for name, buffer in anchor.model.named_buffers():
-        path = name.rpartition('.')[0]
-        owner = anchor.model.get_submodule(path)
-        parameters = {f'{path}.{p}'.lstrip('.') for p, _ in owner.named_parameters()}
-        yield name, inside.get(id(owner)), parameters, buffer.nbytes
+def show(table: LatencyTable, records: Sequence[Record]) -> str:
+    """The frontier over latency in plain text; the measured stitches where none was evaluated."""
+    records = table.applied(records)
+    shown = frontier(records, 'latency_ms') or sorted(
+        (records[stitch] for stitch in table.measured), key=lambda record: record.latency_ms or 0.0
+    )
+    rows = [f'{"id":>4}  {"GFLOPs":>8}  {"top-1":>6}  {"ms":>9}  {"10 % to 90 %":>19}  {"MB":>7}  stitch']
+    for record in shown:
+        row = table.rows[record.stitch]
+        top1 = '' if record.top1 is None else f'{record.top1:.2f}'
+        spread = f'{row.low:.4g} to {row.high:.4g}'
+        mark = ' (predicted)' if row.predicted else ''
+        rows.append(
+            f'{record.stitch:>4}  {(record.flops or 0) / 1e9:>8.4g}  {top1:>6}  {row.ms:>9.4g}  {spread:>19}  '
+            f'{row.memory / 1e6:>7.4g}  {record.legs}{mark}'
+        )
+    if table.error is not None:
+        mean, largest = (f'{100 * table.error[name]:.2g} %' for name in ('mean', 'largest'))
+        rows.append(
+            f'predictions were off by {mean} (mean) and at most {largest}, each from the other measured stitches'
+        )
+    return '\n'.join(rows)
