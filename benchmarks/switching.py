@@ -76,7 +76,8 @@ def switching(net: snnet.StitchableNet, images: Tensor, rounds: int, what: str) 
         net(images)
 
     for name, call in (('stitch=', passed), ('set_stitch', active)):
-        alternating, repeated = [], []
+        alternating: list[float] = []
+        repeated: list[float] = []
         for stitch in ids:
             synchronise(images.device)
             for spent in (alternating, repeated):  # the call before ran another stitch, then it runs this one again

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import images, shared_net, three_vits
+from families import FAMILIES, images, shared_net, three_vits
 from torch import nn
 
 import snnet
