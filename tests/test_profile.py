@@ -180,22 +180,25 @@ def test_a_finished_table_is_loaded_with_the_net_and_not_measured_again(made, tm
     assert len(seen) >= LEAST_VISITS
 
 
-@pytest.mark.parametrize('killed', [False, True])
-def test_a_stopped_profile_goes_on_where_it_was_and_is_no_table_before(net, tmp_path, monkeypatch, killed):
+@pytest.mark.parametrize(
+    ('options', 'killed'), [({'stitches': 'frontier'}, False), ({'stitches': [3, 7, 9], 'predict': False}, True)]
+)
+def test_a_stopped_profile_goes_on_where_it_was_and_is_no_table_before(net, tmp_path, monkeypatch, options, killed):
     net.save_pretrained(tmp_path)
-    monkeypatch.setattr(measure, '_SAVE_SECONDS', -1)
+    if killed:
+        monkeypatch.setattr(measure, '_SAVE_SECONDS', -1)  # what is not saved in time is lost
     with monkeypatch.context() as patch:
         whole = visits(patch)
-        expected = profile(net, stitches='frontier', quiet=True)[0]
+        expected = profile(net, **options, quiet=True)[0]
     with monkeypatch.context() as patch:
         first = visits(patch, len(whole) // 2, killed)
         with pytest.raises(KeyboardInterrupt):
-            profile(net, stitches='frontier', folder=tmp_path, quiet=True)
+            profile(net, **options, folder=tmp_path, quiet=True)
     assert [path.suffix for path in (tmp_path / 'profiles').iterdir()] == ['.partial']
     assert StitchableNet.from_pretrained(tmp_path).latency_tables == ()
     with monkeypatch.context() as patch:
         second = visits(patch)
-        (found,) = profile(net, stitches='frontier', folder=tmp_path, quiet=True)
+        (found,) = profile(net, **options, folder=tmp_path, quiet=True)
     assert len(first) + len(second) == len(whole)
     assert found.measured == expected.measured
     assert {i: row.ms for i, row in found.rows.items()} == pytest.approx({i: r.ms for i, r in expected.rows.items()})

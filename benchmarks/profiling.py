@@ -1,7 +1,7 @@
 """A table of latencies in rounds, frontier measured and the rest predicted, against one stitch after the other.
 
-    python benchmarks/profile.py
-    python benchmarks/profile.py --anchors deit_tiny,deit_small --img-size 96 --minutes 1.5
+    python benchmarks/profiling.py
+    python benchmarks/profiling.py --anchors deit_tiny,deit_small --img-size 96 --minutes 1.5
 
 The straightforward way calls each stitch as often as the profile does a settled one, one stitch after the other. Prints
 the ratio of the times, how far the medians of both ways are apart (for stitches that the profile measured and for those
