@@ -4,7 +4,8 @@
     python benchmarks/switching.py --anchors deit_tiny,deit_small --img-size 96 --pairs 300
 
 Calls are interleaved in random order within a round, so that all meet the same noise; printed are medians of the ratios
-within a round and their 95 % interval (by order statistics). Compiled are the blocks, one by one; nothing compiles
+within a round and their 95 % interval (by order statistics). A call behind another one finds its weights outside the
+caches, so that switching is to be compared with switching among plain networks. Compiled are the blocks, one by one; nothing compiles
 after the warm-up, or the run ends with an error.
 """
 
@@ -15,7 +16,8 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,32 +66,32 @@ def against_plain(net: snnet.StitchableNet, images: Tensor, rounds: int) -> None
         print(f'  and the same network once more {ratio(found, "timm again", "timm")}', flush=True)
 
 
-def switching(net: snnet.StitchableNet, images: Tensor, rounds: int, what: str) -> None:
-    """Prints what another stitch at every call costs, against the same calls stitch by stitch."""
-    ids = random.Random(0).choices(range(len(net.stitches)), k=rounds)
+def switching(calls: Sequence[Callable[[], object]], rounds: int, device: torch.device, what: str) -> None:
+    """Prints what a call costs behind another one, against the same call once more."""
+    other: list[float] = []
+    same: list[float] = []
+    for call in random.Random(0).choices(calls, k=rounds):
+        synchronise(device)
+        for spent in (other, same):
+            begin = time.perf_counter()
+            call()
+            synchronise(device)
+            spent.append(1e3 * (time.perf_counter() - begin))
+    print(f'{what}: {ratio({"other": other, "same": same}, "other", "same")} times as long as once more', flush=True)
 
-    def passed(stitch: int) -> None:
-        net(images, stitch=stitch)
+
+def all_ways(net: snnet.StitchableNet, images: Tensor, rounds: int, what: str) -> None:
+    """Prints the cost of another stitch at every call, beside that of another plain network."""
 
     def active(stitch: int) -> None:
         net.set_stitch(stitch)
         net(images)
 
-    for name, call in (('stitch=', passed), ('set_stitch', active)):
-        alternating: list[float] = []
-        repeated: list[float] = []
-        for stitch in ids:
-            synchronise(images.device)
-            for spent in (alternating, repeated):  # the call before ran another stitch, then it runs this one again
-                begin = time.perf_counter()
-                call(stitch)
-                synchronise(images.device)
-                spent.append(1e3 * (time.perf_counter() - begin))
-        found = {'other': alternating, 'same': repeated}
-        print(
-            f'{what}, {name}: behind another stitch {ratio(found, "other", "same")} times as long as repeated',
-            flush=True,
-        )
+    anchors, ids = range(len(net.anchors)), range(len(net.stitches))
+    switching([partial(net.anchor(i).model, images) for i in anchors], rounds, images.device, f'{what}, timm networks')
+    switching([partial(net, images, stitch=i) for i in anchors], rounds, images.device, f'{what}, anchors')
+    switching([partial(net, images, stitch=i) for i in ids], rounds, images.device, f'{what}, stitch=')
+    switching([partial(active, i) for i in ids], rounds, images.device, f'{what}, set_stitch')
 
 
 def main() -> None:
@@ -108,7 +110,7 @@ def main() -> None:
     images = torch.randn(args.batch, *net.input_size, device=args.device)
     with torch.inference_mode():
         against_plain(net, images, args.pairs)
-        switching(net, images, args.pairs, 'eager')
+        all_ways(net, images, args.pairs, 'eager')
         if args.skip_compile:
             return
         begin = time.perf_counter()
@@ -116,7 +118,7 @@ def main() -> None:
         print(f'{graphs} graphs by {args.backend} in {time.perf_counter() - begin:.0f} s', flush=True)
         before = counters['stats']['unique_graphs']
         with torch.compiler.set_stance('fail_on_recompile'):
-            switching(net, images, args.pairs, 'compiled')
+            all_ways(net, images, args.pairs, 'compiled')
         print(f'{counters["stats"]["unique_graphs"] - before} compilations after the warm-up')
 
 
