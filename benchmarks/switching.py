@@ -5,8 +5,8 @@
 
 Calls are interleaved in random order within a round, so that all meet the same noise; printed are medians of the ratios
 within a round and their 95 % interval (by order statistics). A call behind another one finds its weights outside the
-caches, so that switching is to be compared with switching among plain networks. Compiled are the blocks, one by one; nothing compiles
-after the warm-up, or the run ends with an error.
+caches, so that switching is to be compared with switching among plain networks. Compiled are the blocks, one by one;
+nothing compiles after the warm-up, or the run ends with an error.
 """
 
 from __future__ import annotations
