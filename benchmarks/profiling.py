@@ -1,7 +1,7 @@
 """A table of latencies in rounds, frontier measured and the rest predicted, against one stitch after the other.
 
     python benchmarks/profiling.py
-    python benchmarks/profiling.py --anchors deit_tiny,deit_small --img-size 96 --minutes 1.5
+    python benchmarks/profiling.py --anchors deit_tiny,deit_small,deit_base --img-size 96 --minutes 1.5
 
 The straightforward way calls each stitch as often as the profile does a settled one, one stitch after the other. Prints
 the ratio of the times, how far the medians of both ways are apart (for stitches that the profile measured and for those
@@ -43,13 +43,13 @@ def told(errors: list[float]) -> str:
 def main() -> None:
     """Prints times of both ways and how far they agree."""
     parser = argparse.ArgumentParser(description='Profiling against timing one stitch after the other.')
-    parser.add_argument('--anchors', default='test_vit,test_vit2')
+    parser.add_argument('--anchors', default='deit_tiny,deit_small')
     parser.add_argument('--img-size', type=int, default=64)
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--minutes', type=float, default=1.0, help='stop the plain loop after so long')
     args = parser.parse_args()
     torch.manual_seed(0)
-    net = snnet.create_stitchable_net(args.anchors, pretrained=False, img_size=args.img_size, window=4).eval()
+    net = snnet.create_stitchable_net(args.anchors, pretrained=False, img_size=args.img_size).eval()
     net.records = [replace(r, top1=50 + (r.flops or 0) ** 0.1 + r.stitch * 37 % 11 / 11) for r in net.records]
     begin = time.perf_counter()
     (table,) = profile(net, batches=[args.batch], stitches='frontier')
