@@ -10,6 +10,7 @@ from .frontier import Record, frontier
 from .latency import Latency, LatencyTable, Setup
 from .line import Anchor, Boundary, Source, Stage
 from .net import StitchableNet
+from .profile import profile
 from .recalibrate import recalibrate
 from .solve import initialise, kaiming
 from .space import list_stitches
@@ -45,6 +46,7 @@ __all__ = [
     'kaiming',
     'list_stitches',
     'measure_costs',
+    'profile',
     'recalibrate',
     'register_adapter',
     'select',

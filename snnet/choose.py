@@ -133,7 +133,7 @@ class Budgeted(nn.Module):
         """The tables that hold where the net runs now, from small to large batches."""
         setup = setup_of(self)
         held = [table for table, forced in self._tables if forced or table.setup == setup]
-        return sorted(held, key=lambda table: table.batch)
+        return sorted(held, key=lambda table: (table.batch, table.setup != setup))  # a forced one where there is no own
 
     def _chooser_with(self, table: LatencyTable | None) -> Chooser:
         """The chooser of a table, made anew where the records have changed since."""

@@ -8,22 +8,24 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from . import info
-from .config import InfoSettings, parse
+from .config import InfoSettings, ProfileSettings, parse
 from .errors import SnnetError
+from .info import run as info
 from .log import set_up_logging
+from .profile import run as profile
 
 
 class Command(NamedTuple):
     """A command: its settings, what runs it, and a line of help."""
 
     settings: type[Any]
-    run: Callable[[Any], None]
+    run: Callable[[Any], object]
     help: str
 
 
 COMMANDS = {
-    'info': Command(InfoSettings, info.run, 'print the anchors, the frontier and the tables at hand'),
+    'profile': Command(ProfileSettings, profile, 'measure latency and memory of the stitches on this machine'),
+    'info': Command(InfoSettings, info, 'print the anchors, the frontier and the tables at hand'),
 }
 
 

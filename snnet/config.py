@@ -159,6 +159,30 @@ class InfoSettings:
     plugin: list[str] = option([], 'Python files that register networks and adapters')
 
 
+@dataclass
+class ProfileSettings:
+    """Settings of `snnet profile`."""
+
+    folder: str = option('', 'folder of a saved net')
+    batch_sizes: list[int] = option([1], 'images a call; a table each')
+    stitches: str = option(
+        'auto',
+        "what is measured rather than predicted: all, frontier, ids such as '0-2,24', or auto (all where the time "
+        'allows, else the frontier)',
+    )
+    predict: bool = option(True, 'predict the stitches that are not measured; otherwise they are left out')
+    minutes: float = option(5.0, 'time for a table within which auto measures all stitches')
+    device: str = option('', 'cpu or cuda (default: a GPU where there is one)')
+    dtype: str = option('float32', 'type of the weights: float32, bfloat16 or float16')
+    amp: bool = option(False, 'mixed precision')
+    amp_dtype: str = option('bfloat16', 'type of mixed precision: bfloat16 or float16')
+    threads: int | None = option(None, 'CPU threads of one operation (default: what torch uses)')
+    compile: bool = option(False, 'compile the blocks with torch.compile first')
+    overwrite: bool = option(False, 'measure anew what has a table already')
+    seed: int = option(0, 'of images and order')
+    plugin: list[str] = option([], 'Python files that register networks and adapters')
+
+
 def parse(
     kind: type[Settings],
     argv: Sequence[str] | None = None,
@@ -215,7 +239,8 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         if get_origin(kind) is tuple and isinstance(value, (list, tuple)) and len(value) == len(get_args(kind)):
             return tuple(float(x) for x in value)
         if get_origin(kind) is list:
-            return [str(x) for x in ([value] if isinstance(value, str) else value)]
+            values = value if isinstance(value, (list, tuple)) else [value]
+            return [convert(name, x, get_args(kind)[0]) for x in values]
         if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
         if kind in (int, float) and not isinstance(value, bool) and (kind is float or float(value).is_integer()):

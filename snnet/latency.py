@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -90,6 +91,11 @@ class LatencyTable:
         words = [re.sub(r'[^a-z0-9.+]+', '-', str(part).lower()).strip('-') for part in parts]
         return f'{"_".join(words)}_batch{self.batch}.json'
 
+    @property
+    def measured(self) -> frozenset[int]:
+        """Ids of the stitches that were measured rather than predicted."""
+        return frozenset(stitch for stitch, row in self.rows.items() if not row.predicted)
+
     def applied(self, records: Iterable[Record]) -> list[Record]:
         """The records with latency and memory of this table, None where it has none."""
         nothing: dict[str, Any] = {'latency_ms': None, 'memory': None}
@@ -113,7 +119,9 @@ class LatencyTable:
                 raise SnnetError(f'{path} has format {values["format"]}, this snnet reads {FORMAT}')
             setup = Setup(**values['setup'])
             rows = {int(stitch): Latency(**row) for stitch, row in values['rows'].items()}
-            return cls(setup, int(values['batch']), values['weights'], rows, values['error'])
+            table = cls(setup, values['batch'], values['weights'], rows, values['error'])
+            table._check()
+            return table
         except SnnetError:
             raise
         except OSError as error:
@@ -121,6 +129,24 @@ class LatencyTable:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SnnetError(f'{path} is no table of latencies: {type(error).__name__} {error}') from None
 
+    def _check(self) -> None:
+        """Refuses values that no measurement gives, such as a damaged file holds."""
+        for field in fields(Setup):
+            if type(getattr(self.setup, field.name)).__name__ != field.type:
+                raise ValueError(f'setup.{field.name} is {getattr(self.setup, field.name)!r}')
+        if type(self.batch) is not int or self.batch < 1:
+            raise ValueError(f'batch is {self.batch!r}')
+        if not isinstance(self.weights, str | None):
+            raise ValueError(f'weights are {self.weights!r}')
+        for stitch, row in self.rows.items():
+            times = (row.low, row.ms, row.high)
+            sound = all(type(ms) in (int, float) and 0 < ms < math.inf for ms in times) and type(row.predicted) is bool
+            if stitch < 0 or not sound or type(row.memory) is not int or row.memory < 0:
+                raise ValueError(f'row {stitch} is {row}')
+        for name, share in (self.error or {}).items():
+            if type(share) not in (int, float) or not 0 <= share < math.inf:
+                raise ValueError(f'error.{name} is {share!r}')
+
     def __str__(self) -> str:
-        measured = sum(not row.predicted for row in self.rows.values())
+        measured = len(self.measured)
         return f'batch {self.batch} on {self.setup}: {measured} measured, {len(self.rows) - measured} predicted'

@@ -75,6 +75,12 @@ class Progress:
         # behind a bar the line is for the file alone
         _log.log(logging.DEBUG if self._bar is not None else logging.INFO, line)
 
+    def expect(self, count: int) -> None:
+        """Adds units of work to the total."""
+        self.total += count
+        if self._bar is not None:
+            self._bar.total = self.total
+
     def close(self) -> None:
         """Takes the bar down."""
         if self._bar is not None:

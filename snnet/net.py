@@ -224,6 +224,8 @@ class StitchableNet(Budgeted, Pretrained):
         Raises:
             UnknownStitch: no such id.
         """
+        if type(stitch) is int and 0 <= stitch < len(self.stitches):
+            return stitch  # at every call: to ask an abstract class, as below, takes longer than all other look-ups
         valid = isinstance(stitch, Integral) and not isinstance(stitch, bool) and 0 <= stitch < len(self.stitches)
         if not valid:
             raise UnknownStitch(f'stitch ids are the integers 0 to {len(self.stitches) - 1}, but got {stitch!r}')

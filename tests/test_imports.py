@@ -30,9 +30,11 @@ ROOMS = (
     ('draws', 'images'),
     ('batch',),
     ('loader',),
-    ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay', 'tally'),
-    ('step', 'prepare', 'start'),
-    ('evaluate', 'engine', 'plot', 'info', 'graphs'),
+    ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay', 'tally', 'memory'),
+    ('step', 'prepare', 'start', 'measure'),
+    ('evaluate', 'engine', 'plot', 'predict', 'graphs'),
+    ('profile',),
+    ('info',),
     ('cli',),
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""

@@ -1,0 +1,296 @@
+"""Profiling: a table of latency and memory of every stitch, for this machine, type and batch size."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from .compile import compile_blocks, warm_up
+from .config import ProfileSettings
+from .errors import SnnetError, reason_of
+from .evaluate import parse_ids
+from .files import write_text
+from .frontier import COSTS, Record, frontier
+from .hardware import setup_of
+from .hub import PROFILES
+from .latency import Latency, LatencyTable
+from .log import Progress, set_up_logging
+from .measure import CALL_SECONDS, CALLS, LEAST_VISITS, Call, StopWatch
+from .memory import own_bytes
+from .modes import autocast, eval_mode
+from .net import StitchableNet
+from .plugins import import_plugins
+from .predict import Additive
+from .seeds import generator
+
+_log = logging.getLogger(__name__)
+_TYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+PROBES = 12
+"""Stitches that are measured, besides those asked for, to predict the others from."""
+
+
+def profile(
+    net: StitchableNet,
+    *,
+    batches: Sequence[int] = (1,),
+    stitches: str | Iterable[int] = 'auto',
+    predict: bool = True,
+    minutes: float = 5.0,
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    quiet: bool = False,
+) -> list[LatencyTable]:
+    """Measures latency and memory of the stitches where the net runs now, and adds the tables to the net.
+
+    A latency is the median of `net(images, stitch=id)` in eval mode under `torch.inference_mode()`, by the clock on the
+    wall, and its 10 % and 90 % quantiles. A memory is that of the parameters and buffers that the stitch uses, and the
+    most that a call holds beyond them (see `measure.peak_memory`), exact for every stitch. Precision and compilation
+    are those of the caller: call it under `torch.autocast`, or with compiled blocks, to measure that.
+
+    What is not measured is predicted, as a sum over its parts fitted to what is (see `predict.Additive`). The anchors
+    are always measured, and so are all stitches on the frontiers over FLOPs, latency and memory, once evaluated.
+
+    Args:
+        net: the net, on its device.
+        batches: images a call; a table each.
+        stitches: what is measured whole: 'all', 'frontier', ids, or 'auto', which is all where that takes no longer
+            than `minutes`, and else the frontier.
+        predict: whether the others are predicted; otherwise the tables lack them.
+        minutes: see `stitches`; of one table.
+        folder: of the saved net; gets the tables, and keeps what is measured so that a profile that was stopped goes on
+            where it was. A finished table is not measured again.
+        overwrite: measure anew what has a table already.
+        seed: keys the images and the order of calls.
+        quiet: show no progress.
+
+    Returns:
+        The tables, in the order of `batches`.
+
+    Raises:
+        SnnetError: no batch size, or one below 1; a word for `stitches` that is not known; a stitch that does not run.
+        UnknownStitch: no such id.
+    """
+    wanted = stitches if isinstance(stitches, str) else [net.checked(stitch) for stitch in stitches]
+    if isinstance(wanted, str) and wanted not in ('auto', 'all', 'frontier'):
+        raise SnnetError(f"stitches are 'auto', 'all', 'frontier' or ids, not '{wanted}'")
+    if not batches or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in batches):
+        raise SnnetError(f'a batch is a number of images, at least 1, not {list(batches)}')
+    profiles = None if folder is None else Path(folder) / PROFILES
+    if profiles is not None:
+        profiles.mkdir(exist_ok=True)
+    tables = []
+    with torch.inference_mode(), eval_mode(net):
+        for batch in batches:
+            run = _Profile(net, batch, profiles, overwrite, seed, quiet)
+            tables.append(run.table(wanted, predict, minutes))
+            net.add_table(tables[-1])
+    return tables
+
+
+class _Profile:
+    """The making of one table."""
+
+    def __init__(
+        self, net: StitchableNet, batch: int, folder: Path | None, overwrite: bool, seed: int, quiet: bool
+    ) -> None:
+        self.net, self.quiet = net, quiet
+        self.empty = LatencyTable(setup_of(net), batch, net.fingerprint, {})
+        weight = next(net.parameters())
+        images = torch.randn(batch, *net.input_size, generator=generator(seed, 'images to profile'))
+        self.images = images.to(weight.device, weight.dtype)
+        self.file = None if folder is None else folder / self.empty.file_name
+        partial_file = None if self.file is None else self.file.with_suffix('.partial')  # no table until it is whole
+        if overwrite and self.file is not None and partial_file is not None:
+            self.file.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)
+        self.earlier = self._earlier()
+        facts = {'setup': str(self.empty.setup), 'batch': batch, 'weights': self.empty.weights, 'seed': seed}
+        self.watch = StopWatch(weight.device, partial_file, facts, seed)
+
+    def table(self, wanted: str | list[int], predict: bool, minutes: float) -> LatencyTable:
+        """The table: of what was measured before, what is measured now, and what is predicted."""
+        ids = set(range(len(self.net.stitches)))
+        exact = not predict and not isinstance(wanted, str)  # nothing but these
+        whole = {'all': ids}.get(wanted, set()) if isinstance(wanted, str) else set(wanted)
+        whole = whole if exact else whole | self._special(self.earlier)
+        listed = ids if predict or wanted == 'auto' else whole
+        if listed <= self.earlier.rows.keys() and whole <= self.earlier.measured:
+            _log.info('the table for batch %d is there already: %s', self.empty.batch, self.file)
+            return self.earlier
+        try:
+            self._warm_up(sorted(listed))
+            if wanted == 'auto' and self._minutes(listed) <= minutes:
+                whole = listed
+            table = self._fill(whole, sorted(listed) if predict else [])
+        finally:
+            self.watch.save()
+        if self.file is not None:
+            write_text(self.file, table.to_json())
+            self.watch.forget()
+        return table
+
+    def _earlier(self) -> LatencyTable:
+        """The table that is in the file already, unless it is of other weights."""
+        if self.file is None or not self.file.exists():
+            return self.empty
+        try:
+            table = LatencyTable.read(self.file)
+        except SnnetError as error:
+            _log.warning('%s; it is made anew', error)
+            return self.empty
+        if (table.setup, table.batch, table.weights) == (self.empty.setup, self.empty.batch, self.empty.weights):
+            return table
+        _log.warning('%s is of other weights; it is made anew', self.file)
+        return self.empty
+
+    def _special(self, table: LatencyTable) -> set[int]:
+        """The anchors, and the stitches on the frontier over any cost."""
+        records = table.applied(self.net.records)
+        anchors = {record.stitch for record in records if record.anchor}
+        return anchors.union(*({record.stitch for record in frontier(records, cost)} for cost in COSTS))
+
+    def _warm_up(self, stitches: Sequence[int]) -> None:
+        """Runs each stitch for the first times and notes its memory."""
+        if self.empty.setup.backend == 'compile':
+            warm_up(self.net, self.images, self.quiet)
+        progress = Progress(len(stitches), 'first calls', quiet=self.quiet)
+        for stitch in stitches:
+            try:
+                self.watch.first(_name(stitch), self._call(stitch))
+            except RuntimeError as error:
+                what = f'{len(self.images)} images on {self.empty.setup}'
+                raise SnnetError(f'stitch {stitch} does not run with {what}: {reason_of(error)}') from error
+            progress.update(1)
+        progress.close()
+
+    def _minutes(self, stitches: Iterable[int]) -> float:
+        """Least time that measuring takes, from the first calls."""
+        firsts = (self.watch.firsts[_name(stitch)] / 1e3 for stitch in stitches if stitch not in self.earlier.measured)
+        return sum(LEAST_VISITS * (2 * s + min((CALLS - 1) * s, CALL_SECONDS)) for s in firsts) / 60
+
+    def _fill(self, whole: set[int], listed: list[int]) -> LatencyTable:
+        """Measures stitches, predicts the others that are listed, and measures what is on a frontier then."""
+        rest = set(listed) - whole - self.earlier.measured
+        model = Additive(self.net, listed) if len(rest) > PROBES else None
+        times: list[float] = []
+        if model is not None:
+            parts = {f'part {i}': call for i, call in enumerate(model.calls(self.net, self.images))}
+            self._time(parts, 'visits of parts')
+            times = [self.watch.quantiles(name)[1] for name in parts]
+            rest = set(model.probes(times, sorted(whole | self.earlier.measured), PROBES))
+        whole = whole | rest
+        _log.info('batch %d: measuring %d of %d stitches', len(self.images), len(whole), len(self.net.stitches))
+        predictions: dict[int, float] = {}
+        while True:
+            self._time({_name(i): self._call(i) for i in sorted(whole - self.earlier.measured)}, 'visits of stitches')
+            table = self._table(whole, predictions)
+            if model is None:
+                return table
+            known = {i: table.rows[i].ms for i in table.measured}
+            predictions = model.predict(times, known)
+            table = self._table(whole, predictions)
+            more = self._special(table) - table.measured
+            if not more:
+                return replace(table, error=model.error(times, known))
+            whole = whole | more
+
+    def _time(self, calls: Mapping[str, Call], unit: str) -> None:
+        progress = Progress(self.watch.visits_left(list(calls)), unit, quiet=self.quiet)
+        self.watch.time(calls, progress)
+        progress.close()
+
+    def _call(self, stitch: int) -> Call:
+        return partial(self.net, self.images, stitch=stitch)
+
+    def _table(self, whole: Iterable[int], predictions: Mapping[int, float]) -> LatencyTable:
+        """The table of what was measured before and now, and of predictions of the rest."""
+        rows = {i: self.earlier.rows[i] for i in self.earlier.measured}
+        own = own_bytes(self.net)
+        for stitch in whole - rows.keys():
+            low, middle, high = self.watch.quantiles(_name(stitch))
+            rows[stitch] = Latency(middle, low, high, own(stitch) + self.watch.memory[_name(stitch)])
+        low, high = (fmean(getattr(row, end) / row.ms for row in rows.values()) for end in ('low', 'high'))
+        for stitch in predictions.keys() - rows.keys():
+            ms = predictions[stitch]
+            memory = own(stitch) + self.watch.memory[_name(stitch)]
+            rows[stitch] = Latency(ms, low * ms, high * ms, memory, predicted=True)
+        return replace(self.empty, rows=dict(sorted(rows.items())))
+
+
+def _name(stitch: int) -> str:
+    return f'stitch {stitch}'
+
+
+def run(settings: ProfileSettings) -> list[LatencyTable]:
+    """Profiles a saved net as `snnet profile` does, and prints where the tables are and what they say.
+
+    Raises:
+        SnnetError: with a sentence that says what was asked and what is possible.
+    """
+    kind = settings.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if settings.dtype not in _TYPES:
+        raise SnnetError(f"dtype is one of {', '.join(_TYPES)}, not '{settings.dtype}'")
+    if kind not in ('cpu', 'cuda') or (kind == 'cuda' and not torch.cuda.is_available()):
+        raise SnnetError(f"there is no device '{kind}': use --device cpu")
+    if settings.threads is not None and settings.threads < 1:
+        raise SnnetError(f'threads are at least 1, not {settings.threads}')
+    import_plugins(settings.plugin)
+    set_up_logging()
+    folder = Path(settings.folder)
+    net = StitchableNet.from_pretrained(folder).to(kind, _TYPES[settings.dtype])
+    words = ('auto', 'all', 'frontier')
+    stitches = settings.stitches if settings.stitches in words else parse_ids(settings.stitches, len(net.stitches))
+    if settings.compile:
+        compile_blocks(net)
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or before)
+    try:
+        with autocast(settings.amp, settings.amp_dtype, torch.device(kind)):
+            tables = profile(
+                net,
+                batches=settings.batch_sizes,
+                stitches=stitches,
+                predict=settings.predict,
+                minutes=settings.minutes,
+                folder=folder,
+                overwrite=settings.overwrite,
+                seed=settings.seed,
+            )
+    finally:
+        torch.set_num_threads(before)
+    for table in tables:
+        print(table)
+        print(show(table, net.records))
+        print('wrote', folder / PROFILES / table.file_name, flush=True)
+    return tables
+
+
+def show(table: LatencyTable, records: Sequence[Record]) -> str:
+    """The frontier over latency in plain text; the measured stitches where none was evaluated."""
+    records = table.applied(records)
+    shown = frontier(records, 'latency_ms') or sorted(
+        (records[stitch] for stitch in table.measured), key=lambda record: record.latency_ms or 0.0
+    )
+    rows = [f'{"id":>4}  {"GFLOPs":>8}  {"top-1":>6}  {"ms":>9}  {"10 % to 90 %":>19}  {"MB":>7}  stitch']
+    for record in shown:
+        row = table.rows[record.stitch]
+        top1 = '' if record.top1 is None else f'{record.top1:.2f}'
+        spread = f'{row.low:.4g} to {row.high:.4g}'
+        mark = ' (predicted)' if row.predicted else ''
+        rows.append(
+            f'{record.stitch:>4}  {(record.flops or 0) / 1e9:>8.4g}  {top1:>6}  {row.ms:>9.4g}  {spread:>19}  '
+            f'{row.memory / 1e6:>7.4g}  {record.legs}{mark}'
+        )
+    if table.error is not None:
+        mean, largest = (f'{100 * table.error[name]:.2g} %' for name in ('mean', 'largest'))
+        rows.append(
+            f'predictions were off by {mean} (mean) and at most {largest}, each from the other measured stitches'
+        )
+    return '\n'.join(rows)
