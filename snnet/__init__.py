@@ -8,6 +8,7 @@ from .errors import BudgetInfeasible, CannotStitch, InvalidBudget, NoWeights, Sn
 from .frontier import Record, frontier, select
 from .line import Anchor, Boundary, Source, Stage
 from .net import StitchableNet
+from .official import load_official
 from .recalibrate import recalibrate
 from .solve import initialise, kaiming
 from .space import list_stitches
@@ -37,6 +38,7 @@ __all__ = [
     'initialise',
     'kaiming',
     'list_stitches',
+    'load_official',
     'measure_costs',
     'recalibrate',
     'register_adapter',

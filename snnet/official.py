@@ -38,7 +38,7 @@ _TABLES = ('model', 'state_dict', 'model_ema', 'state_dict_ema')
 """Where training scripts put the weights; the trained ones before their moving average, as the papers evaluate."""
 _UNCOUNTED = 'num_batches_tracked'
 """Only training with a cumulative average reads these counters, so a file need not hold them."""
-_INERT = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
+_INERT: list[Any] = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
 """Settings that training scripts save beside the weights: values without behaviour; the second is read as a dict."""
 
 
@@ -201,11 +201,14 @@ def _layers(
     """Of each stitched stage and pair, the indices of our stitch layers, and how many the published net may have."""
     index = {anchor.name: i for i, anchor in enumerate(anchors)}
     found: dict[tuple[int, int], tuple[set[int], int]] = {}
-    for front, end, layer in ((*stitch.legs, *stitch.layers) for stitch in stitches if stitch.layers):
+    for stitch in (stitch for stitch in stitches if stitch.layers):
+        front, end = stitch.legs
+        assert front.stop is not None
+        assert end.start is not None
         stage, depth = _stage(anchors[index[front.anchor]], front.stop - 1)
         other = _stage(anchors[index[end.anchor]], end.start)[1]
         spare = 0 if depth == other else min(depth, other)  # unpaired: one layer a block of the shallower anchor
-        found.setdefault((stage, index[front.anchor]), (set(), spare))[0].add(layer)
+        found.setdefault((stage, index[front.anchor]), (set(), spare))[0].update(stitch.layers)
     stages = sorted({stage for stage, _ in found})
     return {
         (stages.index(stage), pair): (sorted(layers), range(len(layers), max(len(layers), spare) + 1))
@@ -223,7 +226,7 @@ def _fill(path: Path, net: StitchableNet, found: Mapping[str, tuple[str, Tensor]
     own = net.state_dict()
     missing = sorted(name for name in own.keys() - found.keys() if not name.endswith(_UNCOUNTED))
     unknown = sorted(old for new, (old, _) in found.items() if new not in own)
-    there = {new: pair for new, pair in found.items() if new in own and not new.endswith(_UNCOUNTED)}
+    there = {new: pair for new, pair in found.items() if new in own}
     misfits = [
         f'{old} is {list(tensor.shape)} instead of {list(own[new].shape)}'
         for new, (old, tensor) in there.items()

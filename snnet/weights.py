@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,7 @@ def _read(named: Named) -> dict[str, Tensor]:
     return state
 
 
-def classes_held(named: Named, state: dict[str, Tensor]) -> int | None:
+def classes_held(named: Named, state: Mapping[str, Tensor]) -> int | None:
     """Rows of the classifier in a file, or None where it has none under the name that timm gives it."""
     config = get_pretrained_cfg(named.model)
     classifier = getattr(config, 'classifier', None) or ()
