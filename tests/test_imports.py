@@ -32,8 +32,10 @@ ROOMS = (
         'renames',
     ),
     ('line', 'stitch', 'frontier'),
-    ('layer', 'space', 'anchors', 'statistics'),
-    ('weights', 'hub', 'extract'),
+    ('layer', 'space', 'anchors', 'statistics', 'plot'),
+    ('weights', 'rows', 'card', 'extract'),
+    ('remote',),
+    ('hub',),
     ('net',),
     ('solve', 'cost', 'sample', 'distill', 'protect', 'tree', 'exchange'),
     ('build', 'official', 'store', 'recalibrate'),
@@ -43,7 +45,7 @@ ROOMS = (
     ('loader',),
     ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay', 'tally'),
     ('step', 'prepare', 'start'),
-    ('evaluate', 'engine', 'plot'),
+    ('evaluate', 'engine'),
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""
 
