@@ -88,15 +88,17 @@ def _front_matter(config: Mapping[str, Any], license: str) -> str:
         pipeline_tag='image-classification',
         license=license,
         tags=['image-classification', 'snnet', 'timm', 'stitchable-neural-network'],
-        base_model=[name for anchor in config['anchors'] if (name := _hub_id(anchor['model']))] or None,
+        base_model=[name for anchor in config['anchors'] if (name := _hub_id(anchor))] or None,
     )
     return f'---\n{data.to_yaml()}\n---\n'
 
 
-def _hub_id(model: str) -> str | None:
-    """Where timm keeps the weights with this tag."""
-    known = get_pretrained_cfg(model) if '.' in model else None
-    where = getattr(known, 'hf_hub_id', None)
+def _hub_id(anchor: Mapping[str, Any]) -> str | None:
+    """Where timm keeps the weights with an anchor's tag; None where they do not fit, for the network is another."""
+    model = anchor['model']
+    if '.' not in model or anchor['args'].keys() - {'num_classes', 'drop_path_rate', 'img_size'}:
+        return None
+    where = getattr(get_pretrained_cfg(model), 'hf_hub_id', None)
     return f'{where}{model}' if where and where.endswith('/') else where
 
 

@@ -199,14 +199,18 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write_records(folder: Path, records: list[Record]) -> None:
-    """Puts what is known of the stitches into the config.json of a saved net."""
+    """Puts what is known of the stitches into the config.json of a saved net, and into its card where that is news."""
     config = read_config(folder)
-    config['stitches'] = [
-        {'legs': row['legs'], 'layers': row['layers'], **known(record)}
-        for row, record in zip(config['stitches'], records, strict=True)
-    ]
+    before, config['stitches'] = (
+        config['stitches'],
+        [
+            {'legs': row['legs'], 'layers': row['layers'], **known(record)}
+            for row, record in zip(config['stitches'], records, strict=True)
+        ],
+    )
+    if config['stitches'] != before:
+        write_card(folder, config, records_of(config))  # first, for a stop between the two leaves news
     write_text(folder / CONFIG, json.dumps(config, indent=1))
-    write_card(folder, config, records_of(config))
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> None:

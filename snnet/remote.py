@@ -154,8 +154,8 @@ def _explained(repo_id: str, revision: str | None, before: str = '') -> Iterator
     except LocalEntryNotFoundError as error:  # says what kept it from the hub
         told = _told(error.__cause__, repo_id, revision)
         raise SnnetError(f'{before}{repo_id} is not in the cache of the hub, and {told}') from None
-    except OSError as error:  # so are all errors of the hub
-        raise SnnetError(before + _told(error, repo_id, revision)) from None
+    except Exception as error:  # of the hub, or of whichever library makes the requests
+        raise SnnetError(before + _told(error, repo_id, revision)) from error
 
 
 def _told(error: BaseException | None, repo_id: str, revision: str | None) -> str:

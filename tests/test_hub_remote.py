@@ -10,9 +10,11 @@ import torch
 from families import family_net, images
 from hub_server import Hub
 from huggingface_hub import constants
+from runs import eval_settings
 
 import snnet
 from snnet import NoWeights, SnnetError, StitchableNet
+from snnet.evaluate import evaluate
 from snnet.remote import locate, push_folder
 
 
@@ -188,6 +190,14 @@ def test_a_push_that_is_refused_is_told(hub):
         family_net('vit').push_to_hub('other/net', token='hf_x')
 
 
+def test_a_push_without_a_network_is_told(hub, tmp_path, monkeypatch):
+    family_net('vit').save_pretrained(tmp_path)
+    monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
+    with pytest.raises(SnnetError, match=r'^the hub at http://127\.0\.0\.1:9 cannot be reached') as caught:
+        push_folder(tmp_path, 'me/net', commit_message='x', token='hf_x')
+    assert '\n' not in str(caught.value)
+
+
 def test_a_repository_of_something_else_is_refused(hub):
     hub.repos['me/bert'] = {'main': {'config.json': json.dumps({'model_type': 'bert'}).encode(), 'x.bin': b'x'}}
     with pytest.raises(SnnetError, match='does not describe a stitchable network'):
@@ -203,3 +213,15 @@ def test_a_file_that_was_damaged_on_the_hub_is_refused(hub):
     files['model.safetensors'] = files['model.safetensors'][:-1] + b'?'
     with pytest.raises(NoWeights, match='is damaged'):
         StitchableNet.from_pretrained('me/elastic')
+
+
+def test_a_net_on_the_hub_is_evaluated_like_a_folder_and_the_cache_stays_as_it_was(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    family_net('vit').push_to_hub('me/elastic', token='hf_x')
+    before = {path: path.read_bytes() for path in locate('me/elastic').iterdir()}
+    net, output = evaluate(eval_settings('me/elastic', stitches='0-1'))
+    assert str(output) == 'output/evaluation/me/elastic'
+    assert net.records[1].n == 10
+    assert {path: path.read_bytes() for path in locate('me/elastic').iterdir()} == before
+    with pytest.raises(SnnetError, match='me/elastic is on the hub: fetch it first'):
+        evaluate(eval_settings('me/elastic', recalibrate=4))
