@@ -54,7 +54,7 @@ def write_card(
         mark = _digest(before)
     elif mark is None:
         before, mark = f'{before.rstrip()}\n\n# {title}\n\n', 'edited'
-    parts = [f'<!-- snnet {mark}: {_NOTE} -->', _usage(config, name), _anchors(config, records)]
+    parts = [f'<!-- snnet {mark}: {_NOTE} -->', _usage(config, records, name), _anchors(config, records)]
     parts += [_frontier(records, picture), _measured(config, records), '<!-- end of snnet -->\n']
     write_text(path, before + '\n\n'.join(parts) + after)
 
@@ -102,8 +102,10 @@ def _hub_id(anchor: Mapping[str, Any]) -> str | None:
     return f'{where}{model}' if where and where.endswith('/') else where
 
 
-def _usage(config: Mapping[str, Any], name: str) -> str:
+def _usage(config: Mapping[str, Any], records: Sequence[Record], name: str) -> str:
     stitches, anchors = len(config['stitches']), len(config['anchors'])
+    flops = sorted(record.flops for record in records if record.flops is not None)
+    budget = flops[len(flops) // 2] * 1.01 if flops else 3e9
     size = 'x'.join(map(str, config['anchors'][0]['input_size'][1:]))
     return f"""\
 One network that is {stitches} networks: {anchors} pretrained *anchors*, joined by 1x1 *stitch layers*
@@ -113,7 +115,7 @@ One network that is {stitches} networks: {anchors} pretrained *anchors*, joined 
 import snnet
 
 net = snnet.StitchableNet.from_pretrained('{name}')  # a folder with these files, or OWNER/NAME on the hub
-net.select_for_budget(3e9)  # multiply-adds; params=... limits the parameters
+net.select_for_budget(flops={budget:.2e})  # most multiply-adds an image; params=... limits parameters
 logits = net(images)  # (N, 3, height, width), here {size}, normalised as for {config['anchors'][0]['name']}
 ```"""
 
@@ -123,7 +125,7 @@ def _anchors(config: Mapping[str, Any], records: Sequence[Record]) -> str:
     own = {record.legs.partition('[')[0]: record for record in records if record.anchor}
     rows = [
         '## Anchors',
-        '| anchor | network in timm, with the tag of its weights | arguments | GFLOPs | Mparams | top-1 |',
+        '| anchor | network in timm and tag | arguments | GFLOPs | Mparams | top-1 |',
     ]
     rows.append('|---|---|---|---|---|---|')
     for anchor in config['anchors']:

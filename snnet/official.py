@@ -76,6 +76,7 @@ def load_official(
     built = []
     for i, part in enumerate(parts):
         tensors = {new: state[old] for new, old in part.items()}
+        _log.info('%s: building anchor %d of %d', path, i + 1, len(parts))
         built.append(_anchor(f'anchor {i} of {path}', tensors, None if anchors is None else anchors[i]))
     windows = WINDOWS if window is None and step is None else ((window or 2, step or 1),)
     stitches, places = _space(path, built, layers, windows)
@@ -84,7 +85,7 @@ def load_official(
     for key, layer in places.items():
         names |= {f'stitch_layers.{layer}.{leaf}': old for leaf, old in layers[key].items()}
     _fill(path, net, {new: (old, state[old]) for new, old in names.items()})
-    _log.info('%s: %s with %d stitches', path, net.title, len(stitches))
+    _log.info('%s: %s with %d stitches, whose costs are counted now', path, net.title, len(stitches))
     return measure_costs(net).eval()
 
 

@@ -51,10 +51,11 @@ def test_the_usage_in_the_card_runs(tmp_path, monkeypatch):
     net = family_net('vit')
     net.save_pretrained(tmp_path)
     monkeypatch.chdir(tmp_path)
-    line = next(line for line in card(tmp_path).splitlines() if line.startswith('net = '))
-    scope = {'snnet': snnet}
-    exec(line, scope)
+    code = card(tmp_path).partition('```python\n')[2].partition('```')[0]
+    scope = {'images': images(32)}
+    exec(code, scope)
     assert scope['net'].stitches == net.stitches
+    assert scope['logits'].shape == (2, 7)
 
 
 def test_a_net_that_was_not_evaluated_has_a_card_without_picture(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import sys
+from collections import OrderedDict
 from functools import partial
 from types import ModuleType
 
@@ -247,7 +248,17 @@ class Published:
 
 def with_settings(state):
     """As DeiT's training script saves it."""
-    return {'model': state, 'optimizer': {'state': {0: {'step': 3}}}, 'epoch': 49, 'args': argparse.Namespace(lr=1e-4)}
+    model = OrderedDict(state)
+    model._metadata = OrderedDict([('', {'version': 1})])
+    moments = {0: {'step': torch.tensor(3.0), 'exp_avg': torch.zeros(2)}}
+    return {
+        'model': model,
+        'optimizer': {'state': moments, 'param_groups': [{'lr': 1e-4, 'betas': (0.9, 0.999), 'params': [0]}]},
+        'lr_scheduler': {'base_values': [1e-4], 'cycle_mul': 1.0, 'noise_range_t': None},
+        'scaler': {'scale': 65536.0},
+        'epoch': 49,
+        'args': argparse.Namespace(lr=1e-4, output_dir='out', gpu=0),
+    }
 
 
 @pytest.mark.parametrize('name', CASES)
