@@ -10,6 +10,7 @@ from .frontier import Record, frontier
 from .latency import Latency, LatencyTable, Setup
 from .line import Anchor, Boundary, Source, Stage
 from .net import StitchableNet
+from .official import load_official
 from .profile import profile
 from .recalibrate import recalibrate
 from .solve import initialise, kaiming
@@ -45,6 +46,7 @@ __all__ = [
     'initialise',
     'kaiming',
     'list_stitches',
+    'load_official',
     'measure_costs',
     'profile',
     'recalibrate',

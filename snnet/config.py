@@ -135,8 +135,10 @@ class TrainSettings(DataSettings):
 class EvalSettings(DataSettings):
     """Settings of eval_stitches.py."""
 
-    net: str = option('', 'folder of a saved net')
-    output: str = option('', 'folder for results (default: evaluation, in the folder of the net)')
+    net: str = option('', 'folder of a saved net, or its id on the hub: OWNER/NAME or OWNER/NAME@REVISION')
+    output: str = option(
+        '', 'folder for results (default: evaluation, in the folder of the net; output/evaluation/OWNER/NAME)'
+    )
     overwrite: bool = option(False, 'discard results in the output folder instead of resuming')
     val_split: str = option('validation', 'name of the split to evaluate')
     stitches: str = option('', "ids to evaluate, such as '0-2,24' (default: all)")

@@ -21,12 +21,13 @@ from .distributed import Ranks, ranks
 from .errors import SnnetError, UnknownStitch
 from .files import clear_temporaries, sha256
 from .frontier import Record
-from .hub import WEIGHTS, write_records
+from .hub import write_records
 from .log import JsonLines, Progress, set_up_logging
 from .modes import autocast, eval_mode
 from .net import StitchableNet
 from .plugins import import_plugins
 from .prepare import prepare_statistics
+from .remote import WEIGHTS, locate
 from .tally import HITS, Tally, read_hits, score, write_hits
 from .tree import all_logits
 
@@ -51,18 +52,29 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
     import_plugins(settings.plugin)
     with ranks(settings.device) as group:
         set_up_logging(quiet=not group.first)
-        folder = Path(settings.net)
+        folder, own = locate(settings.net), Path(settings.net).is_dir()  # what the hub's cache holds is not ours
+        if settings.recalibrate > 0 and not own:
+            raise SnnetError(
+                f'recalibrated statistics are kept in the folder of the net, and {settings.net} is on the hub: '
+                f'fetch it first (hf download {settings.net} --local-dir FOLDER)'
+            )
+        settings = replace(settings, net=str(folder), output=settings.output or _output(settings.net))
         net = StitchableNet.from_pretrained(folder).to(group.device)
-        output = Path(settings.output) if settings.output else folder / 'evaluation'
+        output = Path(settings.output)
         evaluation = Evaluation(settings, net, output, group)  # first of all, for it refuses bad settings
         prepare_statistics(settings, net, group)
         evaluation.run()
-        if group.first:
+        if group.first and own:
             try:
                 write_records(folder, net.records)
             except OSError as error:
                 _log.warning('%s holds the results, but they could not be noted in the net: %s', output, error)
         return net, output
+
+
+def _output(net: str) -> str:
+    """Where results go that were given no place: into the net's folder, or, of a net on the hub, beside a run's."""
+    return str(Path(net) / 'evaluation' if Path(net).is_dir() else Path('output') / 'evaluation' / net)
 
 
 class Evaluation:

@@ -1,6 +1,7 @@
 """A net as a folder: config.json says how to build it and what is known of it, model.safetensors holds the weights.
 
 statistics.safetensors holds BatchNorm statistics where they were recalibrated; config.json has both files' SHA-256.
+README.md is the model card. Such a folder is also what a repository of the Hugging Face hub holds.
 """
 
 from __future__ import annotations
@@ -8,23 +9,23 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import is_model
 from torch import Tensor
 
-from .anchors import as_anchor
+from .card import write_card
 from .errors import NoWeights, SnnetError
 from .files import sha256, write_atomically, write_tensors, write_text
 from .frontier import Record
 from .latency import LatencyTable
 from .layer import merged_state
-from .line import Anchor, Source
+from .remote import CONFIG, PROFILES, STATISTICS, WEIGHTS, fetch_card, locate, push_folder
+from .rows import describe, known, rebuild, records_of
 from .statistics import Statistics
 from .stitch import Stitch
 
@@ -34,20 +35,24 @@ if TYPE_CHECKING:
     from .net import StitchableNet
 
 _log = logging.getLogger(__name__)
-CONFIG, WEIGHTS, STATISTICS = 'config.json', 'model.safetensors', 'statistics.safetensors'
-PROFILES = 'profiles'
-"""Folder of the tables of latency that were made of the weights."""
 FORMAT = 1
 """Version of the layout of config.json; raised when older readers would misread it."""
 
 
 class Pretrained:
-    """`save_pretrained` and `from_pretrained`, in the shape that users of timm and Hugging Face know."""
+    """`save_pretrained`, `from_pretrained` and `push_to_hub`, in the shape that users of Hugging Face know."""
 
-    def save_pretrained(self: StitchableNet, folder: str | Path) -> None:  # type: ignore[misc]
+    def save_pretrained(  # type: ignore[misc]
+        self: StitchableNet, folder: str | Path, *, license: str | None = None
+    ) -> None:
         """Writes config.json (anchors, stitches, records), model.safetensors and, if any, statistics.safetensors.
 
-        Each file is written whole or not at all.
+        Each file is written whole or not at all. README.md becomes a model card; of one that is there already, only
+        the section that we wrote (see `snnet.card`).
+
+        Args:
+            folder: made where it is missing; other files in it are left alone.
+            license: of the weights, for the card; 'unknown' by default.
 
         Raises:
             SnnetError: an anchor that `timm.create_model` could not make again, or weights that are not finite.
@@ -56,9 +61,9 @@ class Pretrained:
         config: dict[str, Any] = {
             'format': FORMAT,
             'library': 'snnet',
-            'anchors': [_describe(self.anchor(i)) for i in range(len(self.anchors))],
+            'anchors': [describe(self.anchor(i)) for i in range(len(self.anchors))],
             'stitches': [
-                {'legs': str(stitch), 'layers': stitch.layers, **_known(record)}
+                {'legs': str(stitch), 'layers': stitch.layers, **known(record)}
                 for stitch, record in zip(self.stitches, self.records, strict=True)
             ],
         }
@@ -74,25 +79,46 @@ class Pretrained:
             (folder / STATISTICS).unlink(missing_ok=True)  # of an earlier net
         else:
             _write_with_statistics(folder, config, statistics)
+        write_card(folder, config, records_of(config), license=license)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Builds the net that `save_pretrained` wrote, in eval mode.
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> Self:
+        """Builds the net that `save_pretrained` or `push_to_hub` wrote, in eval mode.
+
+        Args:
+            folder: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub (see `snnet.remote.locate`, also for the
+                other arguments).
 
         Raises:
             SnnetError: the folder holds no net, one of a newer version, or one of a family not known here.
             NoWeights: the weights or statistics are missing, damaged or do not belong to the config.
         """
-        folder = Path(folder)
+        folder = locate(
+            folder,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
         config = read_config(folder)
         try:
-            anchors = [_rebuild(anchor) for anchor in config['anchors']]
+            anchors = [rebuild(anchor) for anchor in config['anchors']]
             stitches = [Stitch.parse(row['legs'], tuple(row['layers'])) for row in config['stitches']]
         except (KeyError, TypeError, AttributeError) as error:
             raise SnnetError(f'{folder / CONFIG} is damaged: {type(error).__name__} {error}') from error
         net: Any = cls(anchors, stitches)  # type: ignore[call-arg]  # StitchableNet, which mixes this in
         net.records = [
-            Record(**{**asdict(record), **_known(row)})
+            Record(**{**asdict(record), **known(row)})
             for record, row in zip(net.records, config['stitches'], strict=True)
         ]
         _load(net, folder / WEIGHTS, config)
@@ -102,6 +128,55 @@ class Pretrained:
         net.note_saved(config['sha256'].get(WEIGHTS))
         _load_tables(net, folder / PROFILES)
         return net
+
+    def push_to_hub(  # type: ignore[misc]
+        self: StitchableNet,
+        repo_id: str,
+        *,
+        commit_message: str = 'A stitchable network',
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        license: str | None = None,
+    ) -> str:
+        """Uploads what `save_pretrained` writes, and the tables of latency; makes the repository where it is missing.
+
+        A model card that is there already is treated as `save_pretrained` does.
+
+        Args:
+            repo_id: OWNER/NAME.
+            commit_message: of the commit.
+            private: whether a new repository is; by default what the hub has as default.
+            token: of the hub; by default the one that `hf auth login` or HF_TOKEN gave.
+            revision: branch, made where it is missing; the main one by default.
+            create_pr: propose it as a pull request instead.
+            license: of the weights, for the card.
+
+        Returns:
+            The address of the commit, or of the pull request.
+
+        Raises:
+            SnnetError: a net that cannot be saved, or a hub that refuses or cannot be reached.
+        """
+        with TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            fetch_card(repo_id, folder, revision=revision, token=token)
+            self.save_pretrained(folder, license=license)
+            config = read_config(folder)
+            write_card(folder, config, records_of(config), license=license, name=repo_id)
+            (folder / PROFILES).mkdir()
+            for table in self.latency_tables:
+                write_text(folder / PROFILES / table.file_name, table.to_json())
+            return push_folder(
+                folder,
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -132,18 +207,25 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write_records(folder: Path, records: list[Record]) -> None:
-    """Puts what is known of the stitches into the config.json of a saved net."""
+    """Puts what is known of the stitches into the config.json of a saved net, and into its card where that is news."""
     config = read_config(folder)
-    config['stitches'] = [
-        {'legs': row['legs'], 'layers': row['layers'], **_known(record)}
-        for row, record in zip(config['stitches'], records, strict=True)
-    ]
+    before, config['stitches'] = (
+        config['stitches'],
+        [
+            {'legs': row['legs'], 'layers': row['layers'], **known(record)}
+            for row, record in zip(config['stitches'], records, strict=True)
+        ],
+    )
+    if config['stitches'] != before:
+        write_card(folder, config, records_of(config))  # first, for a stop between the two leaves news
     write_text(folder / CONFIG, json.dumps(config, indent=1))
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> None:
     """Puts the BatchNorm statistics of the stitches into the folder of a saved net."""
-    _write_with_statistics(folder, read_config(folder), statistics)
+    config = read_config(folder)
+    _write_with_statistics(folder, config, statistics)
+    write_card(folder, config, records_of(config))
 
 
 def _write_with_statistics(folder: Path, config: dict[str, Any], statistics: Statistics) -> None:
@@ -188,46 +270,6 @@ def _refuse_infinite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise SnnetError(f'the net is not saved: {name} holds values that are not finite')
-
-
-_OTHERS = ('stitch', 'legs', 'anchor', 'latency_ms', 'memory')  # the last two are known of one machine only
-_KNOWABLE = [field.name for field in fields(Record) if field.name not in _OTHERS]
-
-
-def _known(record: Record | dict[str, Any]) -> dict[str, Any]:
-    values = asdict(record) if isinstance(record, Record) else record
-    return {name: values[name] for name in _KNOWABLE if values.get(name) is not None}
-
-
-def _describe(anchor: Anchor) -> dict[str, Any]:
-    if anchor.source is None:
-        raise SnnetError(
-            f'{anchor.name} cannot be saved: timm.create_model did not make it, so nothing says how to build it again '
-            f'(as_anchor(..., source=Source(model, args)) does)'
-        )
-    row = {
-        'name': anchor.name,
-        'model': anchor.source.model,
-        'args': anchor.source.args,
-        'input_size': anchor.input_size,
-        'official': anchor.official,
-    }
-    try:
-        return json.loads(json.dumps(row))
-    except TypeError as error:
-        raise SnnetError(f'{anchor.name} cannot be saved: its arguments do not fit in JSON ({error})') from None
-
-
-def _rebuild(row: dict[str, Any]) -> Anchor:
-    if not is_model(row['model'].split('.')[0]):
-        raise SnnetError(
-            f"timm knows no network '{row['model']}' (anchor {row['name']}): "
-            f'if it comes from a plugin, import that first (--plugin FILE)'
-        )
-    model = timm.create_model(row['model'], pretrained=False, **row['args'])
-    source = Source(row['model'], row['args'])
-    size = tuple(row['input_size'])
-    return as_anchor(model, row['name'], input_size=size, source=source, official=row['official'])
 
 
 def _load(net: StitchableNet, path: Path, config: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from .evaluate import parse_ids
 from .files import write_text
 from .frontier import COSTS, Record, frontier
 from .hardware import setup_of
-from .hub import PROFILES
+from .remote import PROFILES, locate
 from .latency import Latency, LatencyTable
 from .log import Progress, set_up_logging
 from .measure import CALL_SECONDS, CALLS, LEAST_VISITS, Call, StopWatch

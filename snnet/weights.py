@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def _load_file(named: Named, num_classes: int | None, args: dict[str, Any]) -> n
     """The network with the weights of a local file, every one of them; then a new classifier if that was asked for."""
     state = _read(named)
     overlay: dict[str, Any] = {'state_dict': state}
-    held = _classes_held(named, state)
+    held = classes_held(named, state)
     if held is not None:
         overlay['num_classes'] = args['num_classes'] = held
     try:
@@ -181,7 +182,7 @@ def _read(named: Named) -> dict[str, Tensor]:
     return state
 
 
-def _classes_held(named: Named, state: dict[str, Tensor]) -> int | None:
+def classes_held(named: Named, state: Mapping[str, Tensor]) -> int | None:
     """Rows of the classifier in a file, or None where it has none under the name that timm gives it."""
     config = get_pretrained_cfg(named.model)
     classifier = getattr(config, 'classifier', None) or ()

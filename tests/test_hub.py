@@ -67,7 +67,7 @@ def test_saving_over_a_saved_net_replaces_it(tmp_path):
     net = family_net('vit')
     net.save_pretrained(tmp_path)
     assert StitchableNet.from_pretrained(tmp_path).stitches == net.stitches
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'model.safetensors']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
 
 
 def test_the_weights_file_holds_the_documented_names(tmp_path):
@@ -173,7 +173,7 @@ def test_a_folder_that_does_not_fit_is_refused_in_one_sentence(folder, spoil, er
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(SnnetError, match='nowhere holds no stitchable network'):
+    with pytest.raises(SnnetError, match='there is no folder .*nowhere., and an id on the hub reads OWNER/NAME'):
         StitchableNet.from_pretrained(tmp_path / 'nowhere')
 
 

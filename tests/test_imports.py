@@ -15,27 +15,31 @@ FILES = {
     for path in sorted(PACKAGE.rglob('*.py'))
 }
 MODULES = [name for name in FILES if name != '__init__']
-ROOMS = (
-    ('errors',),
-    ('files', 'folders', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins', 'parts'),
-    ('line', 'stitch', 'frontier'),
-    ('layer', 'space', 'anchors', 'statistics', 'budget', 'latency'),
-    ('hardware',),
-    ('weights', 'choose', 'extract'),
-    ('hub',),
-    ('net',),
-    ('solve', 'cost', 'sample', 'distill', 'protect', 'tree', 'exchange'),
-    ('build', 'store', 'recalibrate'),
-    ('config', 'log'),
-    ('draws', 'images'),
-    ('batch',),
-    ('loader',),
-    ('data', 'optim', 'checkpoint', 'folder', 'checks', 'compile', 'replay', 'tally', 'memory'),
-    ('step', 'prepare', 'start', 'measure'),
-    ('evaluate', 'engine', 'plot', 'predict', 'graphs'),
-    ('profile',),
-    ('info',),
-    ('cli',),
+ROOMS = tuple(
+    line.split()
+    for line in """
+    errors
+    files folders recipes modes seeds distributed stop sums survey plugins parts renames
+    line stitch frontier
+    layer space anchors statistics budget latency plot
+    hardware index
+    weights rows card choose extract
+    remote
+    hub
+    net
+    solve cost sample distill protect tree exchange
+    build store recalibrate
+    official config log
+    draws images
+    batch
+    loader
+    data optim checkpoint folder checks compile replay tally memory
+    step prepare start measure formats
+    evaluate engine predict graphs export
+    profile export_set
+    info
+    cli
+    """.strip().splitlines()
 )
 """From the ground up: a module imports from earlier rooms only, and the families' adapters from each other."""
 

@@ -206,7 +206,7 @@ def test_statistics_are_never_used_with_other_weights(nets, tmp_path, change, ca
     assert 'recalibrate' in caplog.text
     assert {type(m) for m in batch_norms(net).values()} == {type(m) for m in batch_norms(plain).values()}
     net.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'model.safetensors']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['README.md', 'config.json', 'model.safetensors']
 
 
 def test_a_copy_of_a_net_whose_weights_have_changed_has_no_statistics(nets):

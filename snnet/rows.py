@@ -1,0 +1,72 @@
+"""Rows of config.json: how an anchor is made again, and what is known of a stitch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import timm
+from timm.models import is_model
+
+from .anchors import as_anchor
+from .errors import SnnetError
+from .frontier import Record
+from .line import Anchor, Source
+
+_ELSEWHERE = ('stitch', 'legs', 'anchor', 'latency_ms', 'memory')
+"""Fields of a record that its row need not hold: the stitch itself says the first, a table the last."""
+_KNOWABLE = [field.name for field in fields(Record) if field.name not in _ELSEWHERE]
+
+
+def known(record: Record | dict[str, Any]) -> dict[str, Any]:
+    """What a row holds of a record."""
+    values = asdict(record) if isinstance(record, Record) else record
+    return {name: values[name] for name in _KNOWABLE if values.get(name) is not None}
+
+
+def describe(anchor: Anchor) -> dict[str, Any]:
+    """The row of an anchor.
+
+    Raises:
+        SnnetError: `timm.create_model` could not make it again.
+    """
+    if anchor.source is None:
+        raise SnnetError(
+            f'{anchor.name} cannot be saved: timm.create_model did not make it, so nothing says how to build it again '
+            f'(as_anchor(..., source=Source(model, args)) does)'
+        )
+    row = {
+        'name': anchor.name,
+        'model': anchor.source.model,
+        'args': anchor.source.args,
+        'input_size': anchor.input_size,
+        'official': anchor.official,
+    }
+    try:
+        return json.loads(json.dumps(row))
+    except TypeError as error:
+        raise SnnetError(f'{anchor.name} cannot be saved: its arguments do not fit in JSON ({error})') from None
+
+
+def rebuild(row: dict[str, Any]) -> Anchor:
+    """The anchor of a row, with random weights.
+
+    Raises:
+        SnnetError: timm knows no such network.
+    """
+    if not is_model(row['model'].split('.')[0]):
+        raise SnnetError(
+            f"timm knows no network '{row['model']}' (anchor {row['name']}): "
+            f'if it comes from a plugin, import that first (--plugin FILE)'
+        )
+    model = timm.create_model(row['model'], pretrained=False, **row['args'])
+    source = Source(row['model'], row['args'])
+    size = tuple(row['input_size'])
+    return as_anchor(model, row['name'], input_size=size, source=source, official=row['official'])
+
+
+def records_of(config: Mapping[str, Any]) -> list[Record]:
+    """What the config of a saved net knows of its stitches, without loading it."""
+    return [Record(i, row['legs'], anchor=not row['layers'], **known(row)) for i, row in enumerate(config['stitches'])]
