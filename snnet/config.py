@@ -162,7 +162,7 @@ class ExportSettings:
     latency_ms: float | None = option(None, 'export the best stitch of at most so many milliseconds, as profiled')
     points: int | None = option(None, 'export a set instead: the frontier, thinned to so many stitches')
     format: str = option('', 'pt2 (torch.export) or onnx (default: what --output ends in, else pt2)')
-    output: str = option('', 'file, or folder of a set (default: export, in the folder of the net)')
+    output: str = option('', 'file, or folder of a set (default: export or export/set, in the folder of the net)')
     overwrite: bool = option(False, 'replace what is there')
     batch: int | None = option(None, 'the only batch size that the file takes (default: any)')
     plugin: list[str] = option([], 'Python files that register networks and adapters')

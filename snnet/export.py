@@ -239,9 +239,7 @@ def write(cut: Cut, path: Path) -> Exported:
         ) from error
     stitch = cut.record.stitch if cut.record else None
     large = data if data.exists() else None
-    done = Exported(path, large, cut.format, stitch, str(cut.module.stitch), batches, *found[0], cut.metadata)
-    _log.info('%s', done)
-    return done
+    return Exported(path, large, cut.format, stitch, str(cut.module.stitch), batches, *found[0], cut.metadata)
 
 
 def _compare(cut: Cut, run: Run, batches: tuple[int, ...]) -> tuple[float, float]:

@@ -107,7 +107,7 @@ class _Set:
                 if not self._is_whole(name, rows.get(name, {})):
                     rows[name] = self._made(name)
                     self.lines.append(rows[name])
-                progress.update(1, name)
+                progress.update(1, f'{name}: largest difference to eager {rows[name]["difference"]:.2g}')
         finally:
             progress.close()
         metadata = self._cut(next(iter(self.records))).metadata
@@ -188,7 +188,7 @@ def run(settings: ExportSettings) -> None:
 def _run_set(net: StitchableNet, settings: ExportSettings, points: int) -> None:
     made = export_set(
         net,
-        settings.output or _folder(settings),
+        settings.output or _folder(settings) / 'set',
         points,
         format=settings.format or 'pt2',
         batch=settings.batch,
