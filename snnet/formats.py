@@ -112,6 +112,7 @@ def _load_pt2(path: Path) -> Run:
 def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], path: Path, data: str) -> None:
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
     made = torch.onnx.export(
         program,
@@ -124,6 +125,9 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], path: Pat
     )
     assert made is not None
     model = made.model
+    # weights of stitch layers that run as convolutions: the exporter folds small ones alone, and quantisers need all
+    fold_constants(model, should_fold=lambda node: node.op_type == 'Unsqueeze')
+    remove_unused_nodes(model)
     ClearMetadataAndDocStringPass()(model)  # stack traces with paths on this machine, larger than many a graph
     inner = [value for node in model.graph for value in node.outputs if not value.is_graph_output()]
     for value in (*inner, *model.graph.initializers.values()):
