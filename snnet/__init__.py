@@ -6,6 +6,8 @@ from .build import create_stitchable_net
 from .compile import compile_blocks, warm_up
 from .cost import measure_costs
 from .errors import BudgetInfeasible, CannotStitch, ForeignTable, InvalidBudget, NoWeights, SnnetError, UnknownStitch
+from .export import export
+from .export_set import export_set
 from .frontier import Record, frontier
 from .latency import Latency, LatencyTable, Setup
 from .line import Anchor, Boundary, Source, Stage
@@ -42,6 +44,8 @@ __all__ = [
     'as_anchor',
     'compile_blocks',
     'create_stitchable_net',
+    'export',
+    'export_set',
     'frontier',
     'initialise',
     'kaiming',

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from .config import InfoSettings, ProfileSettings, parse
+from .config import ExportSettings, InfoSettings, ProfileSettings, parse
 from .errors import SnnetError
+from .export_set import run as export
 from .info import run as info
 from .log import set_up_logging
 from .profile import run as profile
@@ -25,6 +26,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     'profile': Command(ProfileSettings, profile, 'measure latency and memory of the stitches on this machine'),
+    'export': Command(ExportSettings, export, 'write a stitch, or a set of them, as torch.export or ONNX'),
     'info': Command(InfoSettings, info, 'print the anchors, the frontier and the tables at hand'),
 }
 

@@ -185,6 +185,24 @@ class ProfileSettings:
     plugin: list[str] = option([], 'Python files that register networks and adapters')
 
 
+@dataclass
+class ExportSettings:
+    """Settings of `snnet export`."""
+
+    folder: str = option('', 'folder of a saved net')
+    stitch: int | None = option(None, 'id of the stitch to export')
+    budget: float | None = option(None, 'export the best stitch of at most so many FLOPs (multiply-adds an image)')
+    params: float | None = option(None, 'export the best stitch of at most so many parameters')
+    latency_ms: float | None = option(None, 'export the best stitch of at most so many milliseconds, as profiled')
+    points: int | None = option(None, 'export a set instead: the frontier, thinned to so many stitches')
+    format: str = option('', 'pt2 (torch.export) or onnx (default: what --output ends in, else pt2)')
+    output: str = option('', 'file, or folder of a set (default: export or export/set, in the folder of the net)')
+    overwrite: bool = option(False, 'replace what is there')
+    batch: int | None = option(None, 'the only batch size that the file takes (default: any)')
+    table: str = option('', 'table of latencies to believe, wherever and with whatever weights it was made')
+    plugin: list[str] = option([], 'Python files that register networks and adapters')
+
+
 def parse(
     kind: type[Settings],
     argv: Sequence[str] | None = None,

@@ -18,7 +18,6 @@ from .evaluate import parse_ids
 from .files import write_text
 from .frontier import COSTS, Record, frontier
 from .hardware import setup_of
-from .remote import PROFILES, locate
 from .latency import Latency, LatencyTable
 from .log import Progress, set_up_logging
 from .measure import CALL_SECONDS, CALLS, LEAST_VISITS, Call, StopWatch
@@ -27,6 +26,7 @@ from .modes import autocast, eval_mode
 from .net import StitchableNet
 from .plugins import import_plugins
 from .predict import Additive
+from .remote import PROFILES, locate
 from .seeds import generator
 
 _log = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ def run(settings: ProfileSettings) -> list[LatencyTable]:
         raise SnnetError(f'threads are at least 1, not {settings.threads}')
     import_plugins(settings.plugin)
     set_up_logging()
-    folder = Path(settings.folder)
+    folder = locate(settings.folder)
     net = StitchableNet.from_pretrained(folder).to(kind, _TYPES[settings.dtype])
     words = ('auto', 'all', 'frontier')
     stitches = settings.stitches if settings.stitches in words else parse_ids(settings.stitches, len(net.stitches))

@@ -118,7 +118,7 @@ def test_only_cost_imports_fvcore():
     assert [m for m in FILES if any(name.split('.')[0] == 'fvcore' for name in imports(m, True))] == ['cost']
 
 
-@pytest.mark.parametrize('module', ['frontier', 'budget', 'latency', 'stitch', 'errors'])
+@pytest.mark.parametrize('module', ['frontier', 'budget', 'latency', 'stitch', 'errors', 'index'])
 def test_the_plain_modules_reach_no_torch(module):
     reached, todo = set(), [module]
     while todo:

@@ -1,0 +1,224 @@
+"""The frontier as a folder of exported stitches, and the command that exports one stitch or a set."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .config import ExportSettings
+from .errors import SnnetError
+from .export import Cut, checked_format, export, write
+from .files import clear_temporaries, sha256, write_text
+from .formats import data_file
+from .frontier import Record
+from .index import FORMAT, INDEX, Index, read_content, read_index, thin
+from .latency import LatencyTable
+from .log import JsonLines, Progress, set_up_logging
+from .net import StitchableNet
+from .plugins import import_plugins
+
+_log = logging.getLogger(__name__)
+PROGRESS = 'progress.jsonl'
+"""The finished files of a set that is not complete."""
+_ONE = ('stitch', 'legs', 'flops', 'params', 'top1')
+"""Metadata of one file; the rest all files of a set share."""
+
+_NOTED = ('file', 'sha256', 'data', 'data_sha256', 'difference', 'fingerprint')
+"""What is noted of a file once it is written."""
+
+
+def export_set(
+    net: StitchableNet,
+    folder: str | Path,
+    points: int,
+    *,
+    format: str = 'pt2',
+    batch: int | None = None,
+    cost: str = 'flops',
+    overwrite: bool = False,
+) -> Index:
+    """Exports the frontier, thinned to `points` stitches (see `snnet.index.thin`), for a server to pick from.
+
+    Each file is written and checked as by `snnet.export`. `index.json` comes last: what all files share (input,
+    normalisation, classes), and a row a file with its name, stitch id, legs, costs, accuracy, SHA-256 and difference to
+    eager. `snnet.index.read_index` reads it and `pick` chooses. A set that was interrupted goes on: files that are
+    whole and hold what they should are not made again.
+
+    Args:
+        net: an evaluated net, in any mode.
+        folder: of the set; made where it is missing.
+        points: most stitches; at least two.
+        format: 'pt2' or 'onnx'.
+        batch: the only batch size that the files take; any by default.
+        cost: name of the cost that the frontier is over.
+        overwrite: replace a set of other stitches, weights or format.
+
+    Returns:
+        The set.
+
+    Raises:
+        MissingExtra: the format needs an extra.
+        SnnetError: nothing has been evaluated, fewer than two points, or the folder holds another set.
+        OSError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    checked_format(format, folder / f'x.{format}')
+    records = thin(net.frontier(cost), points, cost)
+    if not records:
+        raise SnnetError(
+            'no stitch has been evaluated, so there is no frontier to export: eval_stitches.py measures accuracy, '
+            'and single stitches can be exported without'
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_temporaries(folder)
+    _Set(net, records, folder, format, batch).run(overwrite)
+    return read_index(folder)
+
+
+class _Set:
+    """The files of a set: which of them are there, and the making of those that are not.
+
+    Args:
+        net: whose stitches they are.
+        records: the stitches, from cheap to dear.
+        folder: of the set.
+        format: of the files.
+        batch: fixed batch size, or None.
+    """
+
+    def __init__(self, net: StitchableNet, records: list[Record], folder: Path, format: str, batch: int | None) -> None:
+        self.net, self.folder, self.format, self.batch = net, folder, format, batch
+        self.records = {f'stitch{record.stitch}.{format}': record for record in records}
+        self.wanted = {name: self._cut(name).fingerprint() for name in self.records}
+        self.lines = JsonLines(folder / PROGRESS)
+
+    def run(self, overwrite: bool) -> None:
+        """Makes what is missing and writes the index.
+
+        Raises:
+            SnnetError: the folder holds another set, and it is not to be overwritten.
+        """
+        rows = self._earlier_rows(overwrite)
+        progress = Progress(len(self.records), 'files')
+        try:
+            for name in self.records:
+                if not self._is_whole(name, rows.get(name, {})):
+                    rows[name] = self._made(name)
+                    self.lines.append(rows[name])
+                progress.update(1, f'{name}: largest difference to eager {rows[name]["difference"]:.2g}')
+        finally:
+            progress.close()
+        metadata = self._cut(next(iter(self.records))).metadata
+        files = [{**rows[name], **_known(record)} for name, record in self.records.items()]
+        shared = {key: value for key, value in metadata.items() if key not in _ONE}
+        content = {'format': FORMAT, 'file_format': self.format, **shared, 'files': files}
+        write_text(self.folder / INDEX, json.dumps(content, indent=1))
+        self.lines.path.unlink(missing_ok=True)
+
+    def _earlier_rows(self, overwrite: bool) -> dict[str, dict[str, Any]]:
+        """What an earlier run noted of its files, by name; files that are not wanted any more are removed."""
+        rows = self.lines.read()
+        if (self.folder / INDEX).exists():
+            listed = read_content(self.folder)['files']
+            other = {row['file']: row.get('fingerprint') for row in listed} != self.wanted
+            if other and not overwrite:
+                raise SnnetError(
+                    f'{self.folder} holds a set of other stitches, weights, accuracies or format: '
+                    f'replace it (overwrite), or name another folder'
+                )
+            if other:
+                (self.folder / INDEX).unlink()  # first of all: it would describe files that are replaced
+            rows = listed + rows
+        for name in {row['file'] for row in rows} - self.wanted.keys():
+            for path in (self.folder / name, data_file(self.folder / name)):
+                path.unlink(missing_ok=True)
+        return {row['file']: {key: row[key] for key in _NOTED if key in row} for row in rows}
+
+    def _is_whole(self, name: str, row: dict[str, Any]) -> bool:
+        """Whether a file that was noted is wanted and there, byte by byte."""
+        if row.get('fingerprint') != self.wanted[name] or 'sha256' not in row:
+            return False
+        digests = {name: row['sha256'], **({row['data']: row['data_sha256']} if 'data' in row else {})}
+        paths = {self.folder / file: digest for file, digest in digests.items()}
+        return all(path.is_file() and sha256(path) == digest for path, digest in paths.items())
+
+    def _made(self, name: str) -> dict[str, Any]:
+        """Exports a stitch and returns what is to be noted of its file."""
+        done = write(self._cut(name), self.folder / name)
+        row = {'file': name, 'sha256': sha256(done.path), 'difference': done.difference}
+        if done.data is not None:
+            row |= {'data': done.data.name, 'data_sha256': sha256(done.data)}
+        return {**row, 'fingerprint': self.wanted[name]}
+
+    def _cut(self, name: str) -> Cut:
+        return Cut(self.net, self.records[name].stitch, self.format, self.batch)
+
+
+def run(settings: ExportSettings) -> None:
+    """The command `snnet export`: writes one stitch or a set, and prints what it wrote.
+
+    Raises:
+        SnnetError: with a sentence that says what was asked and what is possible.
+        OSError: a file cannot be written.
+    """
+    limits = {'flops': settings.budget, 'params': settings.params, 'latency_ms': settings.latency_ms}
+    given: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
+    ways = [settings.stitch is not None, bool(given), settings.points is not None]
+    if sum(ways) != 1:
+        raise SnnetError(
+            'name either the stitch to export (--stitch ID), or limits that it keeps (--budget, --params, '
+            '--latency-ms), or --points N for a set from the frontier' + (', not several of them' if sum(ways) else '')
+        )
+    set_up_logging()
+    import_plugins(settings.plugin)
+    net = StitchableNet.from_pretrained(settings.folder)
+    if settings.table:
+        net.add_table(LatencyTable.read(Path(settings.table)), force=True)
+    if settings.points is not None:
+        _run_set(net, settings, settings.points)
+        return
+    stitch = net.checked(settings.stitch) if settings.stitch is not None else net.select_for_budget(**given)
+    path = _path(settings, f'stitch{stitch}.{settings.format or "pt2"}')
+    format = checked_format(settings.format or None, path)
+    if path.exists() and not settings.overwrite:
+        raise SnnetError(f'{path} is there already: replace it with --overwrite, or name another --output')
+    print('wrote', export(net, stitch, path, format=format, batch=settings.batch))
+
+
+def _run_set(net: StitchableNet, settings: ExportSettings, points: int) -> None:
+    made = export_set(
+        net,
+        settings.output or _folder(settings) / 'set',
+        points,
+        format=settings.format or 'pt2',
+        batch=settings.batch,
+        overwrite=settings.overwrite,
+    )
+    for entry in made.entries:
+        record, gigas = entry.record, (entry.record.flops or 0) / 1e9
+        print(
+            f'{entry.path}: {record.legs}, {gigas:.4g} GFLOPs, {record.top1:.2f} % top-1; '
+            f'largest difference to eager {entry.difference:.2g}'
+        )
+    print('wrote', made.folder / INDEX)
+
+
+def _path(settings: ExportSettings, name: str) -> Path:
+    """The file to write: --output, a file of this name in it where it is a folder, or in the default folder."""
+    if not settings.output:
+        return _folder(settings) / name
+    path = Path(settings.output)
+    return path / name if path.is_dir() else path
+
+
+def _folder(settings: ExportSettings) -> Path:
+    """Where files go by default: beside the net, or here where it comes from elsewhere."""
+    folder = Path(settings.folder)
+    return folder / 'export' if folder.is_dir() else Path('export')
+
+
+def _known(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in asdict(record).items() if value is not None}

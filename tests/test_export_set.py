@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import images, three_vits
+
+import snnet
+from snnet import export_set as set_module
+from snnet.config import ExportSettings, parse
+from snnet.export import Cut, Exported
+from snnet.export_set import PROGRESS, export_set, run
+from snnet.index import INDEX, pick, read_index, thin
+
+
+def evaluated(seed: int = 0) -> snnet.StitchableNet:
+    """Three anchors and their stitches, more accurate where they cost more but for some noise."""
+    net, noise = three_vits(), np.random.default_rng(seed)
+    net.records = [dataclasses.replace(r, top1=50 + r.flops / 1e5 + noise.uniform(0, 2)) for r in net.records]
+    return net
+
+
+@pytest.fixture
+def written(monkeypatch) -> list[str]:
+    """The names of the files that are exported, of which the stitch is all that they hold here."""
+    names: list[str] = []
+
+    def write(cut: Cut, path: Path) -> Exported:
+        path.write_text(f'{cut.module.stitch} {cut.fingerprint()}')
+        names.append(path.name)
+        return Exported(path, None, cut.format, None, '', (1,), 1e-6, 1.0, cut.metadata)
+
+    monkeypatch.setattr(set_module, 'write', write)
+    return names
+
+
+def frontiers() -> list[list[snnet.Record]]:
+    made = []
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        costs, accuracies = np.cumsum(draw.integers(1, 1000, 8)), np.cumsum(draw.uniform(0.01, 5, 8))
+        made.append(
+            [snnet.Record(i, '', int(c), top1=float(a)) for i, (c, a) in enumerate(zip(costs, accuracies, strict=True))]
+        )
+    return made
+
+
+@pytest.mark.parametrize('points', [2, 3, 5, 7])
+def test_no_other_choice_of_as_many_points_with_both_ends_is_better_over_all_budgets(points):
+    def height(records: tuple[snnet.Record, ...]) -> float:
+        return sum(a.top1 * math.log(b.flops / a.flops) for a, b in pairwise(records))
+
+    for records in frontiers():
+        choices = [(records[0], *inner, records[-1]) for inner in combinations(records[1:-1], points - 2)]
+        chosen = tuple(thin(records, points))
+        assert chosen in choices
+        assert height(chosen) == pytest.approx(max(map(height, choices)))
+
+
+def test_a_frontier_without_more_points_stays_whole_and_fewer_than_its_ends_are_refused():
+    records = frontiers()[0]
+    assert thin(records, 8) == thin(records, 99) == records
+    assert thin([], 2) == []
+    with pytest.raises(snnet.SnnetError, match='at least two points, .* but 1 was'):
+        thin(records, 1)
+
+
+def test_a_set_is_the_thinned_frontier_and_each_file_runs(tmp_path):
+    net = evaluated()
+    made = export_set(net, tmp_path / 'set', 3)
+    assert [entry.record for entry in made.entries] == thin(net.frontier(), 3)
+    assert {path.name for path in made.folder.iterdir()} == {INDEX, *(entry.path.name for entry in made.entries)}
+    for entry in made.entries:
+        run = torch.export.load(entry.path).module()
+        with torch.no_grad():
+            torch.testing.assert_close(run(images(32, 3)), net(images(32, 3), stitch=entry.record.stitch))
+    assert made.about['input_size'] == [3, 32, 32]
+    assert (made.about['classes'], made.about['mean'], made.about['file_format']) == (7, [0.5, 0.5, 0.5], 'pt2')
+
+
+def test_an_interrupted_set_goes_on_and_only_damaged_files_are_made_again(tmp_path, written, monkeypatch):
+    net, whole = evaluated(), set_module.write
+
+    def stopped(cut: Cut, path: Path) -> Exported:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return whole(cut, path)
+
+    monkeypatch.setattr(set_module, 'write', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        export_set(net, tmp_path, 4)
+    with pytest.raises(snnet.SnnetError, match='holds no set of exported stitches'):
+        read_index(tmp_path)
+    monkeypatch.setattr(set_module, 'write', whole)
+    made = export_set(net, tmp_path, 4)
+    assert written == [entry.path.name for entry in made.entries]
+    assert not (tmp_path / PROGRESS).exists()
+    export_set(net, tmp_path, 4)
+    assert len(written) == 4
+    made.entries[1].path.write_text('damaged')
+    assert export_set(net, tmp_path, 4) == made
+    assert written[4:] == [made.entries[1].path.name]
+
+
+@pytest.mark.parametrize('change', ['points', 'weights', 'format', 'accuracy'])
+def test_another_set_is_replaced_only_on_demand(change, tmp_path, written):
+    net = evaluated()
+    first = export_set(net, tmp_path, 4)
+    options = {'format': 'onnx'} if change == 'format' else {}
+    if change == 'weights':
+        with torch.no_grad():
+            net.anchor(0).model.head.bias.add_(1)
+    if change == 'accuracy':
+        net.records = [dataclasses.replace(record, top1=record.top1 + 1) for record in net.records]
+    points = 3 if change == 'points' else 4
+    with pytest.raises(snnet.SnnetError, match='holds a set of other stitches, weights, accuracies or format'):
+        export_set(net, tmp_path, points, **options)
+    assert read_index(tmp_path) == first
+    second = export_set(net, tmp_path, points, overwrite=True, **options)
+    assert {path.name for path in tmp_path.iterdir()} == {INDEX, *(entry.path.name for entry in second.entries)}
+    kept = {'points': {entry.path.name for entry in first.entries}, 'weights': set(written[1:4])}.get(change, set())
+    assert written[4:] == [entry.path.name for entry in second.entries if entry.path.name not in kept]
+
+
+def test_a_net_that_was_not_evaluated_has_no_set(tmp_path):
+    with pytest.raises(snnet.SnnetError, match='no stitch has been evaluated, so there is no frontier'):
+        export_set(three_vits(), tmp_path / 'set', 3)
+    assert not (tmp_path / 'set').exists()
+
+
+def test_a_server_picks_by_budget_what_the_net_would_choose(tmp_path, written):
+    made = export_set(evaluated(), tmp_path, 4)
+    for entry in made.entries:
+        assert pick(made, flops=entry.record.flops) == entry
+        assert pick(made, params=entry.record.params + 1).record.top1 >= entry.record.top1
+    with pytest.raises(snnet.BudgetInfeasible):
+        pick(made, flops=1)
+    with pytest.raises(snnet.InvalidBudget):
+        pick(made)
+
+
+def test_the_index_is_read_without_torch(tmp_path, written):
+    export_set(evaluated(), tmp_path, 3)
+    package = Path(snnet.__file__).parent
+    code = f"""
+import sys, types
+sys.modules.update(torch=None, numpy=None, timm=None)
+sys.modules['snnet'] = package = types.ModuleType('snnet')
+package.__path__ = [{str(package)!r}]
+from snnet.index import pick, read_index
+print(pick(read_index({str(tmp_path)!r}), flops=1e9).path)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == str(tmp_path / written[-1]), done.stderr
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        ('{', 'is no JSON file'),
+        ('[]', 'does not describe a set'),
+        ('{"format": 2, "files": []}', 'has format 2, this snnet reads 1'),
+        ('{"format": 1, "files": [{"file": "a.pt2"}]}', 'is damaged: '),
+        ('{"format": 1, "files": [3]}', 'is damaged: '),
+    ],
+)
+def test_a_damaged_index_is_refused_in_a_sentence(damage, message, tmp_path):
+    (tmp_path / INDEX).write_text(damage)
+    with pytest.raises(snnet.SnnetError, match=message):
+        read_index(tmp_path)
+
+
+def test_a_file_that_the_index_lists_and_the_folder_lacks_is_named(tmp_path, written):
+    export_set(evaluated(), tmp_path, 3).entries[0].path.unlink()
+    with pytest.raises(snnet.SnnetError, match=f'lacks {written[0]}, which its index.json lists'):
+        read_index(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    """A saved net of two small networks, evaluated as it were."""
+    net = snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=4, img_size=32)
+    net.records = [dataclasses.replace(r, top1=float(10 + r.stitch)) for r in net.records]
+    path = tmp_path_factory.mktemp('net')
+    net.save_pretrained(path)
+    return path
+
+
+def command(folder: Path, *argv: object) -> None:
+    run(parse(ExportSettings, [str(folder), *map(str, argv)], positional='folder'))
+
+
+def test_the_command_exports_the_choice_within_a_budget_beside_the_net(folder, capsys):
+    net = snnet.StitchableNet.from_pretrained(folder)
+    stitch = net.select_for_budget(net.records[1].flops)
+    command(folder, '--budget', net.records[1].flops)
+    path = folder / 'export' / f'stitch{stitch}.pt2'
+    assert f'wrote {path}: {net.stitches[stitch]}; largest difference to eager' in capsys.readouterr().out
+    before = path.read_bytes()
+    with pytest.raises(snnet.SnnetError, match='is there already: replace it with --overwrite'):
+        command(folder, '--stitch', stitch)
+    assert path.read_bytes() == before
+    command(folder, '--stitch', stitch, '--overwrite')
+
+
+def test_the_command_exports_a_set(folder, tmp_path, written, capsys):
+    command(folder, '--points', 2, '--output', tmp_path / 'set')
+    out = capsys.readouterr().out
+    assert all(str(entry.path) in out for entry in read_index(tmp_path / 'set').entries)
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        ((), 'name either the stitch to export .* or --points N for a set from the frontier$'),
+        (('--stitch', 1, '--budget', 1e9), 'not several of them'),
+        (('--points', 3, '--params', 1e9), 'not several of them'),
+        (('--stitch', 99), 'stitch ids are the integers 0 to'),
+        (('--stitch', 1, '--format', 'jit'), "to pt2 or onnx, not to 'jit'"),
+        (('--stitch', 1, '--output', 'a.onnx', '--format', 'pt2'), 'does not end as a file of pt2 does'),
+        (('--budget', 1), 'no stitch has flops <= 1'),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_refused_in_a_sentence(argv, message, folder):
+    with pytest.raises(snnet.SnnetError, match=message):
+        command(folder, *argv)
+
+
+def test_the_index_is_plain_json_for_any_server(tmp_path, written):
+    net = evaluated()
+    export_set(net, tmp_path, 3)
+    row = json.loads((tmp_path / INDEX).read_text())['files'][0]
+    record = net.frontier()[0]
+    wanted = {'file': 'stitch0.pt2', 'stitch': 0, 'legs': record.legs, 'flops': record.flops, 'params': record.params}
+    assert {**row, **wanted, 'top1': record.top1, 'difference': 1e-6} == row
+    assert len(row['sha256']) == 64
