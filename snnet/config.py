@@ -151,6 +151,28 @@ class EvalSettings(DataSettings):
     )
 
 
+@dataclass
+class SimulateSettings:
+    """Settings of snnet simulate."""
+
+    net: str = option('', 'folder of a saved net that was profiled and evaluated')
+    output: str = option('', 'folder for table and picture (default: simulation, in the folder of the net)')
+    arrivals: str = option('poisson', 'poisson, bursts, diurnal, or a file with the moment of one request a line')
+    loads: list[str] = option(
+        ['0.2', '0.4', '0.6', '0.8', '1', '1.5', '2'],
+        'requests a second, as shares of what the cheapest stitch can answer (not for a file)',
+    )
+    seconds: float = option(60.0, 'length of each simulation (not for a file)')
+    period: float = option(10.0, 'seconds from burst to burst, or of a day')
+    deadline_ms: float | None = option(
+        None, 'milliseconds from arrival to deadline (default: three times what the slowest stitch takes)'
+    )
+    seed: int = option(0, 'of every random choice')
+    setup: str = option('', 'part of the setup whose tables are used, such as cuda or bfloat16')
+    factor: float = option(1.0, 'let batches take longer than the tables say by this factor')
+    spread: float | None = option(None, 'standard deviation of the logarithm of their times (default: as measured)')
+
+
 def parse(
     kind: type[Settings],
     argv: Sequence[str] | None = None,

@@ -131,6 +131,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def known_records(config: dict[str, Any]) -> list[Record]:
+    """What a config.json says of the stitches, without building the net.
+
+    Raises:
+        SnnetError: it is damaged.
+    """
+    try:
+        rows = [(Stitch.parse(row['legs'], tuple(row['layers'])), _known(row)) for row in config['stitches']]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SnnetError(f'{CONFIG} is damaged: {type(error).__name__} {error}') from error
+    return [Record(i, str(stitch), **known, anchor=len(stitch.legs) == 1) for i, (stitch, known) in enumerate(rows)]
+
+
 def write_records(folder: Path, records: list[Record]) -> None:
     """Puts what is known of the stitches into the config.json of a saved net."""
     config = read_config(folder)
