@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import SnnetError
 from ..frontier import Record, accuracy
-from ..latency import LatencyTable
+from ..latency import Latency, LatencyTable
 
 _QUANTILE = 1.2816
 """The 90 % quantile of the standard normal distribution, which `Latency.high` is of."""
@@ -87,10 +87,10 @@ class Choices:
         Raises:
             SnnetError: nothing is left, two tables have the same batch size, or tables of several setups.
         """
-        by_batch = {table.batch: table for table in sorted(tables, key=lambda table: table.batch)}
-        found = list(by_batch.values())
-        if len({table.setup for table in found}) > 1:
-            raise SnnetError(f'tables of several setups cannot be mixed: {"; ".join(str(t.setup) for t in found)}')
+        found = sorted(tables, key=lambda table: table.batch)
+        by_batch = {table.batch: table for table in found}
+        if len({table.setup for table in found}) > 1 or len(by_batch) < len(found):
+            raise SnnetError(f'tables of several setups cannot be mixed: {"; ".join(map(str, found))}')
         known = [r for r in records if accuracy(r) > -math.inf]
         return cls(
             Choice(record.stitch, accuracy(record), *_timed(by_batch, record.stitch))
@@ -166,7 +166,12 @@ def _timed(tables: Mapping[int, LatencyTable], stitch: int) -> tuple[tuple[float
             share = (size - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
             value = rows[at - 1].ms + share * (rows[at].ms - rows[at - 1].ms)
         seconds.append(max(value / 1000, seconds[-1]))
-    return tuple(seconds), max(math.log(max(row.high / row.ms, 1.0)) / _QUANTILE for row in rows)
+    return tuple(seconds), max(_spread(row) for row in rows)
+
+
+def _spread(row: Latency) -> float:
+    """Standard deviation of the logarithm of a lognormal time with this median and 90 % quantile."""
+    return math.log(row.high / row.ms) / _QUANTILE if row.high > row.ms > 0 else 0.0
 
 
 def _undominated(found: Sequence[Choice]) -> tuple[Choice, ...]:

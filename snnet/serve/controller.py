@@ -41,10 +41,17 @@ class Request:
 
 
 class Waiting(NamedTuple):
-    """An admitted request and the index of the first choice that is accurate enough for it."""
+    """An admitted request.
+
+    Attributes:
+        request: as it came.
+        floor: index of the first choice that is accurate enough for it.
+        room: size of the batch that it must be able to begin in time (see `policy.room`).
+    """
 
     request: Request
     floor: int
+    room: int
 
 
 class Decision(NamedTuple):
@@ -71,11 +78,10 @@ class Plan(NamedTuple):
 
     begin: float
     scale: float
-    room: int
     ends: tuple[float, ...]
 
 
-_NONE = Plan(0.0, 0.0, 0, ())
+_NONE = Plan(0.0, 0.0, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +140,16 @@ def admit(choices: Choices, state: State, request: Request, now: float) -> tuple
     if state.running is not None:
         begin = max(now, state.started + state.running.seconds * scale / factor)
     place = bisect_right(state.queue, request.deadline, key=lambda waiting: waiting.request.deadline)
-    queue = (*state.queue[:place], Waiting(request, floor), *state.queue[place:])
-    size = room(tables, Rush.at(load, now, scale))
-    known = state.plan.ends[: place + 1] if state.plan[:3] == (begin, scale, size) else ()
-    ends = finishes(tables.roomy(size), *_slack(queue, begin, scale), known)
+    waiting = Waiting(request, floor, room(tables, Rush.at(load, now, scale)))
+    queue = (*state.queue[:place], waiting, *state.queue[place:])
+    known = state.plan.ends[: place + 1] if state.plan[:2] == (begin, scale) else ()
+    rooms = [tables.roomy(waiting.room) for waiting in queue]
+    ends = finishes(tables.fast, *_slack(queue, begin, scale), known, rooms)
     if ends[-1] == math.inf:
         if not _broken(tables, state.queue, queue, begin, factor, place):
             return replace(state, now=now, load=load), False
         return replace(state, now=now, queue=queue, load=load, plan=_NONE), True
-    return replace(state, now=now, queue=queue, load=load, plan=Plan(begin, scale, size, tuple(ends))), True
+    return replace(state, now=now, queue=queue, load=load, plan=Plan(begin, scale, tuple(ends))), True
 
 
 def decide(choices: Choices, state: State, now: float) -> tuple[State, Decision | None]:

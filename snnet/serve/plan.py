@@ -15,7 +15,13 @@ Rows = Sequence[Sequence[float]]
 """Least time of a batch by its size, for each floor that its requests may set."""
 
 
-def finishes(rows: Rows, slack: Sequence[float], floors: Sequence[int], known: Sequence[float] = ()) -> list[float]:
+def finishes(
+    rows: Rows,
+    slack: Sequence[float],
+    floors: Sequence[int],
+    known: Sequence[float] = (),
+    rooms: Sequence[Rows] | None = None,
+) -> list[float]:
     """Earliest end of the first 0, 1, ... requests when all of these are answered in time; infinite where impossible.
 
     Args:
@@ -23,6 +29,7 @@ def finishes(rows: Rows, slack: Sequence[float], floors: Sequence[int], known: S
         slack: time until the deadline of each request, rising.
         floors: of each request.
         known: the first entries of the result, where an earlier call has found them.
+        rooms: times of the batches that begin with each request, no less than `rows`; the same by default.
     """
     ends = list(known) or [0.0]
     most = len(rows[0]) - 1
@@ -35,7 +42,7 @@ def finishes(rows: Rows, slack: Sequence[float], floors: Sequence[int], known: S
                 row = rows[floor]
             if row[size] >= best:
                 break  # larger batches take at least as long
-            end = ends[first] + row[size]
+            end = ends[first] + (row[size] if rooms is None else rooms[first][floor][size])
             if end < best and end <= slack[first]:
                 best = end
         ends.append(best)

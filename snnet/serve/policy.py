@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 from .choices import Choices
 from .load import Load
-from .plan import lasts
+from .plan import lasts, latest_starts
 
-FULL, RISE = 0.9, 0.8
+FULL, RISE = 1.0, 0.9
 """Shares of a level's capacity: arrivals above the first lower the level, arrivals below the second may raise it."""
 DWELL = 2.0
 """Usual deadlines for which the level is not raised after it was lowered."""
-CROWDED = 0.5
-"""Share of the fastest level's capacity from which on batches are kept as large as possible."""
+CROWDED = 0.7
+"""Share of what batches of a size can answer that may arrive before admission leaves room for larger ones."""
+RESERVE = 1.0
+"""Share of the usual deadline within which all that may come during a batch must be answerable after it."""
 _EVEN = 1.01
 """Where time is no matter up to this factor, the smallest batch is run: it answers first."""
 
@@ -55,18 +57,19 @@ def room(choices: Choices, rush: Rush) -> int:
 
     A request admitted with no time to spare can only be the first of a small batch, and small batches answer fewer
     requests a second; under a crowd one such request costs several others their answer. So each is admitted only if
-    the batch that it begins may still be filled up. Of batches of s requests and S(s) seconds back to back, those
-    requests take part that come in the last min(D - S, S) seconds before a batch begins, D being their deadline; s is
-    the size that answers most.
+    the batch that it begins may still be filled up to a size that answers what arrives, or else to the one that
+    answers most. Of batches of s requests and S(s) seconds back to back, those requests take part that come in the
+    last min(D - S, S) seconds before a batch begins, D being their deadline.
     """
-    if rush.rate < CROWDED * choices.rate(0, rush.due / 2):
-        return 1
     best, chosen = 0.0, 1
-    for size, seconds in enumerate(choices.fast[0]):
+    for size, seconds in enumerate(choices.fast[0][1:], 1):
         if seconds >= rush.due:
             break
-        answered = min(size, rush.rate * min(rush.due - seconds, seconds)) / seconds if size else 0.0
-        if size and answered >= best:
+        part = min(rush.due - seconds, seconds)
+        answered = min(size, rush.rate * part) / seconds
+        if seconds <= rush.due / 2 and size * CROWDED >= rush.rate * seconds:
+            return size
+        if answered >= best:
             best, chosen = answered, size
     return chosen
 
@@ -113,10 +116,20 @@ def choose(
         size, seconds = _batch(choices, candidate, slack, floors, starts, even)
         if not size or (size < count and size < rush.rate * seconds):
             continue
-        behind = choices.time(0, count - size + rush.burst(seconds))
-        if seconds + behind <= rush.due and lasts(choices.rows[candidate], slack):
+        if lasts(choices.rows[candidate], slack) and _spares(choices, rush, slack[size:], floors[size:], seconds):
             return candidate, size
     return 0, _batch(choices, 0, slack, floors, starts, even)[0]
+
+
+def _spares(
+    choices: Choices, rush: Rush, slack: Sequence[float], floors: Sequence[int], seconds: float
+) -> bool:
+    """Whether the fastest level could answer what waits and what may come during a batch, all of it coming at once."""
+    more = rush.burst(seconds)
+    if seconds + choices.time(0, len(slack) + more) > RESERVE * rush.due:
+        return False
+    queue = sorted([*zip(slack, floors, strict=True), *[(RESERVE * rush.due, 0)] * more])
+    return latest_starts(choices.fast, [due for due, _ in queue], [floor for _, floor in queue])[0] >= seconds
 
 
 def _batch(
