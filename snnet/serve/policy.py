@@ -19,8 +19,8 @@ DWELL = 2.0
 """Usual deadlines for which the level is not raised after it was lowered."""
 CROWDED = 0.7
 """Share of what batches of a size can answer that may arrive before admission leaves room for larger ones."""
-RESERVE = 1.0
-"""Share of the usual deadline within which all that may come during a batch must be answerable after it."""
+HEADROOM = 1.1
+"""What may come during a batch is reckoned to take this much longer: more may come after it."""
 _EVEN = 1.01
 """Where time is no matter up to this factor, the smallest batch is run: it answers first."""
 
@@ -121,14 +121,12 @@ def choose(
     return 0, _batch(choices, 0, slack, floors, starts, even)[0]
 
 
-def _spares(
-    choices: Choices, rush: Rush, slack: Sequence[float], floors: Sequence[int], seconds: float
-) -> bool:
+def _spares(choices: Choices, rush: Rush, slack: Sequence[float], floors: Sequence[int], seconds: float) -> bool:
     """Whether the fastest level could answer what waits and what may come during a batch, all of it coming at once."""
     more = rush.burst(seconds)
-    if seconds + choices.time(0, len(slack) + more) > RESERVE * rush.due:
+    if seconds + HEADROOM * choices.time(0, len(slack) + more) > rush.due:
         return False
-    queue = sorted([*zip(slack, floors, strict=True), *[(RESERVE * rush.due, 0)] * more])
+    queue = sorted([*zip(slack, floors, strict=True), *[(rush.due, 0)] * more])
     return latest_starts(choices.fast, [due for due, _ in queue], [floor for _, floor in queue])[0] >= seconds
 
 
