@@ -102,7 +102,7 @@ def test_a_table_that_is_wrong_throughout_costs_little_after_a_while(factor):
     truth = [c._replace(seconds=tuple(factor * s for s in c.seconds)) for c in family().choices]
     right = simulate(Choices(truth), moments, DEADLINE)
     assert outcome.attainment > 99.0
-    assert outcome.effective > right.effective - 1.0
+    assert outcome.effective > right.effective - 2.0
 
 
 def test_times_that_scatter_are_planned_for():
@@ -137,8 +137,9 @@ def folder(tmp_path_factory):
     kind = FAMILIES['vit']
     anchors = [snnet.as_anchor(make(), name) for make, name in ((kind.small, 'small'), (kind.large, 'large'))]
     path = tmp_path_factory.mktemp('net')
-    sources = [snnet.Source('vit_tiny_patch16_224', {'img_size': 32, 'patch_size': 8, 'depth': 4, 'num_classes': 7, **args})
-               for args in ({'embed_dim': 16, 'num_heads': 2}, {'embed_dim': 24, 'num_heads': 3})]  # fmt: skip
+    shared = {'img_size': 32, 'patch_size': 8, 'depth': 4, 'num_classes': 7}
+    sizes = ({'embed_dim': 16, 'num_heads': 2}, {'embed_dim': 24, 'num_heads': 3})
+    sources = [snnet.Source('vit_tiny_patch16_224', {**shared, **size}) for size in sizes]
     for anchor, source in zip(anchors, sources, strict=True):
         anchor.source = source
     net = snnet.StitchableNet(anchors, snnet.list_stitches(anchors))
