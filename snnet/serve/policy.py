@@ -100,7 +100,8 @@ def choose(
     The requests in the batch are in time, and those behind it still can be (`starts`). Besides, for any level but the
     fastest: all that wait now could be answered in time at this level, lest accuracy spent now is missing later; the
     batch answers as many a second as arrive, or else leaves nobody waiting; and after it the fastest level could
-    answer all that wait and all that may come meanwhile, in time for the next to come.
+    answer all that wait and all that may come meanwhile, in time for the next to come. One level more may run where it
+    leaves nobody waiting: of all mixtures that bear a rate, that of two neighbours on the frontier is the best.
 
     Args:
         choices: to choose from.
@@ -112,9 +113,10 @@ def choose(
     """
     even = _EVEN if room(choices, rush) == 1 else 1.0
     count = len(slack)
-    for candidate in range(level, 0, -1):
+    mixes = level < len(choices) - 1 and choices.rate(level, rush.due / 2) * RISE >= rush.rate
+    for candidate in range(level + mixes, 0, -1):
         size, seconds = _batch(choices, candidate, slack, floors, starts, even)
-        if not size or (size < count and size < rush.rate * seconds):
+        if not size or (size < count and (candidate > level or size < rush.rate * seconds)):
             continue
         if lasts(choices.rows[candidate], slack) and _spares(choices, rush, slack[size:], floors[size:], seconds):
             return candidate, size
