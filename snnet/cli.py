@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from .config import ExportSettings, InfoSettings, ProfileSettings, parse
+from .config import parse
 from .errors import SnnetError
 from .export_set import run as export
 from .info import run as info
 from .log import set_up_logging
 from .profile import run as profile
+from .serve.report import run as simulate
+from .settings import ExportSettings, InfoSettings, ProfileSettings, SimulateSettings
 
 
 class Command(NamedTuple):
@@ -27,6 +29,7 @@ class Command(NamedTuple):
 COMMANDS = {
     'profile': Command(ProfileSettings, profile, 'measure latency and memory of the stitches on this machine'),
     'export': Command(ExportSettings, export, 'write a stitch, or a set of them, as torch.export or ONNX'),
+    'simulate': Command(SimulateSettings, simulate, 'show how a controller holds deadlines as the load moves'),
     'info': Command(InfoSettings, info, 'print the anchors, the frontier and the tables at hand'),
 }
 

@@ -153,56 +153,6 @@ class EvalSettings(DataSettings):
     )
 
 
-@dataclass
-class InfoSettings:
-    """Settings of snnet info."""
-
-    folder: str = option('', 'folder of a saved net, or its id on the hub')
-    plugin: list[str] = option([], 'Python files that register networks and adapters')
-
-
-@dataclass
-class ProfileSettings:
-    """Settings of `snnet profile`."""
-
-    folder: str = option('', 'folder of a saved net')
-    batch_sizes: list[int] = option([1], 'images a call; a table each')
-    stitches: str = option(
-        'auto',
-        "what is measured rather than predicted: all, frontier, ids such as '0-2,24', or auto (all where the time "
-        'allows, else the frontier)',
-    )
-    predict: bool = option(True, 'predict the stitches that are not measured; otherwise they are left out')
-    minutes: float = option(5.0, 'time for a table within which auto measures all stitches')
-    device: str = option('', 'cpu or cuda (default: a GPU where there is one)')
-    dtype: str = option('float32', 'type of the weights: float32, bfloat16 or float16')
-    amp: bool = option(False, 'mixed precision')
-    amp_dtype: str = option('bfloat16', 'type of mixed precision: bfloat16 or float16')
-    threads: int | None = option(None, 'CPU threads of one operation (default: what torch uses)')
-    compile: bool = option(False, 'compile the blocks with torch.compile first')
-    overwrite: bool = option(False, 'measure anew what has a table already')
-    seed: int = option(0, 'of images and order')
-    plugin: list[str] = option([], 'Python files that register networks and adapters')
-
-
-@dataclass
-class ExportSettings:
-    """Settings of `snnet export`."""
-
-    folder: str = option('', 'folder of a saved net')
-    stitch: int | None = option(None, 'id of the stitch to export')
-    budget: float | None = option(None, 'export the best stitch of at most so many FLOPs (multiply-adds an image)')
-    params: float | None = option(None, 'export the best stitch of at most so many parameters')
-    latency_ms: float | None = option(None, 'export the best stitch of at most so many milliseconds, as profiled')
-    points: int | None = option(None, 'export a set instead: the frontier, thinned to so many stitches')
-    format: str = option('', 'pt2 (torch.export) or onnx (default: what --output ends in, else pt2)')
-    output: str = option('', 'file, or folder of a set (default: export or export/set, in the folder of the net)')
-    overwrite: bool = option(False, 'replace what is there')
-    batch: int | None = option(None, 'the only batch size that the file takes (default: any)')
-    table: str = option('', 'table of latencies to believe, wherever and with whatever weights it was made')
-    plugin: list[str] = option([], 'Python files that register networks and adapters')
-
-
 def parse(
     kind: type[Settings],
     argv: Sequence[str] | None = None,

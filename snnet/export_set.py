@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .config import ExportSettings
 from .errors import SnnetError
 from .export import Cut, checked_format, export, write
 from .files import clear_temporaries, sha256, write_text
@@ -19,6 +18,7 @@ from .latency import LatencyTable
 from .log import JsonLines, Progress, set_up_logging
 from .net import StitchableNet
 from .plugins import import_plugins
+from .settings import ExportSettings
 
 _log = logging.getLogger(__name__)
 PROGRESS = 'progress.jsonl'

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .config import InfoSettings
 from .frontier import table
 from .hardware import setup_of
 from .net import StitchableNet
 from .plugins import import_plugins
+from .settings import InfoSettings
 
 
 def run(settings: InfoSettings) -> None:

@@ -12,7 +12,6 @@ from statistics import fmean
 import torch
 
 from .compile import compile_blocks, warm_up
-from .config import ProfileSettings
 from .errors import SnnetError, reason_of
 from .evaluate import parse_ids
 from .files import write_text
@@ -28,6 +27,7 @@ from .plugins import import_plugins
 from .predict import Additive
 from .remote import PROFILES, locate
 from .seeds import generator
+from .settings import ProfileSettings
 
 _log = logging.getLogger(__name__)
 _TYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}

@@ -13,10 +13,11 @@ from torch import nn
 import snnet
 from snnet import Anchor, ForeignTable, LatencyTable, SnnetError, Stage, StitchableNet, measure
 from snnet import profile as room
-from snnet.config import ProfileSettings, parse
+from snnet.config import parse
 from snnet.measure import LEAST_VISITS, MOST_VISITS, StopWatch
 from snnet.memory import own_bytes, peak_memory
 from snnet.profile import profile, run
+from snnet.settings import ProfileSettings
 
 CPU = torch.device('cpu')
 

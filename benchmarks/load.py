@@ -1,0 +1,76 @@
+"""The controller against services that cannot adapt, with published accuracies, over load and shapes of arrivals.
+
+    python benchmarks/load.py ../shared/oracle/deit_ti_s_b.json --output docs/results
+
+The file holds `configs`, a stitch a row: cfg_id, flops, acc1, front_anchor, end_anchor. Latency is made up from FLOPs:
+a fixed part a batch and a part a GFLOP and image. Two machines: 'cpu' (0.5 ms + 1 ms a GFLOP), where batches gain
+little, and 'gpu' (4 ms + 0.2 ms a GFLOP), where they gain much. Seeds are none that the rules were tuned with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from snnet.serve import Choice, Choices, World, arrivals
+from snnet.serve.plot import draw_loads
+from snnet.serve.report import POLICIES, STITCHES, Row, compare, table
+
+MACHINES = {'cpu': (0.0005, 0.001), 'gpu': (0.004, 0.0002)}
+"""Seconds a batch, and a GFLOP and image."""
+
+
+def choices_of(rows: list[dict], machine: str, most: int = 16) -> Choices:
+    """Stitches of a file with made-up latencies."""
+    batch, flop = MACHINES[machine]
+    return Choices(
+        Choice(
+            row['cfg_id'],
+            row['acc1'],
+            (0.0, *(batch + flop * row['flops'] / 1e9 * size for size in range(1, most + 1))),
+        )
+        for row in rows
+    )
+
+
+def main() -> None:
+    """Prints the tables and what a request costs the controller, and draws the pictures."""
+    parser = argparse.ArgumentParser(description='Simulates a service under load with published accuracies.')
+    parser.add_argument('file', type=Path, help='published numbers, stitch by stitch')
+    parser.add_argument('--output', type=Path, help='folder for pictures')
+    parser.add_argument('--requests', type=int, default=6000, help='of each simulation')
+    parser.add_argument('--deadline', type=float, default=0.05, help='seconds from arrival to deadline')
+    parser.add_argument('--loads', type=float, nargs='+', default=[0.1, 0.2, 0.4, 0.6, 0.8, 1.2, 2.0])
+    parser.add_argument('--shapes', nargs='+', default=['poisson', 'bursts'])
+    parser.add_argument('--spread', type=float, default=0.0, help='of the logarithm of the time of a batch')
+    parser.add_argument('--seed', type=int, default=2026)
+    args = parser.parse_args()
+    if not args.file.is_file():
+        print(f'skipped: {args.file} is not here')
+        return
+    rows = json.loads(args.file.read_text())['configs']
+    anchors = [row for row in rows if row['stitch'] is None]
+    for machine in MACHINES:
+        stitches, whole = choices_of(rows, machine), choices_of(anchors, machine)
+        capacity = stitches.rate(0, args.deadline / 2)
+        for shape in args.shapes:
+            found = []
+            for index, load in enumerate(args.loads):
+                seconds = args.requests / (load * capacity)
+                moments = arrivals(shape, load * capacity, seconds, args.seed + index, period=40 * args.deadline)
+                begin = time.perf_counter()
+                outcomes = compare(stitches, whole, moments, args.deadline, World(spread=args.spread, seed=args.seed))
+                spent = 1e6 * (time.perf_counter() - begin) / len(moments) / 9  # runs, by bisection
+                found += [Row(load, len(moments) / seconds, *outcome) for outcome in outcomes]
+                print(f'{machine} {shape} {load}: about {spent:.0f} us a request', flush=True)
+            print(table(found), flush=True)
+            if args.output:
+                points = {p: [(r.load, r.outcome) for r in found if r.policy == p] for p in POLICIES}
+                title = f'{shape}, {machine}, deadline {1000 * args.deadline:g} ms ({STITCHES}: {len(stitches)})'
+                print(*draw_loads(points, args.output / f'load_{machine}_{shape}', title))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,84 @@
+"""When requests come: by chance, in bursts, by day and night, or as they were recorded; all keyed by a seed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import SnnetError
+from ..seeds import key
+
+SHAPES = ('poisson', 'bursts', 'diurnal')
+"""Kinds of arrivals that are made up."""
+MOST = 5_000_000
+"""Requests of a simulation at most: what fits in memory and can be waited for."""
+
+
+def arrivals(
+    shape: str, rate: float, seconds: float, seed: int = 0, *, period: float = 10.0, share: float = 0.3
+) -> np.ndarray:
+    """Moments of arrival, rising, of a Poisson process whose rate may change with time.
+
+    Args:
+        shape: 'poisson' (one rate throughout), 'bursts' (all requests come in the first `share` of every period) or
+            'diurnal' (the rate is a sine wave from 10 % to 190 % of its mean).
+        rate: mean requests a second.
+        seconds: length.
+        seed: of the draws.
+        period: seconds of a burst and the pause after it, or of a day.
+        share: of a period that a burst takes.
+
+    Raises:
+        SnnetError: an unknown shape, or numbers out of their range.
+    """
+    if shape not in SHAPES:
+        raise SnnetError(f"arrivals are {', '.join(SHAPES)}, or a file of moments, not '{shape}'")
+    for name, value in (('rate', rate), ('seconds', seconds), ('period', period)):
+        if not 0 < value < math.inf:
+            raise SnnetError(f'{name} of arrivals is a positive finite number, not {value}')
+    if not 0 < share <= 1:
+        raise SnnetError(f'the share of a period that a burst takes is above 0 and at most 1, not {share}')
+    peak = {'poisson': 1.0, 'bursts': 1 / share, 'diurnal': 1.9}[shape] * rate
+    if peak * seconds > MOST:
+        raise SnnetError(f'{rate:g} requests a second for {seconds:g} s are more than {MOST} to simulate')
+    random = np.random.default_rng(key(seed, f'arrivals {shape}'))
+    moments = np.sort(random.uniform(0, seconds, random.poisson(peak * seconds)))
+    if shape == 'bursts':
+        return moments[moments % period < share * period]
+    if shape == 'diurnal':
+        chance = (1 + 0.9 * np.sin(2 * np.pi * moments / period)) / 1.9
+        return moments[random.random(len(moments)) < chance]
+    return moments
+
+
+def recorded(path: Path) -> np.ndarray:
+    """Moments of arrival in a text file: one a line in seconds, first on the line where commas part it.
+
+    Empty lines and a first line of names are passed over; the earliest moment becomes 0. Order does not matter.
+
+    Raises:
+        SnnetError: the file cannot be read, holds no moments, too many, or a line that is none.
+    """
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else 'it is no text'
+        raise SnnetError(f'the arrivals in {path} cannot be read: {reason}') from None
+    moments: list[float] = []
+    for number, line in enumerate(lines, 1):
+        text = line.split(',')[0].strip().strip('"')
+        try:
+            moment = float(text)
+        except ValueError:
+            if not line.strip() or (number == 1 and len(lines) > 1):
+                continue
+            raise SnnetError(f"line {number} of {path} is no moment in seconds: '{line.strip()[:60]}'") from None
+        if not math.isfinite(moment):
+            raise SnnetError(f"line {number} of {path} is no moment in seconds: '{line.strip()[:60]}'")
+        moments.append(moment)
+    if not 0 < len(moments) <= MOST:
+        raise SnnetError(f'{path} holds {len(moments)} arrivals; between 1 and {MOST} can be simulated')
+    sorted_moments = np.sort(np.asarray(moments))
+    return sorted_moments - sorted_moments[0]
