@@ -11,8 +11,6 @@ from .lines import Lines
 GAIN = 1e-10
 """Increases of J below this are rounding."""
 
-_SWAPS = 600
-"""Most swaps of a centre that are tried one by one; a zoo that has more is left to the starts."""
 _STEPS = 100
 """Iterations of the published algorithm at most."""
 
@@ -55,12 +53,9 @@ def _climb(lines: Lines, state: State, free: bool) -> State:
 
 
 def swap_centres(lines: Lines, state: State, free: bool) -> State:
-    """Replaces single centres by any block, each time with the best partition for it, until no swap increases J.
-
-    A zoo with many blocks has too many swaps for that and gains little: its state is returned as it is.
-    """
+    """Replaces single centres by any block, each time with the best partition for it, until no swap increases J."""
     swaps = [(k, block) for k in range(lines.count) for block in zip(lines.start, lines.stop, strict=True)]
-    improved = len(swaps) <= _SWAPS
+    improved = True
     while improved:
         improved = False
         for k, block in swaps:

@@ -28,8 +28,8 @@ SETS = ('free', 'stage')
 STARTS = {'alternating': 64, 'published': 200}
 """Names of the methods, each with its number of starts."""
 
-_ENDS = 8
-"""Best ends of the alternation from which swaps of centres go on."""
+_SWAPS = 4800
+"""Swaps of a centre that may be tried, about: from all ends in a zoo of few blocks, from none in one of many."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Partition:
         networks: names, in the order of the zoo.
         cuts: of each network, the K + 1 positions from 0 to its last between which its blocks lie.
         sets: of each network, the index of the set that each of its blocks belongs to (A of Eq. 2).
-        centres: of each set, the block that is most similar to all of it (B_aj).
+        centres: of each set, the block that is most similar to all of it (B_aj). The published method may leave a
+            set without blocks: its centre is then the one that it had last.
         objective: J, the sum of S of every block to its centre (Eq. 2).
     """
 
@@ -113,16 +114,22 @@ def partition(
             progress(1)
     best = [ends[objective] for objective in sorted(ends, reverse=True)]
     if method == 'alternating':
-        best = [swap_centres(lines, state, sets == 'free') for state in best[:_ENDS]]
+        swapped = best[: _SWAPS // (lines.count * len(lines.start))]
+        best = [swap_centres(lines, state, sets == 'free') for state in swapped] or best
     return _named(lines, max(best, key=lambda state: state.objective))
 
 
 def _named(lines: Lines, state: State) -> Partition:
-    cuts = state.cuts - lines.first[:, None]
+    """The partition by names and positions; sets are numbered by the mean stage of their blocks."""
+    cuts, stages = state.cuts - lines.first[:, None], np.tile(np.arange(lines.count), len(state.cuts))
+    sizes = np.bincount(state.sets, minlength=lines.count)
+    depth = np.bincount(state.sets, stages, lines.count) / np.maximum(sizes, 1)
+    order = np.argsort(np.where(sizes > 0, depth, lines.count), kind='stable')
+    sets = np.argsort(order)[state.sets].reshape(len(cuts), -1)
     return Partition(
         lines.names,
         tuple(tuple(row) for row in cuts.tolist()),
-        tuple(tuple(row) for row in state.sets.reshape(len(cuts), -1).tolist()),
-        tuple(lines.leg(start, stop) for start, stop in state.centres.tolist()),
+        tuple(tuple(row) for row in sets.tolist()),
+        tuple(lines.leg(start, stop) for start, stop in state.centres[order].tolist()),
         state.objective,
     )
