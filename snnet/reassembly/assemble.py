@@ -193,7 +193,8 @@ def rank_assemblies(
 
     Raises:
         InvalidBudget: a budget that is no positive finite number.
-        BudgetInfeasible: no assembly fits; the message names the one that misses the budgets least.
+        BudgetInfeasible: no assembly fits, or none was found where the message says so (with two budgets, and more
+            combinations than are costed); it names the one that misses the budgets least.
         CannotStitch: there is no assembly at all, whatever the budget.
         SnnetError: another argument is out of range.
     """
@@ -215,7 +216,8 @@ def rank_assemblies(
         missed = (grown.costs / limits).max(1)
         nearest = _assembly(tables, grown, int(np.lexsort((grown.costs[:, 0], missed))[0]))
         if missed.min() > 1:
-            raise _infeasible(nearest, flops, params)
+            proven = grown.bound is None or -grown.bound >= missed.min()
+            raise _infeasible(nearest, flops, params, proven)
         return Ranking((nearest,), 1, math.inf if grown.bound is not None else None)
     order = np.lexsort((grown.costs[:, 1], grown.costs[:, 0], -grown.scores))[:count]
     return Ranking(tuple(_assembly(tables, grown, int(i)) for i in order), len(grown.scores), grown.bound)
@@ -246,12 +248,14 @@ def _none(tables: Tables, networks: int) -> str:
     )
 
 
-def _infeasible(nearest: Assembly, flops: float | None, params: float | None) -> BudgetInfeasible:
+def _infeasible(nearest: Assembly, flops: float | None, params: float | None, proven: bool) -> BudgetInfeasible:
     asked = {name: limit for name, limit in (('flops', flops), ('params', params)) if limit is not None}
     wanted = ' and '.join(f'{name} <= {limit:.6g}' for name, limit in asked.items())
     smallest = {name: float(getattr(nearest, name)) for name in asked}
     offered = ' and '.join(f'{name} = {value:.6g}' for name, value in smallest.items())
     missed = max(smallest[name] / limit for name, limit in asked.items())
     return BudgetInfeasible(
-        f'no assembly has {wanted}: the nearest, {nearest}, has {offered}, {missed:.3g} times the budget', smallest
+        f'no assembly {"has" if proven else "was found with"} {wanted}: the nearest, {nearest}, has {offered}, '
+        f'{missed:.3g} times the budget',
+        smallest,
     )

@@ -79,7 +79,8 @@ def _random_start(lines: Lines, free: bool, random: np.random.Generator) -> Stat
         chosen = random.choice(blocks.ravel(), lines.count, replace=False)
     centres = np.stack([cuts[:, :-1].ravel()[chosen], cuts[:, 1:].ravel()[chosen]], 1)
     state = _settle(lines, cuts, centres, free)
-    return state if state is not None else _random_start(lines, free, random)
+    assert state is not None  # the centres are blocks of these cuts, and stay in their sets
+    return state
 
 
 def _values(lines: Lines, centres: np.ndarray, free: bool, pinned: bool) -> np.ndarray:
@@ -105,6 +106,9 @@ def _settle(lines: Lines, cuts: np.ndarray, centres: np.ndarray, free: bool) -> 
     functional = lines.functional(cuts)
     stages = np.tile(np.arange(lines.count), len(cuts))
     sets = lines.to(centres[:, 0], centres[:, 1], cuts).argmax(0) if free else stages
+    same = (cuts[:, :-1].ravel() == centres[:, :1]) & (cuts[:, 1:].ravel() == centres[:, 1:])
+    owner, own = np.nonzero(same)
+    sets[own] = owner if free else sets[own]  # a centre is in its set, however much it is like another
     best = -np.inf
     while True:
         member = sets == np.arange(lines.count)[:, None]
@@ -117,7 +121,7 @@ def _settle(lines: Lines, cuts: np.ndarray, centres: np.ndarray, free: bool) -> 
         best, chosen, held = objective, sets, medoids
         if free:
             sets = functional[medoids].argmax(0)
-            sets[medoids] = np.arange(lines.count)  # equal to another centre's block or not, a centre is in its set
+            sets[medoids] = np.arange(lines.count)
     rows = np.stack([cuts[:, :-1].ravel()[held], cuts[:, 1:].ravel()[held]], 1)
     return State(cuts, chosen, rows, best)
 

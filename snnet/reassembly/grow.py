@@ -15,7 +15,8 @@ class Grown:
         choices: index of the network at each stage (combinations, K).
         costs: (combinations, 2).
         scores: mean over the seams (combinations,).
-        bound: of what was given up on the way, the highest score possible; None where nothing was.
+        bound: of what was given up on the way, the highest score possible (where grown by cost: minus the smallest
+            factor by which limits are exceeded); None where nothing was.
     """
 
     choices: np.ndarray
@@ -84,7 +85,7 @@ def grow(
             order = np.argsort(-promise, kind='stable')
             given_up = max(float(promise[order[width]]), -np.inf if given_up is None else given_up)
             now = now.pick(order[:width])
-    bound = given_up if given_up is None else given_up / (stages - 1)
+    bound = given_up if given_up is None or by_cost else given_up / (stages - 1)
     return Grown(now.choices, now.costs, now.scores / (stages - 1), bound)
 
 

@@ -28,7 +28,7 @@ SETS = ('free', 'stage')
 STARTS = {'alternating': 64, 'published': 200}
 """Names of the methods, each with its number of starts."""
 
-_SWAPS = 4800
+_SWAPS = 3000
 """Swaps of a centre that may be tried, about: from all ends in a zoo of few blocks, from none in one of many."""
 
 
