@@ -27,7 +27,7 @@ from ..errors import SnnetError
 ESTIMATORS = {'unbiased': 4, 'biased': 2, 'published': 2}
 """Names of the estimators, each with the fewest images that a batch of its may have."""
 
-_COLUMNS = 8192
+_COLUMNS = 4096
 """Features multiplied at a time: they stay in the cache, and float32 products are summed in float64."""
 _STILL = 1e-12
 """Features whose variance is below this share of their square are rounding errors of a constant."""
