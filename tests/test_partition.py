@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from snnet.errors import CannotStitch, SnnetError
-from snnet.reassembly.climb import _settle, _values
+from snnet.reassembly.climb import _settle, _swap_layers, _values, alternate
 from snnet.reassembly.lines import Lines
 from snnet.reassembly.partition import partition
 from snnet.reassembly.similarity import Similarity
@@ -131,6 +131,29 @@ def test_given_centres_the_dynamic_programme_finds_the_best_cuts(free, pinned):
             continue
         assert sums[i] == pytest.approx(max(values.values()), abs=1e-12)
         assert values[tuple((cuts[i] - lines.first[i]).tolist())] == pytest.approx(sums[i], abs=1e-12)
+
+
+@pytest.mark.parametrize('free', [True, False])
+@pytest.mark.parametrize('seed', range(4))
+def test_no_exact_step_increases_the_objective_of_an_end(free, seed):
+    lengths = (9, 12, 7, 10)
+    lines = Lines(random_zoo(lengths, seed), 3, nodes(lengths), 0.9)
+    end = alternate(lines, free, np.random.default_rng(seed))
+    for pinned in (False, True):
+        cuts, sums = lines.best(_values(lines, end.centres, free, pinned))
+        settled = _settle(lines, cuts, end.centres, free)
+        assert settled is None or settled.objective <= end.objective + 1e-9
+    assert sums.sum() == pytest.approx(end.objective, abs=1e-9)  # the best cuts with its centres are its own
+
+
+def test_a_layer_swap_moves_a_cut_by_one_module_to_where_it_is_best_within_the_limit():
+    matrix = np.zeros((14, 14))
+    matrix[[2, 3, 4, 5], 10] = matrix[10, [2, 3, 4, 5]] = [0.1, 0.2, 0.5, 0.9]
+    lines = Lines(zoo((6, 6), matrix), 2, nodes((6, 6)), 0.5)
+    cuts, centres = np.array([[0, 2, 6], [7, 10, 13]]), np.array([[7, 10], [10, 13]])
+    for expected in (3, 4, 4):  # five modules would be more than the limit of less than 4.5
+        _swap_layers(lines, cuts, np.array([[0, 1], [0, 1]]), centres)
+        assert cuts[0].tolist() == [0, expected, 6]
 
 
 def test_no_set_of_given_cuts_is_left_empty_or_without_its_centre():
