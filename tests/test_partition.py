@@ -134,7 +134,7 @@ def test_given_centres_the_dynamic_programme_finds_the_best_cuts(free, pinned):
 
 
 @pytest.mark.parametrize('free', [True, False])
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', [0, 1, 21, 39])  # of the last two, an end needs centres to be kept
 def test_no_exact_step_increases_the_objective_of_an_end(free, seed):
     lengths = (9, 12, 7, 10)
     lines = Lines(random_zoo(lengths, seed), 3, nodes(lengths), 0.9)
