@@ -1,0 +1,30 @@
+"""Deep model reassembly (DeRy): a new network from the blocks of a zoo, under a budget."""
+
+from .assemble import Assembly, Ranking, Tables, map_costs, rank_assemblies, tabulate
+from .cka import cka
+from .naswot import CodeScore, naswot
+from .partition import Partition, partition
+from .plot import draw_assemblies, draw_partition, draw_similarity
+from .similarity import Similarity, measure_similarity
+from .zoo import check_zoo, line_sizes
+
+__all__ = [
+    'Assembly',
+    'CodeScore',
+    'Partition',
+    'Ranking',
+    'Similarity',
+    'Tables',
+    'check_zoo',
+    'cka',
+    'draw_assemblies',
+    'draw_partition',
+    'draw_similarity',
+    'line_sizes',
+    'map_costs',
+    'measure_similarity',
+    'naswot',
+    'partition',
+    'rank_assemblies',
+    'tabulate',
+]

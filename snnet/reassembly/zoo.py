@@ -1,0 +1,64 @@
+"""What networks make a zoo, and the size of the modules of their lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..cost import PartFlops, part_flops
+from ..errors import SnnetError
+from ..line import Anchor
+
+SIZES = ('flops', 'nodes', 'params')
+"""What the size of a block is measured in: multiply-adds, modules of the line (the paper's nodes), or parameters."""
+
+
+def check_zoo(anchors: Sequence[Anchor]) -> None:
+    """Refuses networks that cannot be compared.
+
+    Raises:
+        SnnetError: fewer than two, two of one name, or different sizes of image.
+        CannotStitch: one does not run as a line on its size of image.
+    """
+    names = [anchor.name for anchor in anchors]
+    if len(names) < 2:
+        raise SnnetError(f'a zoo is at least two networks to take blocks from, {len(names)} given')
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise SnnetError(f"two networks of the zoo are called '{twice}': give each its own name")
+    kinds: dict[tuple[int, ...], list[str]] = {}
+    for anchor in anchors:
+        kinds.setdefault(tuple(anchor.input_size), []).append(anchor.name)
+    if len(kinds) > 1:
+        listed = '; '.join(f'{"x".join(map(str, size))}: {", ".join(who)}' for size, who in kinds.items())
+        raise SnnetError(f'the networks of a zoo take images of one size, but these differ ({listed})')
+    for anchor in anchors:
+        _ = anchor.boundaries  # runs it once, and says so where it does not run
+
+
+def line_sizes(
+    anchors: Sequence[Anchor], measure: str = 'flops', parts: Mapping[str, PartFlops] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Size of every module of every line, by name of the network.
+
+    Args:
+        anchors: the zoo.
+        measure: one of `SIZES`.
+        parts: `part_flops` of the networks by name, where they were counted before.
+
+    Raises:
+        SnnetError: an unknown measure.
+    """
+    if measure not in SIZES:
+        raise SnnetError(f"the size of a block is measured in {', '.join(SIZES)}, not '{measure}'")
+    if measure == 'flops':
+        counted = parts or {anchor.name: part_flops(anchor) for anchor in anchors}
+        return {anchor.name: counted[anchor.name].modules for anchor in anchors}
+    if measure == 'nodes':
+        return {anchor.name: (1,) * len(anchor.line()) for anchor in anchors}
+    return {a.name: tuple(leg_params(a, p, p + 1) for p in range(len(a.line()))) for a in anchors}
+
+
+def leg_params(anchor: Anchor, start: int | None, stop: int | None) -> int:
+    """Parameters that take part in `anchor.run(x, start, stop)`."""
+    sizes = {name: p.numel() for name, p in anchor.model.named_parameters(remove_duplicate=False)}
+    return sum(sizes[name] for name in anchor.parameter_names(start, stop))
