@@ -101,6 +101,7 @@ class Anchor(nn.Module):
         self.input_size = input_size
         self.source = source
         self.official = official
+        self.frozen = False
         self.checkpointing = False
         """Whether blocks are run again in the backward pass instead of keeping what is inside them."""
 
@@ -225,6 +226,16 @@ class Anchor(nn.Module):
         self.forget_caches()
         return copy.deepcopy(self, memo)
 
+    def freeze(self) -> None:
+        """Keeps what is pretrained as it is: no parameter is trained, and eval mode stays, also after `train()`."""
+        self.requires_grad_(False)
+        self.frozen = True
+        self.eval()
+
+    def train(self, mode: bool = True) -> Anchor:
+        """Train or eval mode; a frozen anchor stays in eval mode (batch norms, drop path)."""
+        return super().train(mode and not self.frozen)
+
     def forget_caches(self) -> None:
         """Drops what the model derived from its weights and would go on using when they change."""
 
@@ -245,13 +256,14 @@ class Anchor(nn.Module):
         parts: list[Callable[[Tensor], Tensor]] = [twin.stem, *twin.line()]
         for part in parts:
             x = part(x.detach().requires_grad_())
-            boundaries.append(self._boundary(x))
+            boundaries.append(self._boundary(x, len(boundaries)))
             used.append(used_parameters(x, names))
         x = x.detach().requires_grad_()
         heads = [used_parameters(head(x), names) for head in (twin.head, twin.published_head)]
         return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
 
-    def _boundary(self, x: Tensor) -> Boundary:
+    def _boundary(self, x: Tensor, position: int) -> Boundary:
+        """What flows at a position, where `x` came out of one image."""
         if self.layout == 'NLC':
             return Boundary(x.shape[2], self._token_grid(x.shape[1] - self.prefix), 'NLC', self.prefix)
         _, first, second, third = x.shape
