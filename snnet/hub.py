@@ -25,6 +25,7 @@ from .frontier import Record
 from .latency import LatencyTable
 from .layer import merged_state
 from .line import Anchor, Source
+from .reassembly.network import Reassembled, ReassembledAnchor, reassemble
 from .statistics import Statistics
 from .stitch import Stitch
 
@@ -37,6 +38,8 @@ _log = logging.getLogger(__name__)
 CONFIG, WEIGHTS, STATISTICS = 'config.json', 'model.safetensors', 'statistics.safetensors'
 PROFILES = 'profiles'
 """Folder of the tables of latency that were made of the weights."""
+REASSEMBLED = 'reassembled'
+"""Stands where timm's name of a network would, for one that was reassembled; its zoo is described beside it."""
 FORMAT = 1
 """Version of the layout of config.json; raised when older readers would misread it."""
 
@@ -200,15 +203,19 @@ def _known(record: Record | dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(anchor: Anchor) -> dict[str, Any]:
-    if anchor.source is None:
+    if isinstance(anchor.model, Reassembled):
+        source = _describe_zoo(anchor.model)
+    elif anchor.source is None:
         raise SnnetError(
             f'{anchor.name} cannot be saved: timm.create_model did not make it, so nothing says how to build it again '
             f'(as_anchor(..., source=Source(model, args)) does)'
         )
+    else:
+        source = anchor.source
     row = {
         'name': anchor.name,
-        'model': anchor.source.model,
-        'args': anchor.source.args,
+        'model': source.model,
+        'args': source.args,
         'input_size': anchor.input_size,
         'official': anchor.official,
     }
@@ -218,7 +225,17 @@ def _describe(anchor: Anchor) -> dict[str, Any]:
         raise SnnetError(f'{anchor.name} cannot be saved: its arguments do not fit in JSON ({error})') from None
 
 
+def _describe_zoo(net: Reassembled) -> Source:
+    """The arguments of `reassemble`, with a description in place of each network."""
+    zoo = {leg.anchor: {**_describe(net.part(i)), 'name': leg.anchor} for i, leg in enumerate(net.plan)}
+    return Source(REASSEMBLED, {'legs': str(net), 'zoo': list(zoo.values()), **net.options})
+
+
 def _rebuild(row: dict[str, Any]) -> Anchor:
+    if row['model'] == REASSEMBLED:
+        args = dict(row['args'])
+        zoo = {member['name']: _rebuild(member) for member in args.pop('zoo')}
+        return ReassembledAnchor(reassemble(args.pop('legs'), zoo, **args), row['name'])
     if not is_model(row['model'].split('.')[0]):
         raise SnnetError(
             f"timm knows no network '{row['model']}' (anchor {row['name']}): "

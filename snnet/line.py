@@ -127,6 +127,10 @@ class Anchor(nn.Module):
         """Stages that are stitched: all but the last, or the only one (SN-Net, section 4.1)."""
         return range(max(1, len(self.stages()) - 1))
 
+    def tied(self, position: int, module: nn.Module) -> bool:
+        """Whether the module behind a position goes wrong, perhaps in silence, on another grid than its own."""
+        return False
+
     # What follows from them.
 
     @property
@@ -256,14 +260,13 @@ class Anchor(nn.Module):
         parts: list[Callable[[Tensor], Tensor]] = [twin.stem, *twin.line()]
         for part in parts:
             x = part(x.detach().requires_grad_())
-            boundaries.append(self._boundary(x, len(boundaries)))
+            boundaries.append(self._boundary(x))
             used.append(used_parameters(x, names))
         x = x.detach().requires_grad_()
         heads = [used_parameters(head(x), names) for head in (twin.head, twin.published_head)]
         return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
 
-    def _boundary(self, x: Tensor, position: int) -> Boundary:
-        """What flows at a position, where `x` came out of one image."""
+    def _boundary(self, x: Tensor) -> Boundary:
         if self.layout == 'NLC':
             return Boundary(x.shape[2], self._token_grid(x.shape[1] - self.prefix), 'NLC', self.prefix)
         _, first, second, third = x.shape

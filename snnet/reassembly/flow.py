@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CannotStitch, reason_of
 from ..line import Anchor, Boundary
@@ -46,12 +46,13 @@ class _Refused(CannotStitch):
 def _walk(leg: Leg, twin: Anchor, given: Boundary, native: Sequence[Boundary]) -> list[Boundary]:
     weight = next(twin.parameters())
     x = torch.zeros(_shape(given), device=weight.device, dtype=weight.dtype)
-    start, found, now = leg.start or 0, [], given
+    start, now = leg.start or 0, given
+    found: list[Boundary] = []
     for position, (module, before, behind) in enumerate(
         zip(twin.line()[start : start + len(native) - 1], native, native[1:], strict=False), start
     ):
-        if now.grid != before.grid and _tied(module):
-            raise _Refused(_why(leg, position, now, before, 'its shifted windows are masked for that grid'))
+        if now.grid != before.grid and twin.tied(position, module):
+            raise _Refused(_why(leg, position, now, before, 'it is tied to that grid'))
         try:
             x = module(x)
             now = _behind(x, now, before, behind)
@@ -64,11 +65,6 @@ def _walk(leg: Leg, twin: Anchor, given: Boundary, native: Sequence[Boundary]) -
         except Exception as error:
             raise CannotStitch(_why(leg, len(twin.line()), now, native[-1], reason_of(error))) from error
     return found
-
-
-def _tied(module: nn.Module) -> bool:
-    """Whether a module would run on another grid than its own and compute something else there, in silence."""
-    return any(isinstance(getattr(m, 'attn_mask', None), Tensor) for m in module.modules())
 
 
 def _shape(place: Boundary) -> tuple[int, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import CannotStitch, SnnetError
@@ -201,6 +201,33 @@ class Reassembled(nn.Module):
             for name in getattr(self.part(i).model, 'no_weight_decay', set)()
         }
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors: a stitchable net whose one anchor and one stitch this network is.
+
+        So `eval_stitches.py FOLDER`, `train.py --anchors FOLDER` and `StitchableNet.from_pretrained` read it, too.
+
+        Raises:
+            SnnetError: a network of the zoo that `timm.create_model` could not make again, or weights that are not
+                finite.
+        """
+        from ..build import create_stitchable_net  # stands above this module
+
+        create_stitchable_net([ReassembledAnchor(self)], pretrained=True).save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Reassembled:
+        """The network that was saved in a folder, in eval mode.
+
+        Raises:
+            SnnetError: the folder holds no reassembled network, or it cannot be read.
+        """
+        from ..build import load_folder  # stands above this module
+
+        model = load_folder(str(folder)).model
+        if not isinstance(model, cls):
+            raise SnnetError(f'{folder} holds a {type(model).__name__}, no reassembled network')
+        return model
+
     def _own_head(self) -> dict[str, nn.Parameter]:
         """Parameters of the last network's own head, by their names there; none where the head is new."""
         if self.head is not None:
@@ -209,9 +236,12 @@ class Reassembled(nn.Module):
         names = part.parameter_names(len(part.line()), None)
         return {name: p for name, p in part.model.named_parameters() if name in names}
 
+    def __str__(self) -> str:
+        return ' > '.join(map(str, self.plan))
+
     def extra_repr(self) -> str:
         """The legs, in print."""
-        return ' > '.join(map(str, self.plan))
+        return str(self)
 
 
 class ReassembledAnchor(Anchor):
@@ -239,10 +269,7 @@ class ReassembledAnchor(Anchor):
             if position == 0 or not places[position + 1].joins(places[position]):
                 runs.append([])
             runs[-1].append(module)
-        return [
-            Stage(run[1:], run[0]) if len(run) > 1 and id(run[0]) in entries else Stage(run)
-            for run in runs
-        ]
+        return [Stage(run[1:], run[0]) if len(run) > 1 and id(run[0]) in entries else Stage(run) for run in runs]
 
     def head(self, x: Tensor) -> Tensor:
         """The new head, or that of the last leg's network."""
@@ -257,8 +284,21 @@ class ReassembledAnchor(Anchor):
         """Frozen-tuning: only seams, head and a new stem train."""
         self.model.freeze_blocks()
 
-    def _boundary(self, x: Tensor, position: int) -> Boundary:
-        return self.model.boundaries[position]
+    def flowing(self, position: int) -> tuple[str, int]:
+        """Layout and prefix at a position, which change along the line."""
+        return self.model.boundaries[position].layout, self.model.boundaries[position].prefix
+
+    def tied(self, position: int, module: nn.Module) -> bool:
+        """As in the network that the module comes from."""
+        first = 0
+        for i, leg in enumerate(self.model.plan):
+            part = self.model.part(i)
+            start, stop, _ = slice(leg.start, leg.stop).indices(len(part.line()))
+            first += i > 0  # the seam
+            if first <= position < first + stop - start:
+                return part.tied(start + position - first, module)
+            first += stop - start
+        return False
 
 
 def _plan(legs: str | Sequence[Leg], zoo: Mapping[str, Anchor], stem: str) -> list[Leg]:
@@ -303,11 +343,8 @@ def _no_own_head(plan: Sequence[Leg], zoo: Mapping[str, Anchor], num_classes: in
     prefix = None
     for leg in plan:
         own, stop = zoo[leg.anchor].boundaries, -1 if leg.stop is None else leg.stop
-        if leg.start is None:
-            prefix = own[0].prefix
-        else:
-            prefix = own[leg.start].prefix if prefix == own[leg.start].prefix else 0
-        prefix = own[stop].prefix if prefix == own[leg.start or 0].prefix else 0
+        through = leg.start is None or prefix == own[leg.start].prefix
+        prefix = own[stop].prefix if through else 0
     if prefix != last.boundaries[-1].prefix:
         return f'the {last.boundaries[-1].prefix} prefix tokens that it looks at are not there'
     return ''
