@@ -138,6 +138,12 @@ class Reassembled(nn.Module):
         assert isinstance(found, Anchor)
         return found
 
+    def seam(self, index: int) -> Seam:
+        """The seam behind a leg."""
+        found = self.seams[index]
+        assert isinstance(found, Seam)
+        return found
+
     def line(self) -> list[nn.Module]:
         """Blocks, entries and seams in the order they run, looked up now."""
         modules: list[nn.Module] = []
@@ -145,6 +151,14 @@ class Reassembled(nn.Module):
             modules += [self.seams[i - 1]] if i else []
             modules += self.part(i).line()[leg.start : leg.stop]
         return modules
+
+    def run_to_seam(self, x: Tensor, seam: int) -> Tensor:
+        """Image (N, C, H, W) to what reaches a seam."""
+        line = self.line()
+        x = self.run_stem(x)
+        for module in line[: line.index(self.seams[seam])]:
+            x = module(x)
+        return x
 
     def run_stem(self, x: Tensor) -> Tensor:
         """Image (N, C, H, W) to the features at position 0."""
@@ -260,13 +274,13 @@ class ReassembledAnchor(Anchor):
         return self.model.run_stem(x)
 
     def stages(self) -> list[Stage]:
-        """A stage for each grid; what opens it is an entry where it is no block: a seam, or a downsampling."""
+        """Runs of one grid, width and layout; a seam or a downsampling that opens one is its entry."""
         line, places = self.model.line(), self.model.boundaries
         entries = {id(stage.entry) for part in self.model.legs for stage in part.stages() if stage.entry is not None}
         entries |= {id(seam) for seam in self.model.seams}
         runs: list[list[nn.Module]] = []
         for position, module in enumerate(line):
-            if position == 0 or not places[position + 1].joins(places[position]):
+            if position == 0 or places[position + 1] != places[position]:
                 runs.append([])
             runs[-1].append(module)
         return [Stage(run[1:], run[0]) if len(run) > 1 and id(run[0]) in entries else Stage(run) for run in runs]
