@@ -74,6 +74,35 @@ def create_stitchable_net(
     return measure_costs(StitchableNet(ordered, stitches), parts)
 
 
+def load_zoo(
+    names: str | Sequence[str], *, pretrained: bool, num_classes: int | None = None, img_size: int | None = None
+) -> dict[str, Anchor]:
+    """Networks by the full text that names them, so that several checkpoints of one architecture stay apart.
+
+    Args:
+        names: in a list or separated by commas: NAME, NAME=FILE or FOLDER as for `create_stitchable_net`.
+        pretrained: load weights (files and folders always do).
+        num_classes: width of the logits; what the weights hold by default.
+        img_size: height and width of an image in pixels; what each network was trained at by default.
+
+    Raises:
+        SnnetError: a name that comes twice, or with a sentence that says what was asked and what is possible.
+    """
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(',') if name.strip()]
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice:
+        raise SnnetError(f"'{twice}' is named twice: a zoo holds each network once")
+    zoo = {}
+    for name in names:
+        options: dict[str, Any] = {'num_classes': num_classes, 'img_size': img_size}
+        zoo[name] = (
+            load_folder(name, **options) if is_folder(name) else load_anchor(name, pretrained=pretrained, **options)
+        )
+        zoo[name].name = name
+    return zoo
+
+
 def load_folder(
     folder: str, *, num_classes: int | None = None, img_size: int | None = None, drop_path_rate: float | None = None
 ) -> Anchor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import Boundary, CannotStitch, Leg, SnnetError, StitchableNet
-from snnet.build import load_folder
+from snnet.build import load_folder, load_zoo
 from snnet.engine import train
 from snnet.evaluate import evaluate
 from snnet.line import Anchor, Stage
@@ -287,21 +287,24 @@ def test_it_comes_back_from_its_folder(tmp_path, options):
 
 
 def test_two_checkpoints_of_one_architecture_stay_apart(tmp_path):
-    anchors = {}
+    names = []
     for seed in (1, 2):
         model = shake(timm.create_model('test_vit', num_classes=3, img_size=32), seed)
         save_file(model.state_dict(), tmp_path / f'{seed}.safetensors')
-        name = f'test_vit={tmp_path / f"{seed}.safetensors"}'
-        found = snnet.weights.load_anchor(name, pretrained=True, img_size=32)
-        anchors[name] = found
-    legs = [Leg(name, start, start + 1) for start, name in enumerate(anchors)]
-    net = reassemble(legs, anchors).eval()
+        names.append(f'test_vit={tmp_path / f"{seed}.safetensors"}')
+    anchors = load_zoo(names, pretrained=False, img_size=32)
+    assert list(anchors) == names == [anchor.name for anchor in anchors.values()]
+    net = reassemble([Leg(name, place, place + 1) for place, name in enumerate(names)], anchors).eval()
     net.save_pretrained(tmp_path / 'net')
     loaded = Reassembled.from_pretrained(tmp_path / 'net')
     for i, anchor in enumerate(anchors.values()):
         weight = anchor.model.blocks[i].attn.qkv.weight
         assert torch.equal(loaded.legs[i].model.blocks[i].attn.qkv.weight, weight)
     assert torch.equal(loaded(images(32)), net(images(32)))
+    again = load_zoo([str(tmp_path / 'net')], pretrained=False)
+    assert torch.equal(again[str(tmp_path / 'net')](images(32)), net(images(32)))
+    with pytest.raises(SnnetError, match='named twice'):
+        load_zoo('test_vit,test_vit', pretrained=False)
 
 
 def test_reassembled_networks_are_zoo_networks_in_turn(tmp_path):

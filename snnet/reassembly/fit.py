@@ -23,8 +23,6 @@ from .seam import SLOPE, Seam, relayout
 _log = logging.getLogger(__name__)
 _CHUNK = 4
 """Images whose features are held at a time, so that memory grows neither with the samples nor with the batch."""
-_ROUNDS = 10
-"""Alternations of shift and weight, where the shift alone cannot take up the bias."""
 _WEAK = 1e-3
 """Directions of the weight that are weaker than this share of its strongest one are not used to take up a bias."""
 
@@ -145,36 +143,30 @@ def _assign(seam: Seam, sums: Sums, index: int, ridge: float) -> LayerFit:
 
 
 def _without_bias(sums: Sums, weight: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, float]:
-    """The weight and the shift of the norm that do best without a bias, and the residual that they leave.
+    """The weight and the shift of the norm that do well without a bias, and the residual that they leave.
 
     With z = (x - centre) / scale the seam gives W (z + s). Given W, the best s is a least-squares solution of W s =
-    what a bias would add, which is exact where the end is no wider than the front; where it is wider, weight and shift
-    are fitted in turn, each to the other.
+    what a bias would add, which is exact where the end is no wider than the front. Where it is wider, W is fitted once
+    more, to that s: the shift becomes one more direction of the front, which takes up the bias but for a fraction.
     """
     rows = sums.rows
-    mean = (sums.front / rows - centre) / scale
-    target = sums.end / rows
+    mean, target = (sums.front / rows - centre) / scale, sums.end / rows
     second = sums.front_front / rows - torch.outer(sums.front / rows, centre)
     second = (second - torch.outer(centre, sums.front / rows - centre)) / torch.outer(scale, scale)
     cross = (sums.front_end / rows - torch.outer(centre, target)) / scale[:, None]
-    spread = float(sums.end_end / rows - target @ target)
+    power = sums.end_end / rows
+    spread = (power - target @ target).clamp(min=torch.finfo(rows.dtype).tiny)
 
-    def residual(weight: Tensor, shift: Tensor) -> float:
+    def shifted(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best shift for a weight, and the moments of z + s: with itself, with the targets."""
+        shift = torch.linalg.pinv(weight, rtol=_WEAK) @ (target - weight @ mean)
         about = second + torch.outer(mean, shift) + torch.outer(shift, mean) + torch.outer(shift, shift)
-        error = float(sums.end_end / rows) - 2 * float((weight.T * (cross + torch.outer(shift, target))).sum())
-        return max(0.0, error + float(((weight @ about) * weight).sum())) / max(spread, torch.finfo(rows.dtype).tiny)
-
-    def shift_of(weight: Tensor) -> Tensor:
-        return torch.linalg.pinv(weight, rtol=_WEAK) @ (target - weight @ mean)
+        return shift, about, cross + torch.outer(shift, target)
 
     weight = weight * scale
-    best = (weight, shift := shift_of(weight), residual(weight, shift))
-    for _ in range(_ROUNDS if len(weight) > weight.shape[1] else 0):
-        shift = best[1]
-        about = second + torch.outer(mean, shift) + torch.outer(shift, mean) + torch.outer(shift, shift)
-        weight = (torch.linalg.pinv(about, hermitian=True) @ (cross + torch.outer(shift, target))).T
-        tried = weight, (shift := shift_of(weight)), residual(weight, shift)
-        if tried[2] >= best[2]:
-            break
-        best = tried
-    return best
+    shift, about, with_target = shifted(weight)
+    if len(weight) > weight.shape[1]:
+        weight = (torch.linalg.pinv(about, hermitian=True) @ with_target).T
+        shift, about, with_target = shifted(weight)
+    error = power - 2 * (weight.T * with_target).sum() + ((weight @ about) * weight).sum()
+    return weight, shift, float((error / spread).clamp(min=0))
