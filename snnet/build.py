@@ -95,11 +95,12 @@ def load_zoo(
         raise SnnetError(f"'{twice}' is named twice: a zoo holds each network once")
     zoo = {}
     for name in names:
-        options: dict[str, Any] = {'num_classes': num_classes, 'img_size': img_size}
-        zoo[name] = (
-            load_folder(name, **options) if is_folder(name) else load_anchor(name, pretrained=pretrained, **options)
-        )
-        zoo[name].name = name
+        if is_folder(name):
+            anchor = load_folder(name, num_classes=num_classes, img_size=img_size)
+        else:
+            anchor = load_anchor(name, pretrained=pretrained, num_classes=num_classes, img_size=img_size)
+        anchor.name = name
+        zoo[name] = anchor
     return zoo
 
 
