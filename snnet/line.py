@@ -279,11 +279,11 @@ class Anchor(nn.Module):
         boundaries, used = [], []
         parts: list[Callable[[Tensor], Tensor]] = [twin.stem, *twin.line()]
         for position, part in enumerate(parts):
-            x = part(x.detach().requires_grad_())
+            x = part(x.detach().requires_grad_().clone())  # a copy, which a part may write into
             boundaries.append(self._boundary(x, *self.flowing(position)))
             used.append(used_parameters(x, names))
         x = x.detach().requires_grad_()
-        heads = [used_parameters(head(x), names) for head in (twin.head, twin.published_head)]
+        heads = [used_parameters(head(x.clone()), names) for head in (twin.head, twin.published_head)]
         return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
 
     def _boundary(self, x: Tensor, layout: str, prefix: int) -> Boundary:
