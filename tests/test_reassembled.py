@@ -276,8 +276,7 @@ def test_it_is_an_anchor_of_a_stitchable_net_that_is_saved(tmp_path):
     'options', [{}, {'seams': 'plain'}, {'stem': 'new', 'head': 'new', 'resample': False, 'num_classes': 3}]
 )
 def test_it_comes_back_from_its_folder(tmp_path, options):
-    legs = 'cnn[0:2] > next[7:10] > next[13:]'
-    net = network(legs, **options)
+    net = network('cnn[1:2] > next[7:10] > next[13:]', **options)
     net.save_pretrained(tmp_path)
     loaded = Reassembled.from_pretrained(tmp_path)
     assert (loaded.plan, loaded.options, loaded.boundaries) == (net.plan, net.options, net.boundaries)
