@@ -25,7 +25,6 @@ from .frontier import Record
 from .latency import LatencyTable
 from .layer import merged_state
 from .line import Anchor, Source
-from .reassembly.network import Reassembled, ReassembledAnchor, reassemble
 from .statistics import Statistics
 from .stitch import Stitch
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .net import StitchableNet
+    from .reassembly.network import Reassembled
 
 _log = logging.getLogger(__name__)
 CONFIG, WEIGHTS, STATISTICS = 'config.json', 'model.safetensors', 'statistics.safetensors'
@@ -203,6 +203,8 @@ def _known(record: Record | dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(anchor: Anchor) -> dict[str, Any]:
+    from .reassembly.network import Reassembled  # stands above this module
+
     if isinstance(anchor.model, Reassembled):
         source = _describe_zoo(anchor.model)
     elif anchor.source is None:
@@ -233,6 +235,8 @@ def _describe_zoo(net: Reassembled) -> Source:
 
 def _rebuild(row: dict[str, Any]) -> Anchor:
     if row['model'] == REASSEMBLED:
+        from .reassembly.network import ReassembledAnchor, reassemble  # stands above this module
+
         args = dict(row['args'])
         zoo = {member['name']: _rebuild(member) for member in args.pop('zoo')}
         return ReassembledAnchor(reassemble(args.pop('legs'), zoo, **args), row['name'])

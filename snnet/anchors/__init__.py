@@ -13,7 +13,6 @@ from torch import nn
 
 from ..errors import SnnetError
 from ..line import Anchor, Source
-from ..reassembly.network import Reassembled, ReassembledAnchor
 from .convnext import ConvNeXtAnchor
 from .levit import LevitAnchor
 from .regnet import RegNetAnchor
@@ -24,7 +23,6 @@ from .vit import ViTAnchor
 _ADAPTERS: dict[type[nn.Module], type[Anchor]] = {
     ConvNeXt: ConvNeXtAnchor,
     Levit: LevitAnchor,
-    Reassembled: ReassembledAnchor,
     RegNet: RegNetAnchor,
     ResNet: ResNetAnchor,
     SwinTransformer: SwinAnchor,

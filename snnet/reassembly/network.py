@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..anchors import register_adapter
 from ..errors import CannotStitch, SnnetError
 from ..line import Anchor, Boundary, Stage
 from ..seeds import generator
@@ -362,3 +363,6 @@ def _no_own_head(plan: Sequence[Leg], zoo: Mapping[str, Anchor], num_classes: in
     if prefix != last.boundaries[-1].prefix:
         return f'the {last.boundaries[-1].prefix} prefix tokens that it looks at are not there'
     return ''
+
+
+register_adapter(Reassembled, ReassembledAnchor)
