@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from timm.data import resolve_data_config
 
 from .cost import PartFlops, measure_costs, part_flops
+from .errors import CannotStitch, SnnetError
 from .line import Anchor
 from .net import StitchableNet
 from .space import check_anchors, list_stitches
-from .weights import load_anchor
+from .weights import is_folder, load_anchor
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +35,9 @@ def create_stitchable_net(
 
     Args:
         anchors: names, in a list or separated by commas: aliases (`deit_tiny`), timm names with or without tag,
-            NAME=FILE for local weights; or anchors made by `as_anchor`. Any order: they are sorted by cost.
-        pretrained: load weights.
+            NAME=FILE for local weights, FOLDER for a single network that was saved, such as a reassembled one; or
+            anchors made by `as_anchor`. Any order: they are sorted by cost.
+        pretrained: load weights (files and folders always do).
         num_classes: width of the logits; what the weights hold by default.
         img_size: height and width of an image in pixels; what the networks were trained at by default.
         window, step: width and advance of the sliding window over equally deep stages.
@@ -51,6 +54,8 @@ def create_stitchable_net(
     built = [
         anchor
         if isinstance(anchor, Anchor)
+        else load_folder(anchor, num_classes=num_classes, img_size=img_size, drop_path_rate=drop_path_rate)
+        if is_folder(anchor)
         else load_anchor(
             anchor,
             pretrained=pretrained,
@@ -67,6 +72,73 @@ def create_stitchable_net(
     _warn_of_normalisation(ordered)
     stitches = list_stitches(ordered, window=window, step=step, nearest=nearest, direction=direction, official=official)
     return measure_costs(StitchableNet(ordered, stitches), parts)
+
+
+def load_zoo(
+    names: str | Sequence[str], *, pretrained: bool, num_classes: int | None = None, img_size: int | None = None
+) -> dict[str, Anchor]:
+    """Networks by the full text that names them, so that several checkpoints of one architecture stay apart.
+
+    Args:
+        names: in a list or separated by commas: NAME, NAME=FILE or FOLDER as for `create_stitchable_net`.
+        pretrained: load weights (files and folders always do).
+        num_classes: width of the logits; what the weights hold by default.
+        img_size: height and width of an image in pixels; what each network was trained at by default.
+
+    Raises:
+        SnnetError: a name that comes twice, or with a sentence that says what was asked and what is possible.
+    """
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(',') if name.strip()]
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice:
+        raise SnnetError(f"'{twice}' is named twice: a zoo holds each network once")
+    zoo = {}
+    for name in names:
+        if is_folder(name):
+            anchor = load_folder(name, num_classes=num_classes, img_size=img_size)
+        else:
+            anchor = load_anchor(name, pretrained=pretrained, num_classes=num_classes, img_size=img_size)
+        anchor.name = name
+        zoo[name] = anchor
+    return zoo
+
+
+def load_folder(
+    folder: str, *, num_classes: int | None = None, img_size: int | None = None, drop_path_rate: float | None = None
+) -> Anchor:
+    """The only anchor of a net that was saved, such as a reassembled network, with its weights.
+
+    Args:
+        folder: where; messages and stitches call the anchor so.
+        num_classes: width of the logits; another one than was saved makes the classifier anew.
+        img_size: height and width of an image in pixels, which must be those it was made for.
+        drop_path_rate: is not changed any more; a warning says so.
+
+    Raises:
+        SnnetError: a net of several anchors, or another error of `StitchableNet.from_pretrained`.
+        CannotStitch: another image size.
+    """
+    net = StitchableNet.from_pretrained(folder)
+    if len(net.anchors) > 1:
+        raise SnnetError(
+            f'{folder} holds a net of {len(net.anchors)} anchors ({net.title}): one network alone can be an anchor'
+        )
+    anchor = net.anchor(0) if net.statistics is None else next(iter(net.extract(0).anchors))
+    assert isinstance(anchor, Anchor)
+    if img_size is not None and anchor.input_size[1:] != (img_size, img_size):
+        size = 'x'.join(map(str, anchor.input_size[1:]))
+        raise CannotStitch(f'{folder} was made for images of {size}, not {img_size}x{img_size}')
+    if drop_path_rate is not None:
+        _log.warning('%s keeps the stochastic depth that it was saved with, not %g', folder, drop_path_rate)
+    source = anchor.source
+    if num_classes is not None and num_classes != anchor.num_classes:
+        _log.warning(
+            '%s knows %d classes, so the classifier for %d starts anew', folder, anchor.num_classes, num_classes
+        )
+        anchor.model.reset_classifier(num_classes)
+        source = replace(source, args={**source.args, 'num_classes': num_classes}) if source else None
+    return type(anchor)(anchor.model, folder, anchor.input_size, source, anchor.official)
 
 
 def _sorted_by_cost(anchors: Sequence[Anchor], parts: Mapping[str, PartFlops]) -> list[Anchor]:

@@ -61,7 +61,7 @@ class TrainSettings(DataSettings):
     init_ridge: float = option(0.0, 'least squares: ridge, as a share of the variance of a channel')
     stitch_rank: int = option(0, "rank of the update trained in place of a stitch layer's weight (0: the weight)")
     init_samples: int = option(100, 'images for least squares')
-    freeze_anchors: bool = option(False, 'train the stitch layers only')
+    freeze_anchors: bool = option(False, 'train stitch layers only; of a reassembled network seams, head, new stem')
     sampler: str = option('uniform', 'what draws stitches: uniform, stratified, flops, log_flops, anchors or sandwich')
     sampler_width: float = option(0.05, 'width of a bin of (log) FLOPs, as a share of the span of all stitches')
     sampler_anchors: float = option(0.3, 'probability of an anchor, with the sampler of that name')

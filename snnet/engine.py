@@ -83,8 +83,8 @@ class Trainer:
             self.net.to(memory_format=torch.channels_last)
         for i in range(len(self.net.anchors)):
             self.net.anchor(i).checkpointing = settings.grad_checkpointing
-        if settings.freeze_anchors:
-            self.net.anchors.requires_grad_(False)
+            if settings.freeze_anchors:
+                self.net.anchor(i).freeze()
         for i in range(len(self.net.stitch_layers) if settings.stitch_rank else 0):
             self.net.layer(i).start_update(settings.stitch_rank, generator(settings.seed, 'update', i))
         self.step = Step(settings, self.net, ranks, self.images)
@@ -123,7 +123,8 @@ class Trainer:
         """Gives every stitch BatchNorm statistics of its own, where anchors moved, and saves the net."""
         self.watchdog.alive()
         settings = self.settings
-        if settings.recalibrate and batch_norms(net) and not settings.freeze_anchors:
+        shared = len(net.stitches) > 1  # the running statistics of one stitch alone are its own
+        if settings.recalibrate and shared and batch_norms(net) and not settings.freeze_anchors:
             share = -(-settings.recalibrate // self.ranks.world)
             recalibrate_in_sight(net, self._training_images(), share, self.ranks)
         net.eval()
@@ -141,7 +142,7 @@ class Trainer:
     def _compile(self) -> None:
         """Compiles the blocks now, so that no later step stops for it."""
         compile_blocks(self.net)
-        self._set_modes()
+        self.net.train()
         images = torch.zeros(self.settings.batch_size, *self.net.input_size, device=self.ranks.device)
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -181,7 +182,7 @@ class Trainer:
         together, repeat = self.settings.grad_accum_steps, self.settings.teacher_epochs
         for epoch in range(begin // self.updates, self.settings.epochs):
             first = max(begin, epoch * self.updates)
-            self._set_modes()
+            self.net.train()
             drawn = epoch % repeat if repeat else epoch  # repeated augmentations are answered by the stored teacher
             place = first % self.updates * together
             batches = enumerate(self.images.epoch(drawn, place), start=drawn * len(self.images) + place)
@@ -265,11 +266,6 @@ class Trainer:
         words += ['--dataset', self.settings.dataset] if self.settings.dataset else []
         words += ['--data-dir', self.settings.data_dir] if self.settings.data_dir else []
         return ' '.join(words)
-
-    def _set_modes(self) -> None:
-        self.net.train()
-        if self.settings.freeze_anchors:
-            self.net.anchors.eval()  # frozen means batch-norm statistics and drop path too
 
 
 def _average_of(net: StitchableNet, settings: TrainSettings) -> ModelEmaV3:

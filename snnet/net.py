@@ -38,7 +38,7 @@ class StitchableNet(Budgeted, Pretrained):
     the wrapped models, and `stitch_layers.{l}.weight` and `.bias`.
 
     Args:
-        anchors: at least two, with distinct names, one class count and one image size.
+        anchors: one or more, with distinct names, one class count and one image size.
         stitches: the sub-networks; a stitch's id is its index.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 from timm.models import is_model
@@ -15,6 +15,11 @@ from .errors import SnnetError
 from .frontier import Record
 from .line import Anchor, Source
 
+if TYPE_CHECKING:
+    from .reassembly.network import Reassembled
+
+REASSEMBLED = 'reassembled'
+"""Stands where timm's name of a network would, for one that was reassembled; its zoo is described beside it."""
 _ELSEWHERE = ('stitch', 'legs', 'anchor', 'latency_ms', 'memory')
 """Fields of a record that its row need not hold: the stitch itself says the first, a table the last."""
 _KNOWABLE = [field.name for field in fields(Record) if field.name not in _ELSEWHERE]
@@ -32,15 +37,21 @@ def describe(anchor: Anchor) -> dict[str, Any]:
     Raises:
         SnnetError: `timm.create_model` could not make it again.
     """
-    if anchor.source is None:
+    from .reassembly.network import Reassembled  # stands above this module
+
+    if isinstance(anchor.model, Reassembled):
+        source = _zoo(anchor.model)
+    elif anchor.source is None:
         raise SnnetError(
             f'{anchor.name} cannot be saved: timm.create_model did not make it, so nothing says how to build it again '
             f'(as_anchor(..., source=Source(model, args)) does)'
         )
+    else:
+        source = anchor.source
     row = {
         'name': anchor.name,
-        'model': anchor.source.model,
-        'args': anchor.source.args,
+        'model': source.model,
+        'args': source.args,
         'input_size': anchor.input_size,
         'official': anchor.official,
     }
@@ -50,12 +61,24 @@ def describe(anchor: Anchor) -> dict[str, Any]:
         raise SnnetError(f'{anchor.name} cannot be saved: its arguments do not fit in JSON ({error})') from None
 
 
+def _zoo(net: Reassembled) -> Source:
+    """The arguments of `reassemble`, with a row in place of each network."""
+    zoo = {leg.anchor: {**describe(net.part(i)), 'name': leg.anchor} for i, leg in enumerate(net.plan)}
+    return Source(REASSEMBLED, {'legs': str(net), 'zoo': list(zoo.values()), **net.options})
+
+
 def rebuild(row: dict[str, Any]) -> Anchor:
     """The anchor of a row, with random weights.
 
     Raises:
         SnnetError: timm knows no such network.
     """
+    if row['model'] == REASSEMBLED:
+        from .reassembly.network import ReassembledAnchor, reassemble  # stands above this module
+
+        args = dict(row['args'])
+        zoo = {member['name']: rebuild(member) for member in args.pop('zoo')}
+        return ReassembledAnchor(reassemble(args.pop('legs'), zoo, **args), row['name'])
     if not is_model(row['model'].split('.')[0]):
         raise SnnetError(
             f"timm knows no network '{row['model']}' (anchor {row['name']}): "

@@ -70,7 +70,7 @@ def list_stitches(
     nearest-anchor rule, the chains that leave an anchor for another and return to it (SN-Netv2).
 
     Args:
-        anchors: at least two, from small to large, with distinct names.
+        anchors: from small to large, with distinct names; one alone makes one stitch, itself.
         window, step: width and advance of the paired rule's sliding window.
         nearest: stitch only neighbours in cost.
         direction: 'fast_to_slow' goes from the smaller anchor to the larger, 'slow_to_fast' the other way, 'two_way'
@@ -78,7 +78,7 @@ def list_stitches(
         official: share the stitch layers of the unpaired rule as the published implementation does.
 
     Raises:
-        SnnetError: an option out of range, or fewer than two anchors.
+        SnnetError: an option out of range, or no anchors.
         CannotStitch: anchors of different class counts or image sizes, or neighbours without a common grid.
     """
     if window < 1 or step < 1:
@@ -105,11 +105,11 @@ def check_anchors(anchors: Sequence[Anchor]) -> None:
     """Refuses anchors that do not belong together.
 
     Raises:
-        SnnetError: fewer than two, or two of one name.
+        SnnetError: none, or two of one name.
         CannotStitch: they differ in number of classes or in image size, or one does not run on its image size.
     """
-    if len(anchors) < 2:
-        raise SnnetError(f'a stitchable network needs at least two anchors, {len(anchors)} given')
+    if not anchors:
+        raise SnnetError('a stitchable network needs at least one anchor, none given')
     for anchor in anchors:
         _ = anchor.boundaries  # runs the anchor once, and says so where it does not run on its image size
     names = [anchor.name for anchor in anchors]

@@ -41,6 +41,8 @@ def initialise_layers(settings: TrainSettings, net: StitchableNet, ranks: Ranks,
         ranks: share the images.
         alive: is called after every few images.
     """
+    if not len(net.stitch_layers):
+        return
     if settings.init == 'kaiming':
         kaiming(net, generator(settings.seed, 'kaiming'))
         return

@@ -67,7 +67,10 @@ class Step:
                 f'an epoch has {len(images)} batches, fewer than the {settings.grad_accum_steps} of one update: '
                 f'lower --grad-accum-steps or --batch-size'
             )
-        trainable = [i for i, s in enumerate(net.stitches) if s.layers or not settings.freeze_anchors]
+        moving = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+        trainable = [i for i in range(len(net.stitches)) if moving & net.parameter_names(i)]
+        if not trainable:
+            raise SnnetError(f'there is nothing to train: {net.title} is frozen and has no stitch layers')
         self.sampler = make_sampler(settings, net, trainable)
         self.criterion, self.mixup = _make_criterion(settings, net, ranks)
         self.answers = _make_answers(settings, net, ranks, images)

@@ -68,6 +68,12 @@ def resolve(text: str) -> Named:
     return Named(name, model, Path(file) if equals else None)
 
 
+def is_folder(text: str) -> bool:
+    """Whether a user means a folder rather than a network that timm has under that name."""
+    name = ALIASES.get(text, text).partition('.')[0]
+    return '=' not in text and not is_model(name) and Path(text).is_dir()
+
+
 def load_model(named: Named, *, pretrained: bool, num_classes: int | None = None, **args: Any) -> nn.Module:
     """Makes the network as timm does, with the weights that were asked for.
 

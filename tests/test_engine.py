@@ -106,7 +106,7 @@ def test_options_train(tmp_path, options):
     ('changes', 'hint'),
     [
         ({'anchors': ''}, '--anchors'),
-        ({'anchors': 'test_vit'}, 'at least two anchors, 1 given'),
+        ({'anchors': 'test_vit', 'freeze_anchors': True}, 'nothing to train'),
         ({'anchors': 'test_vit,tset_vit2'}, "unknown network 'tset_vit2'; did you mean test_vit2"),
         ({'init': 'random'}, 'init is one of joint, mean, kaiming'),
         ({'opt': 'adamm'}, "no optimiser 'adamm'"),

@@ -26,6 +26,10 @@ class LevitAnchor(Anchor):
         """Stages of attention and MLP."""
         return [Stage(list(stage.blocks), entry_or_none(stage.downsample)) for stage in self.model.stages]
 
+    def tied(self, position: int, module: nn.Module) -> bool:
+        """Attention biases belong to the cells of one grid."""
+        return any(hasattr(part, 'attention_biases') for part in module.modules())
+
     def forget_caches(self) -> None:
         """Attention biases, which timm gathers once in eval mode."""
         for module in self.model.modules():

@@ -24,6 +24,10 @@ class SwinAnchor(Anchor):
         """Final norm, pooling and classifier."""
         return self.model.forward_head(self.model.norm(x))
 
+    def tied(self, position: int, module: nn.Module) -> bool:
+        """Shifted windows: their mask is made for one grid, and on others it may hide the wrong neighbours."""
+        return getattr(module, 'attn_mask', None) is not None and not getattr(module, 'dynamic_mask', False)
+
 
 def entry_or_none(downsample: nn.Module) -> nn.Module | None:
     """A stage's downsampling, or None where timm put an identity in its place."""

@@ -2,7 +2,10 @@
 
 from .assemble import Assembly, Ranking, Tables, map_costs, rank_assemblies, tabulate
 from .cka import cka
+from .fit import initialise_seams
+from .flops import published_flops
 from .naswot import CodeScore, naswot
+from .network import Reassembled, ReassembledAnchor, reassemble
 from .partition import Partition, partition
 from .plot import draw_assemblies, draw_partition, draw_similarity
 from .similarity import Similarity, measure_similarity
@@ -13,6 +16,8 @@ __all__ = [
     'CodeScore',
     'Partition',
     'Ranking',
+    'Reassembled',
+    'ReassembledAnchor',
     'Similarity',
     'Tables',
     'check_zoo',
@@ -20,11 +25,14 @@ __all__ = [
     'draw_assemblies',
     'draw_partition',
     'draw_similarity',
+    'initialise_seams',
     'line_sizes',
     'map_costs',
     'measure_similarity',
     'naswot',
     'partition',
+    'published_flops',
     'rank_assemblies',
+    'reassemble',
     'tabulate',
 ]
