@@ -49,6 +49,17 @@ class Boundary:
         return f'{self.grid[0]}x{self.grid[1]}{prefix}, {self.channels} channels {self.layout}'
 
 
+def boundary_of(shape: Sequence[int], layout: str, prefix: int, input_size: Sequence[int]) -> Boundary | None:
+    """What flows where a tensor has this shape, batch first; None where its tokens do not form the image's grid."""
+    if layout == 'NHWC':
+        return Boundary(shape[3], (shape[1], shape[2]), layout)
+    if layout == 'NCHW':
+        return Boundary(shape[1], (shape[2], shape[3]), layout)
+    tokens = shape[1] - prefix
+    rows = round(math.sqrt(max(tokens, 0) * input_size[1] / input_size[2]))
+    return Boundary(shape[2], (rows, tokens // rows), layout, prefix) if rows and tokens % rows == 0 else None
+
+
 @dataclass(frozen=True)
 class Stage:
     """A run of blocks on one grid.
@@ -138,6 +149,10 @@ class Anchor(nn.Module):
         """Width of the logits."""
         return int(self.model.num_classes)
 
+    def flowing(self, position: int) -> tuple[str, int]:
+        """Layout and prefix at a position: everywhere the same in a family."""
+        return self.layout, self.prefix
+
     def line(self) -> list[nn.Module]:
         """Entries and blocks in the order they run; position p lies before module p."""
         return [m for stage in self.stages() for m in (stage.entry, *stage.blocks) if m is not None]
@@ -202,7 +217,8 @@ class Anchor(nn.Module):
         """A copy that holds only what `run(x, start, stop)` needs; positions stay as they are."""
         keep = self.parameter_names(start, stop)
         line = self.line()
-        kept = {id(m) for block in line[start:stop] for m in block.modules()}
+        ends = [m for m, runs in zip(self.edges(), (start is None, stop is None), strict=False) if runs]
+        kept = {id(m) for part in (*line[start:stop], *ends) for m in part.modules()}
         inside = {id(m) for block in line for m in block.modules()}
         memo: dict[int, Any] = {}
         for name, module in self.model.named_modules():
@@ -219,6 +235,10 @@ class Anchor(nn.Module):
             owner, _, leaf = name.rpartition('.')
             twin.model.get_submodule(owner).register_parameter(leaf, None)
         return twin
+
+    def edges(self) -> list[nn.Module]:
+        """Stem and head, where they are modules that may call what blocks call, too."""
+        return []
 
     def duplicate(self, memo: dict[int, Any] | None = None) -> Anchor:
         """A deep copy; `memo` maps ids of objects to what takes their place, as for `copy.deepcopy`."""
@@ -243,29 +263,22 @@ class Anchor(nn.Module):
         x = torch.zeros(1, *self.input_size, device=weight.device, dtype=weight.dtype)
         boundaries, used = [], []
         parts: list[Callable[[Tensor], Tensor]] = [twin.stem, *twin.line()]
-        for part in parts:
+        for position, part in enumerate(parts):
             x = part(x.detach().requires_grad_())
-            boundaries.append(self._boundary(x))
+            boundaries.append(self._boundary(x, *self.flowing(position)))
             used.append(used_parameters(x, names))
         x = x.detach().requires_grad_()
         heads = [used_parameters(head(x), names) for head in (twin.head, twin.published_head)]
         return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
 
-    def _boundary(self, x: Tensor) -> Boundary:
-        if self.layout == 'NLC':
-            return Boundary(x.shape[2], self._token_grid(x.shape[1] - self.prefix), 'NLC', self.prefix)
-        _, first, second, third = x.shape
-        if self.layout == 'NHWC':
-            return Boundary(third, (first, second), 'NHWC')
-        return Boundary(first, (second, third), 'NCHW')
-
-    def _token_grid(self, tokens: int) -> tuple[int, int]:
-        """The rows and columns that hold so many tokens and have the shape of the image."""
-        height, width = self.input_size[1:]
-        rows = round(math.sqrt(tokens * height / width))
-        if rows < 1 or tokens % rows:
-            raise CannotStitch(f'{self.name}: {tokens} tokens do not form a grid shaped like {height}x{width} pixels')
-        return rows, tokens // rows
+    def _boundary(self, x: Tensor, layout: str, prefix: int) -> Boundary:
+        found = boundary_of(tuple(x.shape), layout, prefix, self.input_size)
+        if found is None:
+            height, width = self.input_size[1:]
+            raise CannotStitch(
+                f'{self.name}: {x.shape[1] - prefix} tokens do not form a grid shaped like {height}x{width} pixels'
+            )
+        return found
 
     def __repr__(self) -> str:
         spans = ' + '.join(str(len(span)) for span in self.blocks())

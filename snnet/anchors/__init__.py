@@ -18,6 +18,7 @@ from .levit import LevitAnchor
 from .regnet import RegNetAnchor
 from .resnet import ResNetAnchor
 from .swin import SwinAnchor
+from .trace import TracedAnchor
 from .vit import ViTAnchor
 
 _ADAPTERS: dict[type[nn.Module], type[Anchor]] = {
@@ -62,12 +63,6 @@ def as_anchor(
     Raises:
         SnnetError: no adapter for the class, or no input size to be found.
     """
-    if not has_adapter(model):
-        known = ', '.join(sorted(c.__name__ for c in _ADAPTERS))
-        raise SnnetError(
-            f'no adapter makes a line of {type(model).__name__}; there are adapters for {known}, '
-            f'and snnet.register_adapter adds one (README, "Add a family")'
-        )
     config = getattr(model, 'pretrained_cfg', None) or {}
     size = input_size or _image_size(model) or config.get('input_size')
     if size is None:
@@ -77,7 +72,7 @@ def as_anchor(
         tag = config.get('tag')
         source = Source(f'{architecture}.{tag}' if tag else architecture, dict(getattr(model, '_model_args', {})))
     name = name or architecture or type(model).__name__
-    adapter = next(_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS)
+    adapter = next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), TracedAnchor)
     return adapter(model, name, (size[0], size[1], size[2]), source, official)
 
 
