@@ -44,6 +44,13 @@ class Boundary:
         """Feature vectors an image: the prefix and every cell of the grid."""
         return self.prefix + self.grid[0] * self.grid[1]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what flows, without the batch."""
+        if self.layout == 'NLC':
+            return self.tokens, self.channels
+        return (*self.grid, self.channels) if self.layout == 'NHWC' else (self.channels, *self.grid)
+
     def __str__(self) -> str:
         prefix = f' + {self.prefix} prefix' if self.prefix else ''
         return f'{self.grid[0]}x{self.grid[1]}{prefix}, {self.channels} channels {self.layout}'
@@ -97,6 +104,8 @@ class Anchor(nn.Module):
     """
 
     layout: str = 'NCHW'
+    own_grid = False
+    """Whether modules may be tied to the grid that they were made for (see `tied`)."""
 
     def __init__(
         self,
@@ -137,6 +146,10 @@ class Anchor(nn.Module):
         """Stages that are stitched: all but the last, or the only one (SN-Net, section 4.1)."""
         return range(max(1, len(self.stages()) - 1))
 
+    def tied(self, position: int, module: nn.Module) -> bool:
+        """Whether the module behind a position goes wrong, perhaps in silence, on another grid than its own."""
+        return False
+
     # What follows from them.
 
     @property
@@ -173,15 +186,34 @@ class Anchor(nn.Module):
             x: an image where `start` is None (the stem runs), else the features at `start`.
             start: a position, or None for the image.
             stop: a position, or None for the logits (the head runs).
+
+        Raises:
+            CannotStitch: what flows in has another size than modules on the way are tied to.
         """
+        line = self.line()
+        if self.own_grid:
+            self._check_size(x, line, start, stop)
         if start is None:
             x = self.stem(x)
         again = self.checkpointing and torch.is_grad_enabled()
-        for module in self.line()[start:stop]:
+        for module in line[start:stop]:
             x = _recomputed(module, x) if again else module(x)
         if stop is not None:
             return x
         return self.published_head(x) if self.official and start is not None else self.head(x)
+
+    def _check_size(self, x: Tensor, line: list[nn.Module], start: int | None, stop: int | None) -> None:
+        own = self.input_size if start is None else self.boundaries[start].shape
+        if tuple(x.shape[1:]) == own:
+            return
+        for position in range(len(line))[start:stop]:
+            if self.tied(position, line[position]):
+                given, made = ('x'.join(str(int(n)) for n in shape) for shape in (x.shape[1:], own))
+                what = type(line[position]).__name__
+                raise CannotStitch(
+                    f'{self.name}: {what} {position} of its line is tied to one size: '
+                    f'it runs on {made} from position {start or "0 (images)"}, not on {given}'
+                )
 
     def forward(self, x: Tensor) -> Tensor:
         """The whole network: image (N, C, H, W) to logits (N, classes)."""
@@ -264,11 +296,11 @@ class Anchor(nn.Module):
         boundaries, used = [], []
         parts: list[Callable[[Tensor], Tensor]] = [twin.stem, *twin.line()]
         for position, part in enumerate(parts):
-            x = part(x.detach().requires_grad_())
+            x = part(x.detach().requires_grad_().clone())  # a copy, which a part may write into
             boundaries.append(self._boundary(x, *self.flowing(position)))
             used.append(used_parameters(x, names))
         x = x.detach().requires_grad_()
-        heads = [used_parameters(head(x), names) for head in (twin.head, twin.published_head)]
+        heads = [used_parameters(head(x.clone()), names) for head in (twin.head, twin.published_head)]
         return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
 
     def _boundary(self, x: Tensor, layout: str, prefix: int) -> Boundary:

@@ -7,6 +7,7 @@ another; closed calls that hold a branch (a residual or parallel path) are the u
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -142,11 +143,15 @@ def _residual(flow: Dataflow, heavy: list[Call], weights: dict[str, int]) -> lis
         inner = Counter(c.kind for c in branching if c is not call and _within(c, call))
         if max(inner.values(), default=0) < 2:  # else it is a stage with a branch beside its blocks
             units.add(call.kind)
-    for least in (2, 1):
-        found = outermost(call for call in heavy if call.kind in units and kinds[call.kind] >= least)
-        if len(found) > 1:
-            break
-    return _widened(flow, heavy, found, weights)
+    places = Counter(place for call in heavy if call.kind in units and (place := _place(call)) != call.path)
+    # a single one of its class counts where it stands in a row with others, not as a part of stem or head
+    found = [c for c in heavy if c.kind in units and (kinds[c.kind] > 1 or places[_place(c)] > 1)]
+    return _widened(flow, heavy, outermost(found), weights)
+
+
+def _place(call: Call) -> str:
+    """The path without its numbers: the same for modules of one row."""
+    return re.sub(r'\d+', '#', call.path)
 
 
 def _widened(flow: Dataflow, heavy: list[Call], units: list[Call], weights: dict[str, int]) -> list[Call]:
@@ -166,7 +171,20 @@ def _widened(flow: Dataflow, heavy: list[Call], units: list[Call], weights: dict
                 unit = call
                 break
         chosen.append(unit)
-    return outermost(chosen)
+    return _composed(heavy, outermost(chosen))
+
+
+def _composed(heavy: list[Call], units: list[Call]) -> list[Call]:
+    """Units, with a call in the place of several where every call of its class is made of the same different ones."""
+    rows: dict[type, list[tuple[Call, tuple[type, ...]]]] = defaultdict(list)
+    for call in heavy:
+        if not issubclass(call.kind, _CONTAINERS):
+            rows[call.kind].append((call, tuple(u.kind for u in units if u is not call and _within(u, call))))
+    for found in rows.values():
+        made = {row for _, row in found}
+        if len(found) > 1 and len(made) == 1 and len(set(*made)) > 1:
+            units = [*units, *(call for call, _ in found)]
+    return outermost(units)
 
 
 def _repeated(flow: Dataflow, heavy: list[Call], weights: dict[str, int]) -> list[Call]:
@@ -194,18 +212,20 @@ def _functional(flow: Dataflow) -> list[Item]:
 
 def _groups(flow: Dataflow) -> list[Item]:
     """From each weight of a plain chain to the next: a convolution with its norm and activation."""
+    if 2 * len(flow.cuts) < len(flow.alive):
+        return []
     open_cuts = [i for i in sorted(flow.cuts) if flow.open(i)]
     starts = []
     for before, at in zip(open_cuts, open_cuts[1:], strict=False):
         if any(_weight(n) for n in flow.record.nodes[at].all_input_nodes):
             starts.append(before)
     units = []
-    for start, end in zip(starts, [*starts[1:], open_cuts[-1]], strict=True):
+    for start, end in zip(starts, [*starts[1:], *open_cuts[-1:]], strict=False):
         first = next(i for i in open_cuts if i > start)
         grid = _grid(flow, first)
-        stop = max((i for i in open_cuts if first <= i <= end and _grid(flow, i) == grid), default=first)
-        units.append(Item(start, stop))
-    return units[1:]  # the first is the stem
+        units.append(Item(start, max(i for i in open_cuts if first <= i <= end and _grid(flow, i) == grid)))
+    # the first is the stem, and what no longer has a grid is the head
+    return [unit for unit in units[1:] if _grid(flow, unit.stop) != (1, 1)]
 
 
 def _with_entries(flow: Dataflow, units: list[Item], behind: list[Item]) -> list[Item]:
@@ -254,12 +274,13 @@ def _grid(flow: Dataflow, index: int) -> tuple[int, int]:
 def _why_none(flow: Dataflow) -> str:
     """Names what keeps a network from being a line: the longest stretch without a cut point."""
     nodes, at = flow.record.nodes, [i for i in sorted(flow.cuts) if flow.open(i)]
-    ends = [*at, flow.record.output.meta['index']]
-    start, stop = max(zip(ends, ends[1:], strict=False), key=lambda pair: pair[1] - pair[0], default=(0, 0))
+    places = [*at, flow.record.output.meta['index']]
+    start, stop = max(zip(places, places[1:], strict=False), key=lambda pair: pair[1] - pair[0], default=(0, 0))
     if not flow.branches(start + 1, max(stop, start + 1)):
         return 'it has no two blocks: no module repeats, and no two weights follow each other'
-    paths = [nodes[i].meta['path'] for i in (start + 1, stop)]
-    return f'branches run beside each other all the way from {paths[0] or "its input"} to {paths[1] or "its output"}'
+    paths = [p for node in nodes[start + 1 : stop + 1] if (p := node.meta['path']) and node.meta['index'] in flow.alive]
+    ends = f' from {paths[0]} to {paths[-1]}' if paths else ''
+    return f'branches run beside each other all the way{ends}, so it has no two blocks between cut points'
 
 
 def needed(output: Any, nodes: list[fx.Node]) -> set[int]:
@@ -280,7 +301,8 @@ def _nodes(value: Any) -> list[fx.Node]:
 
 
 def _within(inner: Call, outer: Call) -> bool:
-    return outer.first <= inner.first and inner.last <= outer.last
+    """Whether a call happened within another, or is it."""
+    return inner is outer or (outer.first <= inner.first and inner.last <= outer.last and outer.number < inner.number)
 
 
 def _weight(node: fx.Node) -> bool:

@@ -13,6 +13,8 @@ from .swin import entry_or_none
 class LevitAnchor(Anchor):
     """timm's `Levit`: the attention downsampling opens a stage."""
 
+    own_grid = True
+
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self.layout = 'NCHW' if self.model.use_conv else 'NLC'
@@ -26,12 +28,21 @@ class LevitAnchor(Anchor):
         """Stages of attention and MLP."""
         return [Stage(list(stage.blocks), entry_or_none(stage.downsample)) for stage in self.model.stages]
 
+    def tied(self, position: int, module: nn.Module) -> bool:
+        """Attention biases belong to the cells of one grid."""
+        return any(hasattr(part, 'attention_biases') for part in module.modules())
+
     def forget_caches(self) -> None:
-        """Attention biases, which timm gathers once in eval mode."""
-        for module in self.model.modules():
-            if hasattr(module, 'attention_bias_cache'):
-                module.attention_bias_cache = {}
+        """Attention biases."""
+        forget_biases(self.model)
 
     def head(self, x: Tensor) -> Tensor:
         """Pooling and classifier(s)."""
         return self.model.forward_head(x)
+
+
+def forget_biases(model: nn.Module) -> None:
+    """Drops the attention biases that timm gathers once in eval mode."""
+    for module in model.modules():
+        if hasattr(module, 'attention_bias_cache'):
+            module.attention_bias_cache = {}

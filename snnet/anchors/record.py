@@ -35,6 +35,7 @@ class Call:
         first, last: the nodes recorded meanwhile are `nodes[first:last]`.
         args, kwargs, output: what went in and came out, with nodes in the place of tensors and sizes.
         parent: the call within which it happened.
+        number: which call of the run it is.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Call:
     args: Any
     kwargs: Any
     parent: Call | None
+    number: int
     last: int = -1
     output: Any = None
 
@@ -51,8 +53,9 @@ class Call:
 class Record:
     """A run: nodes in the order of the run, calls in the order of their beginning.
 
-    A node's `meta` holds 'path' (the module whose code ran it), 'flow' (whether it was computed from what the image
-    holds, rather than from parameters and sizes alone) and 'value' (the tensor or number).
+    A node's `meta` holds 'index', 'path' (the module whose code ran it), 'flow' (whether it was computed from what the
+    image holds, rather than from parameters and sizes alone), 'value' (the tensor or number) and 'wrote' (the storage
+    of the tensor that it changed).
     """
 
     image: fx.Node
@@ -140,7 +143,8 @@ class _Recorder(TorchFunctionMode):
         node = self._add('call_method' if method else 'call_function', name if method else func, *inputs)
         written = next((t for t, v in zip(tensors, versions, strict=True) if t._version != v), None)
         if written is not None:
-            self.written[_storage(written)] = len(self.found.nodes), node
+            self.written[storage(written)] = len(self.found.nodes), node
+            node.meta['wrote'] = storage(written)
             node.meta['flow'] |= self._flows(written)
             if out is written:
                 self.known[id(out)] = node
@@ -162,7 +166,7 @@ class _Recorder(TorchFunctionMode):
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             parent = self.stack[-1] if self.stack else None
             inputs = self.described(args), self.described(kwargs)
-            call = Call(path, type(module), len(self.found.nodes), *inputs, parent)
+            call = Call(path, type(module), len(self.found.nodes), *inputs, parent, len(self.found.calls))
             self.found.calls.append(call)
             self.stack.append(call)
 
@@ -181,7 +185,7 @@ class _Recorder(TorchFunctionMode):
 
     def _wrote(self, tensor: Tensor) -> bool:
         """Whether the call that ends wrote into a tensor."""
-        when, _ = self.written.get(_storage(tensor), (-1, None))
+        when, _ = self.written.get(storage(tensor), (-1, None))
         return when > self.stack[-1].first
 
     def described(self, value: Any) -> Any:
@@ -212,7 +216,7 @@ class _Recorder(TorchFunctionMode):
                 return Unknown()
             self._learn(tensor, self._add('get_attr', self.names[id(tensor)], (), {}))
         node = self.known[id(tensor)]
-        when, writer = self.written.get(_storage(tensor), (-1, node))
+        when, writer = self.written.get(storage(tensor), (-1, node))
         if writer is not node and when > node.meta['index']:
             node = self._add('call_function', same, (node, writer), {})
             self._learn(tensor, node)
@@ -284,7 +288,8 @@ class _Recorder(TorchFunctionMode):
         return node
 
 
-def _storage(tensor: Tensor) -> int:
+def storage(tensor: Tensor) -> int:
+    """Tells tensors apart that hold the same numbers."""
     with torch._C.DisableTorchFunction():
         return int(tensor.untyped_storage()._cdata)
 

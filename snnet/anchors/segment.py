@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ..errors import CannotStitch
-from .record import Call, Record, Unknown, check
+from .record import Call, Record, Unknown, check, storage
 
 Bind = Callable[[fx.Node, fx.Node], Any]
 
@@ -177,6 +177,9 @@ class Stretch:
         self.start, self.stop = start, len(nodes) if stop is None else stop
         self.graph = fx.Graph()
         self.x = self.graph.placeholder('x')
+        flows = storage(nodes[start].meta['value'])
+        if any(n.meta.get('wrote') == flows for n in nodes[start + 1 : self.stop + 1]):
+            self.x = self.graph.call_method('clone', (self.x,))  # others may still need what flows in
         self.known: dict[fx.Node, Any] = {nodes[start]: self.x}
         self.ran: dict[Step, fx.Node] = {}
         for step in steps.steps:

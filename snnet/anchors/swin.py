@@ -11,6 +11,7 @@ class SwinAnchor(Anchor):
     """timm's `SwinTransformer` and `SwinTransformerV2`: the patch merging opens a stage."""
 
     layout = 'NHWC'
+    own_grid = True
 
     def stem(self, x: Tensor) -> Tensor:
         """Patches."""
@@ -23,6 +24,10 @@ class SwinAnchor(Anchor):
     def head(self, x: Tensor) -> Tensor:
         """Final norm, pooling and classifier."""
         return self.model.forward_head(self.model.norm(x))
+
+    def tied(self, position: int, module: nn.Module) -> bool:
+        """Shifted windows: their mask is made for one grid, and on others it may hide the wrong neighbours."""
+        return getattr(module, 'attn_mask', None) is not None and not getattr(module, 'dynamic_mask', False)
 
 
 def entry_or_none(downsample: nn.Module) -> nn.Module | None:

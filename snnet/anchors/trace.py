@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import CannotStitch
 from ..line import Anchor, Source, Stage
+from .levit import forget_biases
 from .plan import Plan, Size
 
 
@@ -19,6 +22,8 @@ class TracedAnchor(Anchor):
         CannotStitch: what flows does not pass through single tensors, or decides itself what is computed.
     """
 
+    own_grid = True
+
     def __init__(
         self, model: nn.Module, name: str, input_size: Size, source: Source | None = None, official: bool = False
     ) -> None:
@@ -28,6 +33,7 @@ class TracedAnchor(Anchor):
                 plan = Plan(model, name, input_size)
             except CannotStitch as error:
                 raise CannotStitch(f'{name} is no line: {error}') from error
+        self._ties: dict[int, bool] = {}
         self._parts = tuple(plan.parts)
         self._entries, self._layouts, self._classes = plan.entries, plan.layouts, plan.classes
 
@@ -70,6 +76,29 @@ class TracedAnchor(Anchor):
         found: nn.Module = self.model.get_submodule(part) if isinstance(part, str) else part
         return found
 
+    def forget_caches(self) -> None:
+        """Attention biases."""
+        forget_biases(self.model)
+
     def flowing(self, position: int) -> tuple[str, int]:
         """Layout and prefix at a position."""
         return self._layouts[position].layout, self._layouts[position].prefix
+
+    def tied(self, position: int, module: nn.Module) -> bool:
+        """Measured once: it does not run on a grid of twice or of half the height."""
+        if position not in self._ties:
+            twin = self._meta_twin()
+            before, part = self._layouts[position], twin.line()[position]
+            heights = {2 * before.grid[0], -(-before.grid[0] // 2)}
+            shapes = [replace(before, grid=(height, before.grid[1])).shape for height in heights]
+            self._ties[position] = not all(_runs(part, shape, next(twin.parameters())) for shape in shapes)
+        return self._ties[position]
+
+
+def _runs(part: nn.Module, shape: tuple[int, ...], like: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            part(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+    except Exception:  # whatever a module does with what it was not made for
+        return False
+    return True
