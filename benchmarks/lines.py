@@ -25,9 +25,11 @@ from timm.models import list_modules
 from torch import Tensor, nn
 
 import snnet
-from snnet.log import Progress
+from snnet.log import Progress, set_up_logging
 
-SMALL = re.compile(r'atto|femto|pico|nano|tiny|mini|small|micro|xxs|_xs|_s\d?(_|$)|_t\d?(_|$)|[bms]0|18|_0\d\d|\d_0?[1-5]0')
+SMALL = re.compile(
+    r'atto|femto|pico|nano|tiny|mini|small|micro|xxs|_xs|_s\d?(_|$)|_t\d?(_|$)|[bms]0|18|_0\d\d|\d_0?[1-5]0'
+)
 LIMIT = 240.0
 """Seconds for one network."""
 MEMORY = 12 * 2**30
@@ -144,8 +146,8 @@ def table(rows: list[Row]) -> str:
     traced = [r for r in lines if r.how == 'trace']
     many = [r for r in lines if r.blocks >= 8]
     text = [
-        f'{len(lines)} of {len(rows)} architecture files become lines ({len(traced)} of them traced, the others through '
-        f'an adapter), {len(many)} with eight blocks or more; {len(equal)} equal the bare model bit by bit in eval '
+        f'{len(lines)} of {len(rows)} architecture files become lines ({len(traced)} of them traced, the others '
+        f'through an adapter), {len(many)} with eight blocks or more; {len(equal)} equal the bare model bit by bit in eval '
         'mode, in train mode, in every gradient and cut into two.',
         '',
         '| file | model | blocks | stages | how | eval | train | gradient | cut |',
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument('files', nargs='*', metavar='FILE', help='architecture files of timm; all by default')
     parser.add_argument('--out', type=Path, help='where to write the table')
     args = parser.parse_args()
+    set_up_logging()
     files = args.files or [file for file in list_modules() if timm.list_models(module=file)]
     rows, progress, begin = [], Progress(len(files), 'files'), time.monotonic()
     for file in files:
@@ -175,8 +178,8 @@ def main() -> None:
     minutes = (time.monotonic() - begin) / 60
     versions = f'timm {timm.__version__}, torch {torch.__version__.split("+")[0]}'
     text = (
-        '# Which of timm\'s networks are lines\n\n'
-        f'`python benchmarks/lines.py --out docs/results/lines.md`: {minutes:.0f} minutes on one core, {versions}.\n\n'
+        "# Which of timm's networks are lines\n\n"
+        f'`python benchmarks/lines.py --out docs/results/lines.md`, {minutes:.0f} minutes on one core, {versions}.\n\n'
         f'{table(rows)}\n'
     )
     print(text)

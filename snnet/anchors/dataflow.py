@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -188,7 +189,7 @@ def _composed(heavy: list[Call], units: list[Call]) -> list[Call]:
 
 
 def _repeated(flow: Dataflow, heavy: list[Call], weights: dict[str, int]) -> list[Call]:
-    """Closed calls of the class that, called again and again, holds most of the weights of a network of plain chains."""
+    """Closed calls of the class that is called repeatedly and holds most of the weights, for plain chains."""
     kinds: dict[type, list[Call]] = defaultdict(list)
     for call in heavy:
         if not call.kind.__module__.startswith('torch.') and not issubclass(call.kind, _CONTAINERS):
@@ -203,7 +204,7 @@ def _functional(flow: Dataflow) -> list[Item]:
     open_cuts = [i for i in sorted(flow.cuts) if flow.open(i)]
     nodes = flow.record.nodes
     kinds: dict[Any, list[Item]] = defaultdict(list)
-    for start, stop in zip(open_cuts, open_cuts[1:], strict=False):
+    for start, stop in pairwise(open_cuts):
         between = [nodes[i] for i in range(start + 1, stop + 1) if i in flow.alive]
         if len(between) > 1 and any(_weight(n) for node in between for n in node.all_input_nodes):
             kinds[tuple(str(node.target) for node in between)].append(Item(start, stop))
@@ -216,7 +217,7 @@ def _groups(flow: Dataflow) -> list[Item]:
         return []
     open_cuts = [i for i in sorted(flow.cuts) if flow.open(i)]
     starts = []
-    for before, at in zip(open_cuts, open_cuts[1:], strict=False):
+    for before, at in pairwise(open_cuts):
         if any(_weight(n) for n in flow.record.nodes[at].all_input_nodes):
             starts.append(before)
     units = []
@@ -261,7 +262,8 @@ def _shapes(flow: Dataflow, call: Call) -> tuple[Boundary | None, Boundary | Non
 
 def _differ(flow: Dataflow, start: int, stop: int) -> bool:
     a, b = (flow.boundary(flow.record.nodes[i]) for i in (start, stop))
-    assert a is not None and b is not None  # items lie between open cuts
+    assert a is not None  # items lie between open cuts
+    assert b is not None
     return not a.joins(b) or a.channels != b.channels
 
 
@@ -275,7 +277,7 @@ def _why_none(flow: Dataflow) -> str:
     """Names what keeps a network from being a line: the longest stretch without a cut point."""
     nodes, at = flow.record.nodes, [i for i in sorted(flow.cuts) if flow.open(i)]
     places = [*at, flow.record.output.meta['index']]
-    start, stop = max(zip(places, places[1:], strict=False), key=lambda pair: pair[1] - pair[0], default=(0, 0))
+    start, stop = max(pairwise(places), key=lambda pair: pair[1] - pair[0], default=(0, 0))
     if not flow.branches(start + 1, max(stop, start + 1)):
         return 'it has no two blocks: no module repeats, and no two weights follow each other'
     paths = [p for node in nodes[start + 1 : stop + 1] if (p := node.meta['path']) and node.meta['index'] in flow.alive]

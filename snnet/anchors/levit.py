@@ -43,6 +43,7 @@ class LevitAnchor(Anchor):
 
 def forget_biases(model: nn.Module) -> None:
     """Drops the attention biases that timm gathers once in eval mode."""
+    module: Any
     for module in model.modules():
         if hasattr(module, 'attention_bias_cache'):
             module.attention_bias_cache = {}

@@ -7,6 +7,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -89,12 +90,13 @@ class Plan:
         match = _Match(run, self.run)
         self.back = [match.index(i) for i in range(len(run.nodes))]
         found = []
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             self.tied = False
             try:
                 found.append((Stretch(steps, start, stop, alive, self._bind), self.tied))
             except Crossing as error:
-                raise CannotStitch(f'what {error} computes is used far from it, in {run.nodes[start].meta["path"]}') from None
+                where = run.nodes[start].meta['path']
+                raise CannotStitch(f'what {error} computes is used behind {where} without flowing through') from None
         return found
 
     def _learning(self, cuts: list[Any]) -> list[tuple[Stretch, bool]]:
@@ -109,7 +111,8 @@ class Plan:
 
     def _baked(self, cuts: list[Any], codes: list[Code]) -> bool:
         """Whether the code would be another for images of another size."""
-        assert self.other and self.match
+        assert self.other
+        assert self.match
         try:
             there = self._stretches(self.other, [None if c is None else self.match.index(c) for c in cuts])
         except (CannotStitch, Inside, TypeError):

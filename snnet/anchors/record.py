@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CannotStitch
+from .sizes import Real, Whole, plain
 
 _BY_VALUE = {'__bool__', 'item', 'tolist', '__int__', '__float__', '__index__', 'numpy', '__contains__', 'nonzero'}
 """Methods with which Python looks at what flows."""
@@ -136,7 +137,7 @@ class _Recorder(TorchFunctionMode):
             raise CannotStitch(f'the values that flow decide what {self.path or "the network"} computes ({name})')
         versions = [t._version for t in tensors]
         inputs = self.described(args), self.described(kwargs)
-        out = func(*_plain(args), **_plain(kwargs))
+        out = func(*plain(args), **plain(kwargs))
         if not (isinstance(out, Tensor | tuple | list) or out is None):
             return out
         method = getattr(torch.Tensor, name, None) is func
@@ -192,7 +193,7 @@ class _Recorder(TorchFunctionMode):
         """A value with nodes in the place of tensors, sizes, and the types and devices read from tensors."""
         if isinstance(value, Tensor):
             return self.node(value)
-        if isinstance(value, _Whole | _Real):
+        if isinstance(value, Whole | Real):
             return value.node
         if isinstance(value, slice):
             return slice(*map(self.described, (value.start, value.stop, value.step)))
@@ -231,7 +232,7 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(value, int | float):
             return value
         node = self._add('call_function', target, self.described(args), {}, value=value)
-        made: Any = _Whole(value) if isinstance(value, int) else _Real(value)
+        made: Any = Whole(value) if isinstance(value, int) else Real(value)
         made.node, made.recorder = node, self
         return made
 
@@ -251,7 +252,7 @@ class _Recorder(TorchFunctionMode):
     def _sizes(self, name: str, args: Any, kwargs: Any) -> Any:
         tensor = args[0]
         if isinstance(tensor, nn.Parameter) or id(tensor) not in self.known:
-            return getattr(Tensor, name)(*_plain(args), **kwargs)  # fixed, whatever flows
+            return getattr(Tensor, name)(*plain(args), **kwargs)  # fixed, whatever flows
         node = self.node(tensor)
         if name == '__len__':
             return len(tensor) if self.number(operator.eq, (self._size(tensor, node, 0), len(tensor)), True) else 0
@@ -292,84 +293,3 @@ def storage(tensor: Tensor) -> int:
     """Tells tensors apart that hold the same numbers."""
     with torch._C.DisableTorchFunction():
         return int(tensor.untyped_storage()._cdata)
-
-
-def _plain(value: Any) -> Any:
-    """Arguments with plain numbers in the place of recorded ones."""
-    if isinstance(value, _Whole | _Real):
-        return value.plain()
-    if isinstance(value, slice):
-        return slice(*map(_plain, (value.start, value.stop, value.step)))
-    if isinstance(value, torch.Size):
-        return torch.Size(map(_plain, value))
-    if isinstance(value, tuple) and not hasattr(value, '_fields'):
-        return tuple(map(_plain, value))
-    if isinstance(value, list):
-        return list(map(_plain, value))
-    return value
-
-
-class _Number:
-    """What sizes and numbers computed from them have in common: calculating with them is recorded."""
-
-    node: fx.Node
-    recorder: _Recorder
-    base: type
-
-    def plain(self) -> Any:
-        """The number itself."""
-        return self.base.__pos__(self)
-
-    def _escape(self) -> Any:
-        """A use that cannot be recorded: the number is taken to be always the same, and that is checked."""
-        value = self.plain()
-        self.recorder.number(operator.eq, (self, value), True)
-        return value
-
-    def __bool__(self) -> bool:
-        value: bool = self.recorder.number(operator.ne, (self, 0), self.plain() != 0)
-        return value
-
-    def __hash__(self) -> int:
-        return hash(self._escape())
-
-    def __int__(self) -> int:
-        return int(self._escape())
-
-    def __float__(self) -> float:
-        return float(self._escape())
-
-    def __divmod__(self, other: Any) -> Any:
-        return self // other, self % other  # type: ignore[operator]
-
-
-def _recording(function: Any, swapped: bool = False) -> Callable[..., Any]:
-    def method(self: Any, *others: Any) -> Any:
-        args = (*others, self) if swapped else (self, *others)
-        if any(isinstance(other, Tensor) for other in others):
-            return NotImplemented
-        return self.recorder.number(function, args, function(*_plain(args)))
-
-    return method
-
-
-def _methods() -> Iterator[tuple[str, Any]]:
-    for name in ('add', 'sub', 'mul', 'floordiv', 'truediv', 'mod', 'pow'):
-        yield f'__{name}__', _recording(getattr(operator, name))
-        yield f'__r{name}__', _recording(getattr(operator, name), swapped=True)
-    for name in ('neg', 'abs', 'eq', 'ne', 'lt', 'le', 'gt', 'ge'):
-        yield f'__{name}__', _recording(getattr(operator, name))
-    yield '__round__', _recording(round)
-    yield '__ceil__', _recording(math.ceil)
-    yield '__floor__', _recording(math.floor)
-    yield '__trunc__', _recording(math.trunc)
-
-
-class _Whole(_Number, int):
-    base = int
-    locals().update(_methods())
-
-
-class _Real(_Number, float):
-    base = float
-    locals().update(_methods())

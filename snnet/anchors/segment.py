@@ -236,10 +236,9 @@ class Stretch:
         if step in self.ran:
             return self.ran[step]
         what = step.what
-        for item in _unknown(what.args), _unknown(what.kwargs):
-            if item:
-                path = what.path if isinstance(what, Call) else what.meta['path']
-                raise CannotStitch(f'{path or "its forward"} uses a tensor that is no parameter or buffer of the network')
+        if _unknown((what.args, what.kwargs)):
+            path = (what.path if isinstance(what, Call) else what.meta['path']) or 'its forward'
+            raise CannotStitch(f'{path} uses a tensor that is no parameter or buffer of the network')
         args, kwargs = map_arg(what.args, self._fetch), map_arg(what.kwargs, self._fetch)
         if isinstance(what, Call):
             made = self.graph.create_node('call_module', what.path, tuple(args), dict(kwargs))
