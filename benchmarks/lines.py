@@ -147,8 +147,8 @@ def table(rows: list[Row]) -> str:
     many = [r for r in lines if r.blocks >= 8]
     text = [
         f'{len(lines)} of {len(rows)} architecture files become lines ({len(traced)} of them traced, the others '
-        f'through an adapter), {len(many)} with eight blocks or more; {len(equal)} equal the bare model bit by bit in eval '
-        'mode, in train mode, in every gradient and cut into two.',
+        f'through an adapter), {len(many)} with eight blocks or more; {len(equal)} equal the bare model bit by bit in '
+        'eval mode, in train mode, in every gradient and cut into two.',
         '',
         '| file | model | blocks | stages | how | eval | train | gradient | cut |',
         '|---|---|---|---|---|---|---|---|---|',
