@@ -4,7 +4,7 @@ import copy
 import json
 import pickle
 import random
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -135,18 +135,27 @@ every_network = pytest.mark.parametrize('name', NETWORKS)
 some_networks = pytest.mark.parametrize('name', ['pvt', 'xcit', 'eva', 'written', 'encoder', 'chain', 'test_byobnet'])
 
 
-def traced(name, **args):
+@cache
+def wrapped(name):
     size, make, _ = NETWORKS[name]
     torch.manual_seed(0)
-    model = shake(make(**args))
-    return as_anchor(model, name, input_size=(3, size, size)), model, images(size)
+    drops = {} if name in ('written', 'encoder', 'chain') else {'drop_rate': 0.2}
+    model = shake(make(**drops))
+    anchor = as_anchor(model, name, input_size=(3, size, size))
+    assert anchor.model is model
+    assert anchor.survey.head, 'measured here, so that copies need not be'
+    return anchor
+
+
+def traced(name):
+    anchor = copy.deepcopy(wrapped(name))
+    return anchor, anchor.model, images(NETWORKS[name][0])
 
 
 @every_network
 def test_a_traced_network_computes_what_the_network_computes(name):
     anchor, model, x = traced(name)
     assert type(anchor) is TracedAnchor
-    assert anchor.model is model
     assert list(anchor.state_dict()) == [f'model.{key}' for key in model.state_dict()]
     model.eval()
     with torch.no_grad():
@@ -161,8 +170,7 @@ def test_a_traced_network_computes_what_the_network_computes(name):
 
 @every_network
 def test_it_trains_as_the_network_does_with_the_same_random_draws(name):
-    drops = {} if name in ('written', 'encoder', 'chain') else {'drop_rate': 0.2}
-    anchor, model, x = traced(name, **drops)
+    anchor, model, x = traced(name)
     twin = copy.deepcopy(model).train()
     anchor.train()
     outputs = []
@@ -285,12 +293,9 @@ def test_a_traced_swin_is_the_adapters_swin():
     ('name', 'blocks'),
     [
         ('deit_small_patch16_224', 12),
-        ('resnet18', 8),
-        ('resnet50', 16),
         ('mobilenetv2_100', 16),
         ('mixer_b16_224', 12),
         ('pvt_v2_b2', 16),
-        ('efficientnet_b0', 16),
         ('vgg11', 7),
     ],
 )

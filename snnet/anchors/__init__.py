@@ -1,4 +1,4 @@
-"""Anchors of every family: `as_anchor` finds the adapter of a network, `register_adapter` adds one."""
+"""Anchors of every family: `as_anchor` finds the adapter of a network or traces it, `register_adapter` adds one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def register_adapter(model_class: type[nn.Module], adapter: type[Anchor]) -> Non
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether `as_anchor` knows the class of a network or one of its bases."""
+    """Whether the class of a network or one of its bases has an adapter, so that it needs no tracing."""
     return any(c in _ADAPTERS for c in type(model).__mro__)
 
 
@@ -52,8 +52,10 @@ def as_anchor(
 ) -> Anchor:
     """Wraps a network as a line that computes exactly what the network computes.
 
+    A class without an adapter is traced: the line is found in the network's own dataflow, for the given image size.
+
     Args:
-        model: a network whose class (or a base class) has an adapter.
+        model: any network of images whose features flow, somewhere, through single tensors.
         name: what stitches and messages call it; timm's architecture name by default.
         input_size: channels, height, width of an image; by default what the model was made for, or what timm's
             pretrained config says.
@@ -61,7 +63,8 @@ def as_anchor(
         official: end stitches as the published implementation did.
 
     Raises:
-        SnnetError: no adapter for the class, or no input size to be found.
+        CannotStitch: the class has no adapter and the network cannot be traced, or has no two blocks.
+        SnnetError: no input size to be found.
     """
     config = getattr(model, 'pretrained_cfg', None) or {}
     size = input_size or _image_size(model) or config.get('input_size')
