@@ -168,7 +168,8 @@ def _widened(flow: Dataflow, heavy: list[Call], units: list[Call], weights: dict
             generic = issubclass(call.kind, _CONTAINERS)
             lesser = weights[unit.path] * 2 < weights[call.path]
             repeated = not generic and lesser and times[call.kind] > 1 and most[call.kind] == 1
-            if call is not unit and (repeated or _shapes(flow, call) == _shapes(flow, unit)):
+            more = weights[call.path] > weights[unit.path]
+            if more and (repeated or _shapes(flow, call) == _shapes(flow, unit)):
                 unit = call
                 break
         chosen.append(unit)

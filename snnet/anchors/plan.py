@@ -120,15 +120,15 @@ class Plan:
         return [Code(s.graph).source for s, _ in there] != [code.source for code in codes]
 
     def _through(self, at: list[int]) -> set[str]:
-        """The modules within which a position lies, and those that only hold another one."""
+        """The modules within which a position lies, and those that only hold one module of the line."""
         found = {''}
         inner = {(call.first, call.last): call for call in self.run.calls}
         for call in self.run.calls:
-            if issubclass(call.kind, nn.Sequential) and inner[call.first, call.last] is not call:
+            out = call.output.meta['index'] if isinstance(call.output, fx.Node) else None
+            if out in at and inner[call.first, call.last] is not call:
                 found.add(call.path)
             for i in at:
-                ends = isinstance(call.output, fx.Node) and call.output.meta['index'] == i
-                if call.first <= i < call.last and not ends:
+                if call.first <= i < call.last and i != out:
                     found.add(call.path)
         return found
 
