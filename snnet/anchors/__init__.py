@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from timm.models.convnext import ConvNeXt
 from timm.models.levit import Levit
-from timm.models.regnet import RegNet
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -13,18 +11,14 @@ from torch import nn
 
 from ..errors import SnnetError
 from ..line import Anchor, Source
-from .convnext import ConvNeXtAnchor
 from .levit import LevitAnchor
-from .regnet import RegNetAnchor
 from .resnet import ResNetAnchor
 from .swin import SwinAnchor
 from .trace import TracedAnchor
 from .vit import ViTAnchor
 
 _ADAPTERS: dict[type[nn.Module], type[Anchor]] = {
-    ConvNeXt: ConvNeXtAnchor,
     Levit: LevitAnchor,
-    RegNet: RegNetAnchor,
     ResNet: ResNetAnchor,
     SwinTransformer: SwinAnchor,
     SwinTransformerV2: SwinAnchor,

@@ -33,7 +33,7 @@ class TracedAnchor(Anchor):
                 plan = Plan(model, name, input_size)
             except CannotStitch as error:
                 raise CannotStitch(f'{name} is no line: {error}') from error
-        self._ties: dict[int, bool] = {}
+        self._ties: list[bool] = []
         self._parts = tuple(plan.parts)
         self._entries, self._layouts, self._classes = plan.entries, plan.layouts, plan.classes
 
@@ -86,12 +86,13 @@ class TracedAnchor(Anchor):
 
     def tied(self, position: int, module: nn.Module) -> bool:
         """Measured once: it does not run on a grid of twice or of half the height."""
-        if position not in self._ties:
+        if not self._ties:
             twin = self._meta_twin()
-            before, part = self._layouts[position], twin.line()[position]
-            heights = {2 * before.grid[0], -(-before.grid[0] // 2)}
-            shapes = [replace(before, grid=(height, before.grid[1])).shape for height in heights]
-            self._ties[position] = not all(_runs(part, shape, next(twin.parameters())) for shape in shapes)
+            like = next(twin.parameters())
+            for before, part in zip(self._layouts, twin.line(), strict=False):
+                heights = {2 * before.grid[0], -(-before.grid[0] // 2)}
+                shapes = [replace(before, grid=(height, before.grid[1])).shape for height in heights]
+                self._ties.append(not all(_runs(part, shape, like) for shape in shapes))
         return self._ties[position]
 
 
