@@ -34,7 +34,7 @@ LIMIT = 240.0
 """Seconds for one network."""
 MEMORY = 12 * 2**30
 """Bytes for one network."""
-CANDIDATES = 5
+CANDIDATES = 3
 
 
 class Row(NamedTuple):
@@ -173,7 +173,7 @@ def main() -> None:
     rows, progress, begin = [], Progress(len(files), 'files'), time.monotonic()
     for file in files:
         rows.append(row(file))
-        progress.update(1, file)
+        progress.update(1, ', '.join(map(str, rows[-1])))
     progress.close()
     minutes = (time.monotonic() - begin) / 60
     versions = f'timm {timm.__version__}, torch {torch.__version__.split("+")[0]}'

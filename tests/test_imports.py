@@ -16,8 +16,21 @@ FILES = {
 }
 MODULES = [name for name in FILES if name != '__init__']
 ROOMS = (
-    ('errors',),
-    ('files', 'folders', 'recipes', 'modes', 'seeds', 'distributed', 'stop', 'sums', 'survey', 'plugins', 'parts'),
+    ('errors', 'boundary'),
+    (
+        'files',
+        'folders',
+        'recipes',
+        'modes',
+        'seeds',
+        'distributed',
+        'stop',
+        'sums',
+        'survey',
+        'plugins',
+        'parts',
+        'boundary',
+    ),
     ('line', 'stitch', 'frontier'),
     ('layer', 'space', 'anchors', 'statistics'),
     ('weights', 'hub', 'extract'),
