@@ -77,6 +77,8 @@ def _widened(flow: Dataflow, heavy: list[Call], units: list[Call], weights: dict
                 unit = call
                 break
         chosen.append(unit)
+    kinds = {call.kind for call in chosen if call not in units and not issubclass(call.kind, _CONTAINERS)}
+    chosen += [call for call in heavy if call.kind in kinds]  # also those that hold no unit
     return _composed(heavy, outermost(chosen))
 
 
