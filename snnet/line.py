@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,39 +13,12 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
 
+from .boundary import Boundary, boundary_of
 from .errors import CannotStitch, SnnetError, reason_of
 from .modes import still_statistics
 from .survey import Survey, used_parameters
 
-
-@dataclass(frozen=True)
-class Boundary:
-    """What flows at a position of a line.
-
-    Attributes:
-        channels: width of the features.
-        grid: rows and columns of the feature map.
-        layout: 'NCHW', 'NHWC' or 'NLC' (L = prefix + rows x columns), timm's words.
-        prefix: tokens before the grid's own (class, distillation and register tokens); 0 except for 'NLC'.
-    """
-
-    channels: int
-    grid: tuple[int, int]
-    layout: str
-    prefix: int = 0
-
-    def joins(self, other: Boundary) -> bool:
-        """Whether one stitch layer can connect the two: grid and prefix agree (it converts layout and channels)."""
-        return self.grid == other.grid and self.prefix == other.prefix
-
-    @property
-    def tokens(self) -> int:
-        """Feature vectors an image: the prefix and every cell of the grid."""
-        return self.prefix + self.grid[0] * self.grid[1]
-
-    def __str__(self) -> str:
-        prefix = f' + {self.prefix} prefix' if self.prefix else ''
-        return f'{self.grid[0]}x{self.grid[1]}{prefix}, {self.channels} channels {self.layout}'
+__all__ = ['Absent', 'Anchor', 'Boundary', 'Source', 'Stage']
 
 
 def boundary_of(shape: Sequence[int], layout: str, prefix: int, input_size: Sequence[int]) -> Boundary | None:
@@ -97,6 +69,8 @@ class Anchor(nn.Module):
     """
 
     layout: str = 'NCHW'
+    own_grid = False
+    """Whether modules may be tied to the grid that they were made for (see `tied`)."""
 
     def __init__(
         self,
@@ -178,15 +152,34 @@ class Anchor(nn.Module):
             x: an image where `start` is None (the stem runs), else the features at `start`.
             start: a position, or None for the image.
             stop: a position, or None for the logits (the head runs).
+
+        Raises:
+            CannotStitch: what flows in has another size than modules on the way are tied to.
         """
+        line = self.line()
+        if self.own_grid:
+            self._check_size(x, line, start, stop)
         if start is None:
             x = self.stem(x)
         again = self.checkpointing and torch.is_grad_enabled()
-        for module in self.line()[start:stop]:
+        for module in line[start:stop]:
             x = _recomputed(module, x) if again else module(x)
         if stop is not None:
             return x
         return self.published_head(x) if self.official and start is not None else self.head(x)
+
+    def _check_size(self, x: Tensor, line: list[nn.Module], start: int | None, stop: int | None) -> None:
+        own = self.input_size if start is None else self.boundaries[start].shape
+        if tuple(x.shape[1:]) == own:
+            return
+        for position in range(len(line))[start:stop]:
+            if self.tied(position, line[position]):
+                given, made = ('x'.join(str(int(n)) for n in shape) for shape in (x.shape[1:], own))
+                what = type(line[position]).__name__
+                raise CannotStitch(
+                    f'{self.name}: {what} {position} of its line is tied to one size: '
+                    f'it runs on {made} from position {start or "0 (images)"}, not on {given}'
+                )
 
     def forward(self, x: Tensor) -> Tensor:
         """The whole network: image (N, C, H, W) to logits (N, classes)."""

@@ -172,14 +172,6 @@ def test_a_replaced_block_takes_part_at_once():
         assert torch.equal(anchor(x), model(x))
 
 
-def test_an_unknown_class_is_refused_naming_the_adapters():
-    with pytest.raises(SnnetError, match='Linear') as caught:
-        as_anchor(nn.Linear(2, 2))
-    for known in ('ConvNeXt', 'Levit', 'RegNet', 'ResNet', 'SwinTransformer', 'SwinTransformerV2', 'VisionTransformer'):
-        assert known in str(caught.value)
-    assert 'register_adapter' in str(caught.value)
-
-
 class Tower(nn.Sequential):
     num_classes = 5
 
@@ -201,8 +193,7 @@ def make_tower():
 
 
 def test_a_registered_adapter_lets_an_outside_class_in():
-    with pytest.raises(SnnetError, match='Tower'):
-        as_anchor(make_tower(), input_size=(3, 8, 8))
+    assert not isinstance(as_anchor(make_tower(), input_size=(3, 8, 8)), TowerAnchor)
     snnet.register_adapter(Tower, TowerAnchor)
     anchor = as_anchor(make_tower(), 'tower', input_size=(3, 8, 8))
     assert anchor.boundaries == (Boundary(4, (4, 4), 'NCHW'),) * 4

@@ -18,7 +18,7 @@ MODULES = [name for name in FILES if name != '__init__']
 ROOMS = tuple(
     line.split()
     for line in """
-    errors
+    errors boundary
     files folders recipes modes seeds distributed stop sums survey plugins parts renames
     line stitch frontier
     layer space anchors statistics budget latency plot

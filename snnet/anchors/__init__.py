@@ -1,10 +1,8 @@
-"""Anchors of every family: `as_anchor` finds the adapter of a network, `register_adapter` adds one."""
+"""Anchors of every family: `as_anchor` finds the adapter of a network or traces it, `register_adapter` adds one."""
 
 from __future__ import annotations
 
-from timm.models.convnext import ConvNeXt
 from timm.models.levit import Levit
-from timm.models.regnet import RegNet
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -13,17 +11,14 @@ from torch import nn
 
 from ..errors import SnnetError
 from ..line import Anchor, Source
-from .convnext import ConvNeXtAnchor
 from .levit import LevitAnchor
-from .regnet import RegNetAnchor
 from .resnet import ResNetAnchor
 from .swin import SwinAnchor
+from .trace import TracedAnchor
 from .vit import ViTAnchor
 
 _ADAPTERS: dict[type[nn.Module], type[Anchor]] = {
-    ConvNeXt: ConvNeXtAnchor,
     Levit: LevitAnchor,
-    RegNet: RegNetAnchor,
     ResNet: ResNetAnchor,
     SwinTransformer: SwinAnchor,
     SwinTransformerV2: SwinAnchor,
@@ -37,7 +32,7 @@ def register_adapter(model_class: type[nn.Module], adapter: type[Anchor]) -> Non
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether `as_anchor` knows the class of a network or one of its bases."""
+    """Whether the class of a network or one of its bases has an adapter, so that it needs no tracing."""
     return any(c in _ADAPTERS for c in type(model).__mro__)
 
 
@@ -51,8 +46,10 @@ def as_anchor(
 ) -> Anchor:
     """Wraps a network as a line that computes exactly what the network computes.
 
+    A class without an adapter is traced: the line is found in the network's own dataflow, for the given image size.
+
     Args:
-        model: a network whose class (or a base class) has an adapter.
+        model: any network of images whose features flow, somewhere, through single tensors.
         name: what stitches and messages call it; timm's architecture name by default.
         input_size: channels, height, width of an image; by default what the model was made for, or what timm's
             pretrained config says.
@@ -60,14 +57,9 @@ def as_anchor(
         official: end stitches as the published implementation did.
 
     Raises:
-        SnnetError: no adapter for the class, or no input size to be found.
+        CannotStitch: the class has no adapter and the network cannot be traced, or has no two blocks.
+        SnnetError: no input size to be found.
     """
-    if not has_adapter(model):
-        known = ', '.join(sorted(c.__name__ for c in _ADAPTERS))
-        raise SnnetError(
-            f'no adapter makes a line of {type(model).__name__}; there are adapters for {known}, '
-            f'and snnet.register_adapter adds one (README, "Add a family")'
-        )
     config = getattr(model, 'pretrained_cfg', None) or {}
     size = input_size or _image_size(model) or config.get('input_size')
     if size is None:
@@ -77,7 +69,7 @@ def as_anchor(
         tag = config.get('tag')
         source = Source(f'{architecture}.{tag}' if tag else architecture, dict(getattr(model, '_model_args', {})))
     name = name or architecture or type(model).__name__
-    adapter = next(_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS)
+    adapter = next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), TracedAnchor)
     return adapter(model, name, (size[0], size[1], size[2]), source, official)
 
 

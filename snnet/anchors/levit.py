@@ -13,6 +13,8 @@ from .swin import entry_or_none
 class LevitAnchor(Anchor):
     """timm's `Levit`: the attention downsampling opens a stage."""
 
+    own_grid = True
+
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self.layout = 'NCHW' if self.model.use_conv else 'NLC'
@@ -31,11 +33,17 @@ class LevitAnchor(Anchor):
         return any(hasattr(part, 'attention_biases') for part in module.modules())
 
     def forget_caches(self) -> None:
-        """Attention biases, which timm gathers once in eval mode."""
-        for module in self.model.modules():
-            if hasattr(module, 'attention_bias_cache'):
-                module.attention_bias_cache = {}
+        """Attention biases."""
+        forget_biases(self.model)
 
     def head(self, x: Tensor) -> Tensor:
         """Pooling and classifier(s)."""
         return self.model.forward_head(x)
+
+
+def forget_biases(model: nn.Module) -> None:
+    """Drops the attention biases that timm gathers once in eval mode."""
+    module: Any
+    for module in model.modules():
+        if hasattr(module, 'attention_bias_cache'):
+            module.attention_bias_cache = {}

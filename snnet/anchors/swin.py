@@ -11,6 +11,7 @@ class SwinAnchor(Anchor):
     """timm's `SwinTransformer` and `SwinTransformerV2`: the patch merging opens a stage."""
 
     layout = 'NHWC'
+    own_grid = True
 
     def stem(self, x: Tensor) -> Tensor:
         """Patches."""

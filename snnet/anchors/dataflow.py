@@ -1,0 +1,131 @@
+"""Where a recorded network can be cut, and what its blocks are.
+
+A cut point is a tensor through which everything flows. A module call is closed where it leads from one cut point to
+another; closed calls that hold a branch (a residual or parallel path) are the units that blocks are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from ..errors import CannotStitch
+from ..line import Boundary
+from .record import Call, Record
+
+Grids = Callable[[fx.Node], Boundary | None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A module of the line, from one cut point to another (indices of nodes); `entry` where it only leads to blocks."""
+
+    start: int
+    stop: int
+    entry: bool = False
+
+
+class Dataflow:
+    """The cut points and closed calls of a record.
+
+    Args:
+        record: of one run.
+        boundary: what flows at a node, or None where a line cannot be cut.
+    """
+
+    def __init__(self, record: Record, boundary: Grids) -> None:
+        self.record, self.boundary, nodes = record, boundary, record.nodes
+        if not isinstance(record.output, fx.Node):
+            raise CannotStitch(f'it returns {type(record.output).__name__}, not one tensor of logits')
+        self.alive = needed(record.output, nodes)
+        self.cuts = cut_points([[i for i in inputs(n) if i in self.alive] for n in nodes], sorted(self.alive))
+        self.rough = [0]  # how many of the nodes before each are alive and no cut points
+        for i in range(len(nodes)):
+            self.rough.append(self.rough[-1] + (i in self.alive and i not in self.cuts))
+        self.closed = {call: span for call in record.calls if (span := self._span(call))}
+
+    def open(self, index: int) -> bool:
+        """Whether a line can be cut at a node."""
+        return index in self.cuts and self.boundary(self.record.nodes[index]) is not None
+
+    def branches(self, first: int, last: int) -> int:
+        """How many of `nodes[first:last]` run beside others."""
+        return self.rough[last] - self.rough[first]
+
+    def own_branches(self, call: Call) -> int:
+        """How many nodes of a closed call run beside others, without those in closed calls within it."""
+        inner = outermost([c for c in self.closed if c is not call and within(c, call)])
+        return self.branches(call.first, call.last) - sum(self.branches(c.first, c.last) for c in inner)
+
+    def _span(self, call: Call) -> Item | None:
+        given = {n.meta['index'] for n in _nodes((call.args, call.kwargs)) if n.meta['flow']}
+        out = call.output
+        if len(given) != 1 or not isinstance(out, fx.Node) or call.first == call.last:
+            return None
+        (start,), stop = given, out.meta['index']
+        if not (call.first <= stop < call.last and self.open(start) and self.open(stop)):
+            return None
+        for i in range(call.first, call.last):
+            if i in self.alive and any(j < call.first and j != start for j in inputs(self.record.nodes[i])):
+                return None
+        return Item(start, stop)
+
+
+def inputs(node: fx.Node) -> list[int]:
+    """Indices of the nodes from which what flows reaches a node."""
+    return [n.meta['index'] for n in node.all_input_nodes if n.meta['flow']] if node.meta['flow'] else []
+
+
+def cut_points(before: Sequence[Sequence[int]], order: Sequence[int]) -> set[int]:
+    """Nodes of a graph through which every path from its first node to its last leads.
+
+    Args:
+        before: of each node, the nodes that lead to it.
+        order: the nodes on such paths, each behind those that lead to it.
+    """
+    last = dict.fromkeys(order, -1)
+    for node in order:
+        for earlier in before[node]:
+            last[earlier] = max(last[earlier], node)
+    found, reach = set(), -1
+    for node in order:
+        if reach <= node:
+            found.add(node)
+        reach = max(reach, last[node])
+    return found
+
+
+def outermost(calls: Iterable[Call]) -> list[Call]:
+    """Those of some calls that lie in none of the others; of nested calls that do the same, the innermost."""
+    found: list[Call] = []
+    for call in sorted(calls, key=lambda c: (c.first, -c.last)):
+        while found and (found[-1].first, found[-1].last) == (call.first, call.last):
+            found.pop()
+        if not found or not within(call, found[-1]):
+            found.append(call)
+    return found
+
+
+def needed(output: Any, nodes: list[fx.Node]) -> set[int]:
+    """Indices of the nodes through which what flows reaches the output."""
+    found, todo = set(), [n.meta['index'] for n in _nodes(output)]
+    while todo:
+        if (index := todo.pop()) not in found:
+            found.add(index)
+            todo += inputs(nodes[index])
+    return found
+
+
+def _nodes(value: Any) -> list[fx.Node]:
+    """The nodes in nested arguments."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, lambda n: found.append(n))
+    return found
+
+
+def within(inner: Call, outer: Call) -> bool:
+    """Whether a call happened within another, or is it."""
+    return inner is outer or (outer.first <= inner.first and inner.last <= outer.last and outer.number < inner.number)

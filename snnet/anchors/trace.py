@@ -1,0 +1,105 @@
+"""Any network as a line, from a recorded run: no adapter needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CannotStitch
+from ..line import Anchor, Source, Stage
+from .levit import forget_biases
+from .plan import Plan, Size
+
+
+class TracedAnchor(Anchor):
+    """A line found in the network's own dataflow.
+
+    Stages are runs of blocks on one grid; what lies between them and changes grid or width opens the next as its entry.
+
+    Raises:
+        CannotStitch: what flows does not pass through single tensors, or decides itself what is computed.
+    """
+
+    own_grid = True
+
+    def __init__(
+        self, model: nn.Module, name: str, input_size: Size, source: Source | None = None, official: bool = False
+    ) -> None:
+        super().__init__(model, name, input_size, source, official)
+        with torch.inference_mode(False), torch.enable_grad():
+            try:
+                plan = Plan(model, name, input_size)
+            except CannotStitch as error:
+                raise CannotStitch(f'{name} is no line: {error}') from error
+        self._ties: list[bool] = []
+        self._parts = tuple(plan.parts)
+        self._entries, self._layouts, self._classes = plan.entries, plan.layouts, plan.classes
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return int(getattr(self.model, 'num_classes', None) or self._classes)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """What runs before the first block."""
+        out: Tensor = self._module(0)(x)
+        return out
+
+    def stages(self) -> list[Stage]:
+        """Runs of blocks on one grid."""
+        stages: list[Stage] = []
+        entry, grid = None, None
+        for i, (_, after) in enumerate(zip(self._layouts, self._layouts[1:], strict=False)):
+            module = self._module(i + 1)
+            if self._entries[i]:
+                entry = module
+                continue
+            if entry is not None or after.grid != grid:
+                stages.append(Stage([], entry))
+            stages[-1].blocks.append(module)  # type: ignore[attr-defined]
+            entry, grid = None, after.grid
+        return stages
+
+    def head(self, x: Tensor) -> Tensor:
+        """What runs after the last block."""
+        out: Tensor = self._module(-1)(x)
+        return out
+
+    def edges(self) -> list[nn.Module]:
+        """Stem and head."""
+        return [self._module(0), self._module(-1)]
+
+    def _module(self, index: int) -> nn.Module:
+        part = self._parts[index]
+        found: nn.Module = self.model.get_submodule(part) if isinstance(part, str) else part
+        return found
+
+    def forget_caches(self) -> None:
+        """Attention biases."""
+        forget_biases(self.model)
+
+    def flowing(self, position: int) -> tuple[str, int]:
+        """Layout and prefix at a position."""
+        return self._layouts[position].layout, self._layouts[position].prefix
+
+    def tied(self, position: int, module: nn.Module) -> bool:
+        """Measured once: it does not run on a grid of twice or of half the height."""
+        if not self._ties:
+            twin = self._meta_twin()
+            like = next(twin.parameters())
+            for before, part in zip(self._layouts, twin.line(), strict=False):
+                heights = {2 * before.grid[0], -(-before.grid[0] // 2)}
+                shapes = [replace(before, grid=(height, before.grid[1])).shape for height in heights]
+                self._ties.append(not all(_runs(part, shape, like) for shape in shapes))
+        return self._ties[position]
+
+
+def _runs(part: nn.Module, shape: tuple[int, ...], like: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            part(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+    except Exception:  # whatever a module does with what it was not made for
+        return False
+    return True

@@ -1,0 +1,54 @@
+"""What flows between two modules of a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What flows at a position of a line.
+
+    Attributes:
+        channels: width of the features.
+        grid: rows and columns of the feature map.
+        layout: 'NCHW', 'NHWC' or 'NLC' (L = prefix + rows x columns), timm's words.
+        prefix: tokens before the grid's own (class, distillation and register tokens); 0 except for 'NLC'.
+    """
+
+    channels: int
+    grid: tuple[int, int]
+    layout: str
+    prefix: int = 0
+
+    def joins(self, other: Boundary) -> bool:
+        """Whether one stitch layer can connect the two: grid and prefix agree (it converts layout and channels)."""
+        return self.grid == other.grid and self.prefix == other.prefix
+
+    @property
+    def tokens(self) -> int:
+        """Feature vectors an image: the prefix and every cell of the grid."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what flows, without the batch."""
+        if self.layout == 'NLC':
+            return self.tokens, self.channels
+        return (*self.grid, self.channels) if self.layout == 'NHWC' else (self.channels, *self.grid)
+
+    def __str__(self) -> str:
+        prefix = f' + {self.prefix} prefix' if self.prefix else ''
+        return f'{self.grid[0]}x{self.grid[1]}{prefix}, {self.channels} channels {self.layout}'
+
+
+def boundary_of(shape: Sequence[int], layout: str, prefix: int, input_size: Sequence[int]) -> Boundary | None:
+    """What flows where a tensor has this shape, batch first; None where its tokens do not form the image's grid."""
+    if layout == 'NHWC':
+        return Boundary(shape[3], (shape[1], shape[2]), layout)
+    if layout == 'NCHW':
+        return Boundary(shape[1], (shape[2], shape[3]), layout)
+    tokens = shape[1] - prefix
+    rows = round((max(tokens, 0) * input_size[1] / input_size[2]) ** 0.5)
+    return Boundary(shape[2], (rows, tokens // rows), layout, prefix) if rows and tokens % rows == 0 else None
