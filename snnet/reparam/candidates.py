@@ -17,8 +17,11 @@ Where = Callable[[str, nn.Module], bool] | Iterable[str] | None
 
 
 def worthwhile(name: str, module: nn.Module) -> bool:
-    """The usual choice: convolutions with more than one tap, stitch layers, and a network that is but one of them."""
-    return not name or not isinstance(module, nn.Conv2d) or max(module.kernel_size) > 1
+    """The usual choice: stitch layers, and convolutions with more than one tap that do not run on the image itself.
+
+    The published counts leave the first convolution plain. A network that is but a convolution is always worth it.
+    """
+    return not name or not isinstance(module, nn.Conv2d) or (max(module.kernel_size) > 1 and module.in_channels > 3)
 
 
 def obstacle(module: nn.Module) -> str | None:

@@ -1,4 +1,4 @@
-"""The branches of a stitch layer, which is one matrix: each folds into it, so a grown layer costs nothing afterwards."""
+"""The branches of a stitch layer, which is one matrix: each folds into it and costs nothing afterwards."""
 
 from __future__ import annotations
 

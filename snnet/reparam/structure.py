@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..errors import SnnetError
 from ..line import Absent, Anchor
-from ..modes import eval_mode, still_statistics
 from .absorb import absorb, followers
 from .birth import add_branches, check_init
-from .block import Block, as_map, become_block, is_block
+from .block import Block, become_block, is_block
 from .candidates import Where, check_kinds, growable, possible_kinds
+from .inputs import inputs_of
 
 _log = logging.getLogger(__name__)
 Structure = Mapping[str, Sequence[str]]
@@ -41,8 +41,8 @@ def expand(
     Args:
         network: any module; a convolution itself is one, too.
         kinds: of branches, from `CONVOLUTION` and `STITCH`; all that the shapes allow where None.
-        where: names of modules or a rule `(name, module) -> bool`; convolutions with more than one tap and stitch
-            layers where None.
+        where: names of modules or a rule `(name, module) -> bool`; those of
+            `candidates.worthwhile` where None.
         init: 'calibrated' keeps the function, 'published' nearly, 'static' starts from scratch (see
             `birth.add_branches`).
         images: to calibrate with; without them 'calibrated' keeps the function in eval mode alone.
@@ -65,8 +65,7 @@ def expand(
     inputs = {} if images is None or init != 'calibrated' else inputs_of(network, found, (images,))
     for name, module in found.items():
         fitting, left_out = possible_kinds(module, kinds)
-        for kind, reason in left_out.items():
-            _log.warning('%s gets no branch %s: %s', name, kind, reason)
+        tell_left_out(name, left_out)
         if fitting:
             add_branches(as_block(module), fitting, name=name, init=init, seed=seed, x=inputs.get(name))
     refresh_anchors(network)
@@ -184,33 +183,10 @@ def leads(network: nn.Module, images: Tensor | None = None) -> dict[Block, nn.Mo
     return norms
 
 
-def inputs_of(
-    network: nn.Module, blocks: Iterable[str], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
-) -> dict[str, Tensor]:
-    """What flows into some modules in one pass, as maps (N, in, H, W).
-
-    BatchNorms run in the mode that they are in and everything else in eval mode, so that nothing is drawn; running
-    statistics stay as they are.
-    """
-    found: dict[str, Tensor] = {}
-    handles = []
-    for name in blocks:
-        module = network.get_submodule(name)
-
-        def note(module: nn.Module, args: Any, name: str = name) -> None:
-            found.setdefault(name, as_map(module, args[0].detach()))
-
-        handles.append(module.register_forward_pre_hook(note))
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    try:
-        with still_statistics(network), eval_mode(network), torch.no_grad():
-            for norm in norms:
-                norm.train()
-            network(*args, **(kwargs or {}))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+def tell_left_out(name: str, reasons: Mapping[str, str]) -> None:
+    """Says which branches a module cannot have, and why."""
+    for kind, reason in reasons.items():
+        _log.warning('%s gets no branch %s: %s', name, kind, reason)
 
 
 def refresh_anchors(network: nn.Module) -> None:

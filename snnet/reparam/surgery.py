@@ -1,16 +1,110 @@
-"""What hangs on the parameters of a network follows when they change: the groups and the state of an optimiser."""
+"""What must follow when a network grows: optimiser, moving average, the other processes of a run."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..distributed import Ranks
 from ..errors import SnnetError
-from .block import Block
+from .block import Block, is_block
+from .structure import BIAS, as_block, dissolve, leads, refresh_anchors
+
+_Thing = TypeVar('_Thing')
+
+
+class Attached:
+    """What must follow when a model grows: its optimiser, its moving average, the other processes of a run.
+
+    Args:
+        model: grows.
+        optimizer: trains it.
+        ema: its moving average (timm's `ModelEmaV3`, or the network alone).
+        ranks: of the run.
+
+    Attributes:
+        networks: the model and its moving average.
+        biased: names of modules that have got a bias by folding.
+
+    Raises:
+        SnnetError: the model is wrapped in torch's DistributedDataParallel.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        ema: nn.Module | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            raise SnnetError(
+                'DistributedDataParallel knows the parameters that it was made with: grow the module inside '
+                '(model.module), and wrap it anew after each change'
+            )
+        self.model, self.ranks = model, ranks
+        self.groups = None if optimizer is None else Groups(optimizer, model)
+        self.average: nn.Module | None = getattr(ema, 'module', ema)
+        self.networks = [model] if self.average is None else [model, self.average]
+        self.biased: set[str] = set()
+
+    def trains(self, weight: nn.Parameter) -> bool:
+        """Whether the optimiser, if it is known, holds a parameter."""
+        return self.groups is None or self.groups.holds(weight)
+
+    def agreed(self, decision: _Thing) -> _Thing:
+        """The first process's decision."""
+        return decision if self.ranks is None else self.ranks.share(decision)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Lets the optimiser forget what is gone after a `with` block, and anchors find what is new."""
+        before = set(self.model.parameters())
+        yield
+        if self.groups is not None:
+            self.groups.drop_dead(before)
+        for network in self.networks:
+            refresh_anchors(network)
+
+    def follow(self, name: str, block: Block) -> None:
+        """After a change of a block: the first process's numbers, and the same branches for average and optimiser."""
+        if self.ranks is not None:
+            self.ranks.copy_first(iter(block.state_dict().values()))
+        if self.average is not None:
+            mirror(block, as_block(self.average.get_submodule(name)))
+        if self.groups is not None:
+            self.groups.add(block)
+
+    def dissolve(self, names: Sequence[str], images: Tensor | None) -> None:
+        """Makes blocks plain again, in the model and in its moving average."""
+        for network in self.networks:
+            weight = next(network.parameters())
+            norms = leads(network, None if images is None else images.to(weight))
+            for name in names:
+                block = network.get_submodule(name)
+                if is_block(block) and dissolve(block, norms.get(block)):
+                    self.biased.add(name)
+        if self.groups is not None:
+            for name in names:
+                self.groups.add(self.model.get_submodule(name))
+
+    def names(self) -> list[list[str | None]] | None:
+        """The names in the optimiser's groups (see `Groups.names`)."""
+        return None if self.groups is None else self.groups.names()
+
+    def restored(self, structure: Mapping[str, Sequence[str]], groups: Sequence[Sequence[str | None]] | None) -> None:
+        """After a structure was restored: the optimiser has its parameters, in the order that they had."""
+        self.biased = {name for name, kinds in structure.items() if BIAS in kinds}
+        if self.groups is not None:
+            for name in structure:
+                self.groups.add(self.model.get_submodule(name))
+            if groups is not None:
+                self.groups.arrange(groups)
 
 
 class Groups:
