@@ -1,5 +1,6 @@
 """Elastic neural networks made of pretrained ones: anchors, stitches, and one net that runs at any budget."""
 
+from . import reparam
 from .anchors import as_anchor, register_adapter
 from .build import create_stitchable_net
 from .compile import compile_blocks, warm_up
@@ -40,6 +41,7 @@ __all__ = [
     'measure_costs',
     'recalibrate',
     'register_adapter',
+    'reparam',
     'select',
     'warm_up',
 ]

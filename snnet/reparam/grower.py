@@ -174,9 +174,7 @@ class Grower:
         self._refuse_folded()
         with self.attached.following():
             self.attached.dissolve([*structure_of(self.model)], self._last.images)
-        self._folded = True
-        self._last.stop()
-        self.meter.stop()
+        self._end()
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,13 +199,26 @@ class Grower:
         """
         if state.get('format') != FORMAT:
             raise SnnetError(f'this is no state of a Grower in format {FORMAT}, but {state.get("format")}')
+        lost = sorted({*state['grids'], *(n for sums in state['scores'].values() for n in sums)} - self._names())
+        if lost:
+            raise SnnetError(f"the structure does not match the network: there is no module '{lost[0]}'")
         for network in self.attached.networks:
             restore(network, state['structure'])
         self.attached.restored(state['structure'], state['groups'])
-        self._calls, self._observed, self._folded = state['calls'], state['observed'], state['folded']
-        self.scores.load(state['scores'], self._modules)
+        self._calls, self._observed = state['calls'], state['observed']
+        self.scores.load(state['scores'], self.model)
         self.meter.load(state['grids'])
         self.history = [Change(i, name, tuple(added), tuple(cut)) for i, name, added, cut in state['history']]
+        if state['folded']:
+            self._end()
+
+    def _end(self) -> None:
+        self._folded = True
+        self._last.stop()
+        self.meter.stop()
+
+    def _names(self) -> set[str]:
+        return {name for name, _ in self.model.named_modules()}
 
     def _growable(self, where: Where) -> dict[str, nn.Module]:
         """What may grow and is trained.

@@ -97,10 +97,10 @@ class Scores:
         """The sums by metric and name, fit for JSON."""
         return {metric: {name: float(v) for name, v in sums.items()} for metric, sums in self._sums.items()}
 
-    def load(self, values: Mapping[str, Mapping[str, float]], modules: Mapping[str, nn.Module]) -> None:
-        """Takes up what `values` gave."""
+    def load(self, values: Mapping[str, Mapping[str, float]], network: nn.Module) -> None:
+        """Takes up what `values` gave, for the modules of a network."""
         self._sums = {
-            metric: {name: _scalar(value, modules[name]) for name, value in sums.items()}
+            metric: {name: _scalar(value, network.get_submodule(name)) for name, value in sums.items()}
             for metric, sums in values.items()
         }
 
