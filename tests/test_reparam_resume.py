@@ -125,7 +125,7 @@ def test_other_branches_and_other_states_are_refused():
     with pytest.raises(SnnetError, match='no state of a Grower in format 1, but None'):
         run.grower.load_state_dict({})
     state = json.loads(run.state()[0])
-    with pytest.raises(SnnetError, match='an optimiser of other groups: this one has 2 groups instead of 1'):
+    with pytest.raises(SnnetError, match='is of an optimiser of 1 groups, this one has 2'):
         run.grower.load_state_dict({**state, 'groups': state['groups'][:1]})
     with pytest.raises(SnnetError, match="no module 'gone'"):
         run.grower.load_state_dict({**state, 'grids': {'gone': [1, 1]}})

@@ -29,7 +29,7 @@ def obstacle(module: nn.Module) -> str | None:
     if is_block(module):
         return None
     if type(module) not in GROWN:
-        return f'a {type(module).__name__} does more with its input or its weight than a convolution'
+        return f'a {type(module).__name__} is no Conv2d, Conv2dSame or stitch layer, and may compute something else'
     if 'weight' not in module._parameters:
         return 'its weight is computed from other tensors'
     if isinstance(module, StitchLayer) and module.down is not None:

@@ -57,9 +57,10 @@ class LastInput:
                 stitch = None if name in found else self._stitch_with(name)
                 if stitch is not None:
                     found |= inputs_of(self.network, [name], self.args[:1], {'stitch': stitch})
+        found = {name: x for name, x in found.items() if bool(x.isfinite().all())}
         for name in names:
             if name not in found:
-                _log.warning('%s is not calibrated: the last input of the model in train mode did not reach it', name)
+                _log.warning('%s is not calibrated: nothing finite reached it from the last input in train mode', name)
         return found
 
     def _stitch_with(self, name: str) -> int | None:

@@ -157,13 +157,13 @@ class Groups:
             SnnetError: the optimiser has other groups or other parameters.
         """
         groups = self.optimizer.param_groups
+        if len(groups) != len(saved):
+            raise SnnetError(f'the checkpoint is of an optimiser of {len(saved)} groups, this one has {len(groups)}')
         named = dict(self.network.named_parameters())
-        trained = {name for group in self.names() for name in group if name is not None}
-        wanted = {name for group in saved for name in group if name is not None}
-        if len(groups) != len(saved) or trained != wanted:
-            odd = sorted(trained ^ wanted)[:3]
-            what = f'parameters such as {", ".join(odd)}' if odd else f'{len(groups)} groups instead of {len(saved)}'
-            raise SnnetError(f'the checkpoint was made with an optimiser of other groups: this one has {what}')
+        trained, wanted = ({name for group in of for name in group if name} for of in (self.names(), saved))
+        if trained != wanted:
+            odd = ', '.join(sorted(trained ^ wanted)[:3])
+            raise SnnetError(f'the checkpoint is of an optimiser of other parameters: they differ in {odd}')
         for group, now, names in zip(groups, self.names(), saved, strict=True):
             others = iter([p for p, name in zip(group['params'], now, strict=True) if name is None])
             group['params'][:] = [next(others) if name is None else named[name] for name in names]
