@@ -13,7 +13,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from snnet.errors import SnnetError
-from snnet.reparam import CONVOLUTION, DBB, expand, fold, folded, structure_of
+from snnet.reparam import CONVOLUTION, DBB, expand, expect_biases, fold, folded, structure_of
 from snnet.reparam.branches import Squeezed
 from snnet.reparam.window import Window
 
@@ -154,6 +154,10 @@ def test_a_norm_absorbs_the_bias_only_if_nothing_else_takes_it(past):
     fold(model, x)
     assert distance(model(x), before) <= 1e-14
     assert (model.conv.bias is not None) == past
+    again = Forked(past).double().eval()
+    expect_biases(again, model.state_dict())
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x), model(x))
 
 
 def test_a_module_that_does_more_than_a_convolution_is_refused_by_name():

@@ -4,7 +4,7 @@ from .branches import CONVOLUTION, DBB
 from .grower import Change, Grower
 from .scores import SCORES
 from .stitch import STITCH
-from .structure import expand, fold, folded, restore, structure_of
+from .structure import expand, expect_biases, fold, folded, restore, structure_of
 
 __all__ = [
     'CONVOLUTION',
@@ -14,6 +14,7 @@ __all__ = [
     'Change',
     'Grower',
     'expand',
+    'expect_biases',
     'fold',
     'folded',
     'restore',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -173,6 +173,20 @@ def dissolve(block: Block, norm: nn.Module | None) -> bool:
 def give_bias(module: Any, bias: Tensor) -> None:
     """Gives a module without bias one that trains as its weight does."""
     module.bias = nn.Parameter(bias, requires_grad=module.weight.requires_grad)
+
+
+def expect_biases(network: nn.Module, names: Iterable[str]) -> None:
+    """Gives plain convolutions the biases that folding left in a saved state dict, for them to be loaded.
+
+    Args:
+        network: the plain network, in place.
+        names: of the state dict.
+    """
+    modules = dict(network.named_modules())
+    for name in names:
+        module = modules.get(name.removesuffix('.bias'))
+        if isinstance(module, nn.Conv2d) and module.bias is None:
+            give_bias(module, module.weight.new_zeros(module.out_channels))
 
 
 def leads(network: nn.Module, images: Tensor | None = None) -> dict[Block, nn.Module]:
