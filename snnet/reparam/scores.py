@@ -66,10 +66,12 @@ class Scores:
         if loss is not None and 'grasp' in self._metrics:
             found['grasp'] = _grasp(weights, loss)
         with torch.no_grad():
-            grads = {name: weight.grad / (scale or 1) for name, weight in weights.items() if weight.grad is not None}
+            grads = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
             for metric in self._metrics:
                 if metric != 'grasp':
-                    found[metric] = {name: _of(metric, weights[name], grad) for name, grad in grads.items()}
+                    found[metric] = {
+                        name: _of(metric, weights[name], grad) / (scale or 1) for name, grad in grads.items()
+                    }
             if scale is not None and not all(bool(grad.isfinite().all()) for grad in grads.values()):
                 return
             for metric, values in found.items():
@@ -122,11 +124,13 @@ class Scores:
 
 def _of(metric: str, weight: Tensor, grad: Tensor) -> Tensor:
     """A score of one batch as a number in float64."""
-    kind = _kind(weight)
     if metric == 'grad_norm':
-        return grad.norm(dtype=torch.float32 if grad.dtype != torch.float64 else None).to(kind)
-    product = grad * weight
-    return (product.abs() if metric == 'snip' else product).sum(dtype=kind)
+        found = torch.linalg.vector_norm(grad)
+    elif metric == 'snip':
+        found = torch.linalg.vector_norm(grad * weight, 1)
+    else:
+        found = (grad * weight).sum()
+    return found.to(_kind(weight))
 
 
 def _grasp(weights: Mapping[str, Tensor], loss: Tensor) -> dict[str, Tensor]:
