@@ -1,5 +1,6 @@
 """Elastic neural networks made of pretrained ones: anchors, stitches, and one net that runs at any budget."""
 
+from . import reparam
 from .anchors import as_anchor, register_adapter
 from .budget import Selection, select
 from .build import create_stitchable_net
@@ -55,6 +56,7 @@ __all__ = [
     'profile',
     'recalibrate',
     'register_adapter',
+    'reparam',
     'select',
     'warm_up',
 ]

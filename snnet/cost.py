@@ -19,6 +19,7 @@ from .layer import merged_state
 from .line import Anchor
 from .modes import eval_mode
 from .net import StitchableNet
+from .reparam import folded
 from .stitch import Leg
 
 _log = logging.getLogger(__name__)
@@ -60,19 +61,21 @@ def measure_costs(net: StitchableNet, parts: Mapping[str, PartFlops] | None = No
     """Fills FLOPs and parameters into the records of a net, and returns it.
 
     FLOPs are multiply-adds for one image, in fvcore's convention (a norm counts by the element; biases, activations
-    and additions count nothing), with fused attention counted as its two matrix products.
+    and additions count nothing), with fused attention counted as its two matrix products. Branches that fold away
+    (see `snnet.reparam`) count nothing.
 
     Args:
         net: the net.
         parts: the anchors' `part_flops` by name, where they were counted before.
     """
+    plain = folded(net)
     if parts is None:
-        parts = {anchor.name: part_flops(anchor) for anchor in map(net.anchor, range(len(net.anchors)))}
-    sizes = {name: tensor.numel() for name, tensor in merged_state(net).items()}
+        parts = {anchor.name: part_flops(anchor) for anchor in map(plain.anchor, range(len(net.anchors)))}
+    sizes = {name: tensor.numel() for name, tensor in merged_state(plain).items()}
     for i, stitch in enumerate(net.stitches):
         flops = sum(net.layer(layer).flops for layer in stitch.layers)
         flops += sum(parts[leg.anchor].of(leg, net.anchor(leg.anchor).official) for leg in stitch.legs)
-        params = sum(sizes[name] for name in net.parameter_names(i) & sizes.keys())
+        params = sum(sizes[name] for name in plain.parameter_names(i) & sizes.keys())
         net.records[i] = replace(net.records[i], flops=flops, params=params)
     return net
 

@@ -25,6 +25,7 @@ from .frontier import Record
 from .latency import LatencyTable
 from .layer import merged_state
 from .remote import CONFIG, PROFILES, STATISTICS, WEIGHTS, fetch_card, locate, push_folder
+from .reparam import expect_biases, folded
 from .rows import describe, known, rebuild, records_of
 from .statistics import Statistics
 from .stitch import Stitch
@@ -57,7 +58,7 @@ class Pretrained:
         Raises:
             SnnetError: an anchor that `timm.create_model` could not make again, or weights that are not finite.
         """
-        folder = Path(folder)
+        folder, plain = Path(folder), folded(self)
         config: dict[str, Any] = {
             'format': FORMAT,
             'library': 'snnet',
@@ -68,8 +69,8 @@ class Pretrained:
             ],
         }
         json.dumps(config)  # before anything is written
-        tensors = {name: tensor.contiguous() for name, tensor in merged_state(self).items()}
-        statistics = self.statistics
+        tensors = {name: tensor.contiguous() for name, tensor in merged_state(plain).items()}
+        statistics = plain.statistics
         _refuse_infinite({**tensors, **(statistics.values if statistics else {})})
         folder.mkdir(parents=True, exist_ok=True)
         config['sha256'] = {WEIGHTS: _write_tensors(folder / WEIGHTS, tensors)}
@@ -274,6 +275,7 @@ def _refuse_infinite(tensors: Mapping[str, Tensor]) -> None:
 
 def _load(net: StitchableNet, path: Path, config: dict[str, Any]) -> None:
     tensors = _read_tensors(path, config)
+    expect_biases(net, tensors)
     own = net.state_dict()
     wrong = sorted(own.keys() ^ tensors.keys())
     wrong += sorted(name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape)

@@ -95,6 +95,10 @@ class StitchLayer(nn.Linear):
             x = F.conv2d(x, weight[:, :, None, None], self.bias)
         else:
             x = F.linear(x, weight, self.bias)
+        return self.converted(x)
+
+    def converted(self, x: Tensor) -> Tensor:
+        """Features in the front's layout to the end's layout."""
         if self.front.layout == self.end.layout:
             return x
         pattern = f'{_AXES[self.front.layout]} -> {_AXES[self.end.layout]}'

@@ -19,6 +19,7 @@ from .frontier import Record
 from .hub import Pretrained
 from .layer import StitchLayer
 from .line import Anchor, Boundary
+from .reparam import fold
 from .space import check_anchors
 from .statistics import Statistics, Table, bake, detach, normalising_with
 from .stitch import Leg, Stitch
@@ -188,7 +189,7 @@ class StitchableNet(Budgeted, Pretrained):
         for leg, twin, table in zip(chosen.legs, legs, self.tables(stitch) or (), strict=False):
             bake(self.anchor(leg.anchor), twin, table)
         layers = [self.layer(index).merged() for index in chosen.layers]
-        return ExtractedStitch(chosen, legs, layers)
+        return fold(ExtractedStitch(chosen, legs, layers))
 
     def parameter_names(self, stitch: int) -> frozenset[str]:
         """Names of the parameters that take part in a stitch.

@@ -22,7 +22,7 @@ ROOMS = tuple(
     files folders recipes modes seeds distributed stop sums survey plugins parts renames
     line stitch frontier
     layer space anchors statistics budget latency plot
-    hardware index
+    hardware index reparam
     weights rows card choose extract
     remote
     hub

@@ -1,0 +1,89 @@
+"""Multiply-adds of a network that grows, from the shapes that its convolutions and linear layers have seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..layer import StitchLayer
+from .block import as_map, is_block, kinds_of, window_of
+from .window import Window
+
+
+class Meter:
+    """Notes the shape of the first input of every convolution, linear layer and stitch layer.
+
+    Args:
+        network: is measured; each of these modules counts once, whatever runs it.
+
+    Attributes:
+        grids: rows and columns of the input by name; a linear layer's places are one column.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.grids: dict[str, tuple[int, int]] = {}
+        self._handles = {}
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                # a function rather than a method: copies of the network must not copy the meter
+                def note(module: nn.Module, args: Any, name: str = name) -> None:
+                    self._note(name, module, args[0])
+
+                self._handles[name] = module.register_forward_pre_hook(note)
+
+    def stop(self) -> None:
+        """Takes no more notes."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+
+    def total(self) -> int:
+        """Multiply-adds an image of everything seen, with all branches."""
+        modules = dict(self.network.named_modules())
+        return sum(self._flops(modules[name], grid) for name, grid in self.grids.items())
+
+    def extra(self, name: str, kinds: Iterable[str]) -> int:
+        """Multiply-adds an image that branches of these kinds would add to a module."""
+        module = self.network.get_submodule(name)
+        window, table = window_of(module), kinds_of(module)
+        with torch.device('meta'):
+            branches = [table[kind](window) for kind in kinds]
+        grid = self.grids[name]
+        return sum(branch.flops(grid, _out(window, grid)) for branch in branches)
+
+    def state(self) -> dict[str, list[int]]:
+        """What was noted, fit for JSON."""
+        return {name: list(grid) for name, grid in self.grids.items()}
+
+    def load(self, state: Mapping[str, Iterable[int]]) -> None:
+        """Takes up what `state` gave."""
+        for name, (rows, columns) in state.items():
+            self.grids[name] = rows, columns
+            self._forget(name)
+
+    def _note(self, name: str, module: nn.Module, x: torch.Tensor) -> None:
+        if isinstance(module, nn.Linear) and not isinstance(module, StitchLayer):
+            self.grids[name] = math.prod(x.shape[1:-1]), 1
+        else:
+            rows, columns = as_map(module, x).shape[-2:]
+            self.grids[name] = rows, columns
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        if name in self._handles:
+            self._handles.pop(name).remove()
+
+    def _flops(self, module: Any, grid: tuple[int, int]) -> int:
+        window = window_of(module)
+        total = window.flops(window.channels[1], window.kernel, _out(window, grid))
+        branches = module.beside.values() if is_block(module) else ()
+        return total + sum(branch.flops(grid, _out(window, grid)) for branch in branches)
+
+
+def _out(window: Window, grid: tuple[int, int]) -> tuple[int, int]:
+    return window.out_grid(torch.Size(grid))

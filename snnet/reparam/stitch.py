@@ -1,0 +1,54 @@
+"""The branches of a stitch layer, which is one matrix: each folds into it and costs nothing afterwards."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
+
+from .branches import Branch, Identity, Part, Squeezed, exact
+from .window import Window
+
+
+class LowRank(Squeezed):
+    """1 x 1, then 1 x 1, with a quarter of the channels of the narrower side between them."""
+
+    def __init__(self, window: Window) -> None:
+        super().__init__(window, max(1, min(window.channels) // 4))
+
+
+class Grouped(Branch):
+    """1 x 1 in four groups of channels, or in two where four do not fit."""
+
+    def __init__(self, window: Window) -> None:
+        super().__init__(window)
+        self.groups = math.gcd(*window.channels, 4)
+        self.weight = nn.Parameter(torch.empty(window.channels[1], window.channels[0] // self.groups, 1, 1))
+
+    @classmethod
+    @override
+    def obstacle(cls, window: Window) -> str | None:
+        if math.gcd(*window.channels, 4) == 1:
+            return f'{window.channels[0]} and {window.channels[1]} channels do not fall into equal groups'
+        return None
+
+    @override
+    def features(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, groups=self.groups)
+
+    @override
+    def linear(self) -> tuple[Tensor, Tensor]:
+        blocks = exact(self.weight)[:, :, 0, 0].chunk(self.groups)
+        whole = torch.block_diag(*blocks)
+        return whole[:, :, None, None], whole.new_zeros(len(whole))
+
+    @override
+    def flops(self, grid: tuple[int, int], out_grid: tuple[int, int]) -> int:
+        return self.weight.numel() * math.prod(grid)
+
+
+STITCH: dict[str, type[Branch]] = {'1x1': Part, 'low_rank': LowRank, 'grouped': Grouped, 'identity': Identity}
+"""The branches of a stitch layer by kind."""
