@@ -21,17 +21,6 @@ from .survey import Survey, used_parameters
 __all__ = ['Absent', 'Anchor', 'Boundary', 'Source', 'Stage']
 
 
-def boundary_of(shape: Sequence[int], layout: str, prefix: int, input_size: Sequence[int]) -> Boundary | None:
-    """What flows where a tensor has this shape, batch first; None where its tokens do not form the image's grid."""
-    if layout == 'NHWC':
-        return Boundary(shape[3], (shape[1], shape[2]), layout)
-    if layout == 'NCHW':
-        return Boundary(shape[1], (shape[2], shape[3]), layout)
-    tokens = shape[1] - prefix
-    rows = round(math.sqrt(max(tokens, 0) * input_size[1] / input_size[2]))
-    return Boundary(shape[2], (rows, tokens // rows), layout, prefix) if rows and tokens % rows == 0 else None
-
-
 @dataclass(frozen=True)
 class Stage:
     """A run of blocks on one grid.
