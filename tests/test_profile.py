@@ -12,11 +12,10 @@ from torch import nn
 
 import snnet
 from snnet import Anchor, ForeignTable, LatencyTable, SnnetError, Stage, StitchableNet, measure
-from snnet import profile as room
 from snnet.config import parse
 from snnet.measure import LEAST_VISITS, MOST_VISITS, StopWatch
 from snnet.memory import own_bytes, peak_memory
-from snnet.profile import profile, run
+from snnet.profile import PROBES, profile, run
 from snnet.settings import ProfileSettings
 
 CPU = torch.device('cpu')
@@ -117,7 +116,7 @@ def test_what_is_predicted_is_off_by_no_more_than_is_said(net, clock):
     clock.noise = lambda: 1 + 0.01 * float(torch.rand((), generator=draw))
     (table,) = profile(net, stitches='frontier', quiet=True)
     assert {0, 1, 2} <= table.measured
-    assert len(table.measured) == 3 + room.PROBES
+    assert len(table.measured) == 3 + PROBES
     assert table.rows.keys() == set(range(57))
     clock.noise = lambda: 1.005
     errors = [abs(row.ms / true_ms(net, clock, i) - 1) for i, row in table.rows.items() if row.predicted]

@@ -137,7 +137,8 @@ def fold(network: _Network, images: Tensor | None = None) -> _Network:
     norms = leads(network, images) if blocks else {}
     for block in blocks:
         dissolve(block, norms.get(block))
-    refresh_anchors(network)
+    if blocks:
+        refresh_anchors(network)
     return network
 
 
@@ -204,11 +205,17 @@ def tell_left_out(name: str, reasons: Mapping[str, str]) -> None:
 
 
 def refresh_anchors(network: nn.Module) -> None:
-    """Lets anchors find their parameters anew, now that there are others."""
+    """Lets anchors find their parameters anew, now that there are others; a cut one cannot run to find them."""
     for module in network.modules():
         if isinstance(module, Anchor):
             module.forget_caches()
-            module.__dict__.pop('survey', None)
+            if not is_cut(module):
+                module.__dict__.pop('survey', None)
+
+
+def is_cut(anchor: Anchor) -> bool:
+    """Whether parts of an anchor were cut out."""
+    return any(isinstance(module, Absent) for module in anchor.modules())
 
 
 def _runnable(network: nn.Module, images: Tensor | None) -> list[tuple[nn.Module, Tensor]]:
@@ -216,7 +223,7 @@ def _runnable(network: nn.Module, images: Tensor | None) -> list[tuple[nn.Module
     anchors = [module for module in network.modules() if isinstance(module, Anchor)]
     found: list[tuple[nn.Module, Tensor]] = []
     for anchor in anchors:
-        if not any(isinstance(module, Absent) for module in anchor.modules()):
+        if not is_cut(anchor):
             weight = next(anchor.parameters())
             found.append((anchor, torch.zeros(1, *anchor.input_size, device=weight.device, dtype=weight.dtype)))
     return found if found or images is None else [(network, images)]
