@@ -13,7 +13,9 @@ KEPT = 1024
 _WINDOWS = 8
 _SPAN = 10.0
 """Usual deadlines over which the rate of arrivals is averaged."""
-_SURPRISE = 3.0
+_PRIOR = 3.0
+_SHORT = 8.0
+_SURPRISE = 2.0
 """Standard deviations by which the arrivals of a moment exceed the mean where the rate has risen."""
 _PATIENCE = 0.02
 """Share by which the usual deadline follows a later one; it follows an earlier one at once."""
@@ -24,7 +26,8 @@ class Load(NamedTuple):
 
     Attributes:
         now: of the last arrival.
-        rate: requests a second then, an exponential mean.
+        count: arrivals, each counting less as time passes.
+        span: seconds in which these came, counting less likewise.
         deadline: seconds from arrival to deadline that are usual for the more urgent requests.
         windows: lengths in seconds, each twice the one before.
         peaks: most arrivals within each of them, fading; an arrival curve in the sense of network calculus.
@@ -32,7 +35,8 @@ class Load(NamedTuple):
     """
 
     now: float
-    rate: float
+    count: float
+    span: float
     deadline: float
     windows: tuple[float, ...]
     peaks: tuple[float, ...]
@@ -42,7 +46,8 @@ class Load(NamedTuple):
     def expected(cls, longest: float, capacity: float) -> Load:
         """Before anything has arrived: as dense as can be answered at all, in windows up to the `longest`."""
         windows = tuple(longest / 2**i for i in reversed(range(_WINDOWS)))
-        return cls(-math.inf, 0.0, math.inf, windows, tuple(1 + capacity * window for window in windows), ())
+        peaks = tuple(1 + capacity * window for window in windows)
+        return cls(-math.inf, _PRIOR, _PRIOR / capacity, math.inf, windows, peaks, ())
 
     def seen(self, now: float, deadline: float) -> Load:
         """After one more arrival, due `deadline` seconds later."""
@@ -57,17 +62,30 @@ class Load(NamedTuple):
         )
         usual = self.deadline
         usual = deadline if deadline < usual else usual + _PATIENCE * (deadline - usual)
+        known = self._forgotten(now, usual)
+        return Load(now, known[0] + 1, known[1], usual, self.windows, peaks, times)
+
+    def _forgotten(self, now: float, usual: float) -> tuple[float, float]:
+        """Count and span at a later moment."""
+        if not self.times:
+            return self.count, self.span
         span = _SPAN * usual
-        return Load(now, self.rate * math.exp(-passed / span) + 1 / span, usual, self.windows, peaks, times)
+        kept = math.exp((self.now - now) / span)
+        return kept * self.count, kept * self.span + (1 - kept) * span
 
     def rate_at(self, now: float) -> float:
-        """Requests a second: the mean, or what came since the usual deadline where that is more than chance gives."""
-        if not self.times:
-            return 0.0
-        mean = self.rate * math.exp((self.now - now) / (_SPAN * self.deadline))
-        expected = mean * self.deadline
-        count = len(self.times) - bisect_left(self.times, now - self.deadline)
-        return count / self.deadline if count > expected + _SURPRISE * math.sqrt(expected) + 1 else mean
+        """Requests a second."""
+        count, span = self._forgotten(now, self.deadline)
+        return max(count / span, self.surge_at(now))
+
+    def surge_at(self, now: float) -> float:
+        """Requests a second that have come at least"""
+        times, shortest = self.times, self.deadline / _SHORT
+        best, number = 0.0, 4
+        while number <= len(times):
+            best = max(best, (number - _SURPRISE * math.sqrt(number)) / max(now - times[-number], shortest))
+            number *= 2
+        return best
 
     def burst(self, now: float, seconds: float) -> int:
         """How many more requests may come in so many seconds from now on, if as densely as they have come of late."""

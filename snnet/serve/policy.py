@@ -40,12 +40,13 @@ class Rush(NamedTuple):
     now: float
     scale: float
     rate: float
+    crowd: float
     due: float
 
     @classmethod
     def at(cls, load: Load, now: float, scale: float) -> Rush:
         """The load at a moment."""
-        return cls(load, now, scale, load.rate_at(now) * scale, load.deadline / scale)
+        return cls(load, now, scale, load.rate_at(now) * scale, load.surge_at(now) * scale, load.deadline / scale)
 
     def burst(self, seconds: float) -> int:
         """How many more requests may come in so many table seconds."""
@@ -66,8 +67,8 @@ def room(choices: Choices, rush: Rush) -> int:
         if seconds >= rush.due:
             break
         part = min(rush.due - seconds, seconds)
-        answered = min(size, rush.rate * part) / seconds
-        if seconds <= rush.due / 2 and size * CROWDED >= rush.rate * seconds:
+        answered = min(size, rush.crowd * part) / seconds
+        if seconds <= rush.due / 2 and size * CROWDED >= rush.crowd * seconds:
             return size
         if answered >= best:
             best, chosen = answered, size
