@@ -13,10 +13,6 @@ from .choices import Choices
 from .load import Load
 from .plan import lasts, latest_starts
 
-FULL, RISE = 1.0, 0.9
-"""Shares of a level's capacity: arrivals above the first lower the level, arrivals below the second may raise it."""
-DWELL = 2.0
-"""Usual deadlines for which the level is not raised after it was lowered."""
 CROWDED = 0.7
 """Share of what batches of a size can answer that may arrive before admission leaves room for larger ones."""
 HEADROOM = 1.1
@@ -32,7 +28,8 @@ class Rush(NamedTuple):
         load: recent arrivals.
         now: the moment, in seconds.
         scale: seconds of a table second.
-        rate: requests a table second.
+        rate: requests a table second, taken rather too high than too low.
+        crowd: those that have come without doubt, over whatever time.
         due: usual time from arrival to deadline.
     """
 
@@ -46,7 +43,8 @@ class Rush(NamedTuple):
     @classmethod
     def at(cls, load: Load, now: float, scale: float) -> Rush:
         """The load at a moment."""
-        return cls(load, now, scale, load.rate_at(now) * scale, load.surge_at(now) * scale, load.deadline / scale)
+        rate, crowd = load.rate_at(now), load.crowd_at(now)
+        return cls(load, now, scale, rate * scale, crowd * scale, load.deadline / scale)
 
     def burst(self, seconds: float) -> int:
         """How many more requests may come in so many table seconds."""
@@ -75,28 +73,23 @@ def room(choices: Choices, rush: Rush) -> int:
     return chosen
 
 
-def highest_level(choices: Choices, rush: Rush, level: int, may_rise: bool) -> int:
-    """The most accurate level whose capacity bears the rate of arrivals, from the present `level` on.
+def highest_level(choices: Choices, rush: Rush) -> int:
+    """The most accurate level whose capacity bears the rate of arrivals.
 
     Capacity counts batches of at most half the usual deadline: a request may have to wait for one before its own.
     """
     longest = rush.due / 2
-    while level and choices.rate(level, longest) * FULL < rush.rate:
-        level -= 1
-    while may_rise and level < len(choices) - 1 and choices.rate(level + 1, longest) * RISE >= rush.rate:
-        level += 1
-    return level
+    return next((at for at in range(len(choices) - 1, 0, -1) if choices.rate(at, longest) >= rush.rate), 0)
 
 
 def choose(
     choices: Choices,
     rush: Rush,
-    level: int,
     slack: Sequence[float],
     floors: Sequence[int],
     starts: Sequence[float],
 ) -> tuple[int, int]:
-    """The most accurate level up to `level`, and the size of its batch, that harm nobody.
+    """The most accurate level that may run, and the size of its batch, that harm nobody.
 
     The requests in the batch are in time, and those behind it still can be (`starts`). Besides, for any level but the
     fastest: all that wait now could be answered in time at this level, lest accuracy spent now is missing later; the
@@ -107,14 +100,14 @@ def choose(
     Args:
         choices: to choose from.
         rush: the load.
-        level: highest that may run.
         slack: time until the deadline of each request that waits, rising.
         floors: of each request.
         starts: of `latest_starts`.
     """
     even = _EVEN if room(choices, rush) == 1 else 1.0
     count = len(slack)
-    mixes = level < len(choices) - 1 and choices.rate(level, rush.due / 2) * RISE >= rush.rate
+    level = highest_level(choices, rush)
+    mixes = level < len(choices) - 1 and choices.rate(level, rush.due / 2) >= rush.rate
     for candidate in range(level + mixes, 0, -1):
         size, seconds = _batch(choices, candidate, slack, floors, starts, even)
         if not size or (size < count and (candidate > level or size < rush.rate * seconds)):
