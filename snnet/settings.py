@@ -63,7 +63,9 @@ class SimulateSettings:
 
     folder: str = option('', 'folder of a saved net that was profiled and evaluated, or its id on the hub')
     output: str = option('', 'folder for table and picture (default: simulation, in the folder of the net)')
-    arrivals: str = option('poisson', 'poisson, bursts, diurnal, or a file with the moment of one request a line')
+    arrivals: str = option(
+        'poisson', 'poisson, bursts, diurnal, ramp, flash, heavy, or a file with the moment of one request a line'
+    )
     loads: list[str] = option(
         ['0.2', '0.4', '0.6', '0.8', '1', '1.5', '2'],
         'requests a second, as shares of what the cheapest stitch can answer (not for a file)',

@@ -12,6 +12,7 @@ from snnet.errors import SnnetError
 from snnet.frontier import Record
 from snnet.latency import Latency, LatencyTable, Setup
 from snnet.serve import Choice, Choices, Controller, Request
+from snnet.serve.load import Load
 from snnet.serve.plan import finishes, latest_starts
 from snnet.serve.timing import Timing
 
@@ -161,7 +162,8 @@ def test_no_admitted_request_is_late_or_given_up_when_batches_take_what_the_tabl
 def test_a_lone_request_gets_the_most_accurate_stitch_that_its_deadline_allows():
     for left, stitch in ((30.0, 2), (8.5, 2), (7.9, 1), (3.9, 0), (2.0, 0)):
         controller = Controller(THREE)
-        controller.state = replace(controller.state, load=controller.state.load._replace(peaks=(0.0,) * 8))
+        calm = controller.state.load._replace(came=0.0, span=100.0, peaks=(0.0,) * 8)
+        controller.state = replace(controller.state, load=calm)
         assert controller.submit(Request(0, left), 0.0)
         decision = controller.next(0.0)
         assert (decision.stitch, len(decision.batch)) == (stitch, 1), left
@@ -230,6 +232,23 @@ def test_accuracy_falls_at_once_as_the_load_rises_and_returns_after_it():
     assert set(stitches[10:30]) == {2}
     assert max(stitches[60:320]) < 2
     assert set(stitches[-30:]) == {2}
+
+
+def test_before_the_rate_is_known_nothing_is_spent():
+    controller = Controller(THREE)
+    assert controller.submit(Request(0, 500.0), 0.0)
+    assert controller.next(0.0).stitch == 0
+
+
+def test_a_flood_is_seen_long_before_a_deadline_has_passed():
+    """After a calm a deadline of 1,000 long, twice as many come as can be answered: a tenth of it is enough to tell."""
+    load = Load.expected(10.0, 1.0)
+    for i in range(100):
+        load = load.seen(40.0 * i, 1000.0)
+    assert load.rate_at(4000.0) < 0.1
+    for i in range(200):
+        load = load.seen(4000.0 + 0.5 * i, 1000.0)
+    assert load.rate_at(4100.0) > 1.0
 
 
 def test_under_a_crowd_full_batches_keep_the_fastest_stitch_as_fast_as_it_can_be():

@@ -81,11 +81,14 @@ def test_within_capacity_nearly_all_are_in_time_and_more_accurate_than_by_any_fi
     assert outcome.late == outcome.dropped == 0
 
 
-def test_in_overload_it_answers_as_many_as_the_smallest():
-    moments = arrivals('poisson', 3 * CAPACITY, 1.5, seed=12)
-    outcome, smallest = (simulate(choices, moments, DEADLINE) for choices in (family(), family().only(0)))
-    assert outcome.attainment > smallest.attainment - 0.5
-    assert outcome.effective > smallest.effective - 0.5
+@pytest.mark.parametrize(('calm', 'deadline'), [(0, 0.01), (0, DEADLINE), (0, 0.3), (20, 0.01), (20, DEADLINE)])
+@pytest.mark.parametrize('load', [1.3, 3.0])
+def test_in_overload_it_answers_as_many_as_the_smallest_from_the_first_moment_on(load, deadline, calm):
+    flood = arrivals('poisson', load * CAPACITY, 1.5, seed=12)
+    moments = np.concatenate([0.1 * np.arange(calm), 0.1 * calm + flood])
+    outcome, smallest = (simulate(choices, moments, deadline) for choices in (family(), family().only(0)))
+    assert outcome.attainment > smallest.attainment - 1
+    assert outcome.effective > smallest.effective - 1
     assert outcome.late == 0
 
 
@@ -103,7 +106,7 @@ def test_a_table_that_is_wrong_throughout_costs_little_after_a_while(factor):
     truth = [c._replace(seconds=tuple(factor * s for s in c.seconds)) for c in family().choices]
     right = simulate(Choices(truth), moments, DEADLINE)
     assert outcome.attainment > 99.0
-    assert outcome.effective > right.effective - 2.0
+    assert outcome.effective > right.effective - 2.5
 
 
 def test_times_that_scatter_are_planned_for():

@@ -10,8 +10,10 @@ import numpy as np
 from ..errors import SnnetError
 from ..seeds import key
 
-SHAPES = ('poisson', 'bursts', 'diurnal')
+SHAPES = ('poisson', 'bursts', 'diurnal', 'ramp', 'flash', 'heavy')
 """Kinds of arrivals that are made up."""
+FLASH = 5.0
+"""How much denser a flash crowd comes than the rest."""
 MOST = 5_000_000
 """Requests of a simulation at most: what fits in memory and can be waited for."""
 
@@ -19,11 +21,13 @@ MOST = 5_000_000
 def arrivals(
     shape: str, rate: float, seconds: float, seed: int = 0, *, period: float = 10.0, share: float = 0.3
 ) -> np.ndarray:
-    """Moments of arrival, rising, of a Poisson process whose rate may change with time.
+    """Moments of arrival, rising.
 
     Args:
         shape: 'poisson' (one rate throughout), 'bursts' (all requests come in the first `share` of every period) or
-            'diurnal' (the rate is a sine wave from 10 % to 190 % of its mean).
+            'diurnal' (the rate is a sine wave from 10 % to 190 % of its mean), 'ramp' (in every period it rises from 0
+            to twice the mean), 'flash' (in one tenth of the time, in the middle, five times as many come) or 'heavy'
+            (gaps of a Pareto distribution, whose variance is infinite). All but the last are Poisson processes.
         rate: mean requests a second.
         seconds: length.
         seed: of the draws.
@@ -40,17 +44,24 @@ def arrivals(
             raise SnnetError(f'{name} of arrivals is a positive finite number, not {value}')
     if not 0 < share <= 1:
         raise SnnetError(f'the share of a period that a burst takes is above 0 and at most 1, not {share}')
-    peak = {'poisson': 1.0, 'bursts': 1 / share, 'diurnal': 1.9}[shape] * rate
+    crowd = FLASH / (0.9 + 0.1 * FLASH)
+    peaks = {'poisson': 1.0, 'bursts': 1 / share, 'diurnal': 1.9, 'ramp': 2.0, 'flash': crowd, 'heavy': 1.0}
+    peak = peaks[shape] * rate
     if peak * seconds > MOST:
         raise SnnetError(f'{rate:g} requests a second for {seconds:g} s are more than {MOST} to simulate')
     random = np.random.default_rng(key(seed, f'arrivals {shape}'))
+    if shape == 'heavy':
+        moments = np.cumsum(random.pareto(2.0, round(1.5 * rate * seconds) + 100)) / rate  # gaps of mean 1, some long
+        return moments[moments < seconds]
     moments = np.sort(random.uniform(0, seconds, random.poisson(peak * seconds)))
     if shape == 'bursts':
         return moments[moments % period < share * period]
-    if shape == 'diurnal':
-        chance = (1 + 0.9 * np.sin(2 * np.pi * moments / period)) / 1.9
-        return moments[random.random(len(moments)) < chance]
-    return moments
+    chance = {
+        'diurnal': lambda at: (1 + 0.9 * np.sin(2 * np.pi * at / period)) / 1.9,
+        'ramp': lambda at: at / period % 1,
+        'flash': lambda at: np.where(np.abs(at / seconds - 0.5) < 0.05, 1.0, 1 / FLASH),
+    }.get(shape)
+    return moments if chance is None else moments[random.random(len(moments)) < chance(moments)]
 
 
 def recorded(path: Path) -> np.ndarray:

@@ -16,7 +16,7 @@ from ..errors import SnnetError
 from .choices import Choices
 from .load import Load
 from .plan import finishes, latest_starts
-from .policy import DWELL, Rush, choose, highest_level, room
+from .policy import Rush, choose, room
 from .timing import Timing
 
 DEVIATIONS = 2.0
@@ -93,8 +93,6 @@ class State:
         queue: what waits, by deadline.
         running: what the worker does; None where it is idle.
         started: moment at which that began.
-        level: highest level that the rate of arrivals allows.
-        lowered: moment at which it was last lowered.
         load: recent arrivals.
         timing: correction of the tables.
         plan: kept for the next admission.
@@ -104,8 +102,6 @@ class State:
     queue: tuple[Waiting, ...]
     running: Decision | None
     started: float
-    level: int
-    lowered: float
     load: Load
     timing: Timing
     plan: Plan = _NONE
@@ -115,7 +111,7 @@ class State:
         """Before the first request."""
         load = Load.expected(max(row[-1] for row in choices.rows), choices.capacity)
         timing = Timing.expected(len(choices), choices.spread)
-        return cls(-math.inf, (), None, -math.inf, len(choices) - 1, -math.inf, load, timing)
+        return cls(-math.inf, (), None, -math.inf, load, timing)
 
 
 def admit(choices: Choices, state: State, request: Request, now: float) -> tuple[State, bool]:
@@ -172,14 +168,11 @@ def decide(choices: Choices, state: State, now: float) -> tuple[State, Decision 
         slack, floors = _slack(queue, now, scale)
         starts = latest_starts(tables.fast, slack, floors)
     rush = Rush.at(state.load, now, scale)
-    rested = now - state.lowered >= DWELL * state.load.deadline
-    level = highest_level(tables, rush, state.level, rested)
-    chosen, size = choose(tables, rush, level, slack, floors, starts)
+    chosen, size = choose(tables, rush, slack, floors, starts)
     index, seconds = tables.pick(chosen, max(floors[:size]), size)
     batch = tuple(waiting.request for waiting in queue[:size])
     decision = Decision(choices.choices[index].stitch, batch, dropped, seconds * factor, index)
-    lowered = now if level < state.level else state.lowered
-    return State(now, queue[size:], decision, now, level, lowered, state.load, state.timing), decision
+    return State(now, queue[size:], decision, now, state.load, state.timing), decision
 
 
 def finish(state: State, now: float, measured: float | None = None) -> State:

@@ -13,14 +13,12 @@ from .choices import Choices
 from .load import Load
 from .plan import lasts, latest_starts
 
-FULL, RISE = 1.0, 0.9
-"""Shares of a level's capacity: arrivals above the first lower the level, arrivals below the second may raise it."""
-DWELL = 2.0
-"""Usual deadlines for which the level is not raised after it was lowered."""
 CROWDED = 0.7
 """Share of what batches of a size can answer that may arrive before admission leaves room for larger ones."""
 HEADROOM = 1.1
 """What may come during a batch is reckoned to take this much longer: more may come after it."""
+KEPT = 0.25
+"""Share of the usual deadline that is kept where a batch leaves requests waiting, in case that the load rises."""
 _EVEN = 1.01
 """Where time is no matter up to this factor, the smallest batch is run: it answers first."""
 
@@ -32,7 +30,8 @@ class Rush(NamedTuple):
         load: recent arrivals.
         now: the moment, in seconds.
         scale: seconds of a table second.
-        rate: requests a table second.
+        rate: requests a table second, taken rather too high than too low.
+        crowd: those that have come without doubt, over whatever time.
         due: usual time from arrival to deadline.
     """
 
@@ -40,12 +39,14 @@ class Rush(NamedTuple):
     now: float
     scale: float
     rate: float
+    crowd: float
     due: float
 
     @classmethod
     def at(cls, load: Load, now: float, scale: float) -> Rush:
         """The load at a moment."""
-        return cls(load, now, scale, load.rate_at(now) * scale, load.deadline / scale)
+        rate, crowd = load.rate_at(now), load.crowd_at(now)
+        return cls(load, now, scale, rate * scale, crowd * scale, load.deadline / scale)
 
     def burst(self, seconds: float) -> int:
         """How many more requests may come in so many table seconds."""
@@ -66,39 +67,34 @@ def room(choices: Choices, rush: Rush) -> int:
         if seconds >= rush.due:
             break
         part = min(rush.due - seconds, seconds)
-        answered = min(size, rush.rate * part) / seconds
-        if seconds <= rush.due / 2 and size * CROWDED >= rush.rate * seconds:
+        answered = min(size, rush.crowd * part) / seconds
+        if seconds <= rush.due / 2 and size * CROWDED >= rush.crowd * seconds:
             return size
         if answered >= best:
             best, chosen = answered, size
     return chosen
 
 
-def highest_level(choices: Choices, rush: Rush, level: int, may_rise: bool) -> int:
-    """The most accurate level whose capacity bears the rate of arrivals, from the present `level` on.
+def highest_level(choices: Choices, rush: Rush) -> int:
+    """The most accurate level whose capacity bears the rate of arrivals.
 
     Capacity counts batches of at most half the usual deadline: a request may have to wait for one before its own.
     """
     longest = rush.due / 2
-    while level and choices.rate(level, longest) * FULL < rush.rate:
-        level -= 1
-    while may_rise and level < len(choices) - 1 and choices.rate(level + 1, longest) * RISE >= rush.rate:
-        level += 1
-    return level
+    return next((at for at in range(len(choices) - 1, 0, -1) if choices.rate(at, longest) >= rush.rate), 0)
 
 
 def choose(
     choices: Choices,
     rush: Rush,
-    level: int,
     slack: Sequence[float],
     floors: Sequence[int],
     starts: Sequence[float],
 ) -> tuple[int, int]:
-    """The most accurate level up to `level`, and the size of its batch, that harm nobody.
+    """The most accurate level that may run, and the size of its batch, that harm nobody.
 
     The requests in the batch are in time, and those behind it still can be (`starts`). Besides, for any level but the
-    fastest: all that wait now could be answered in time at this level, lest accuracy spent now is missing later; the
+    fastest: all that wait now could be answered in time at this level, with some to spare, lest it is missing later; the
     batch answers as many a second as arrive, or else leaves nobody waiting; and after it the fastest level could
     answer all that wait and all that may come meanwhile, in time for the next to come. One level more may run where it
     leaves nobody waiting: of all mixtures that bear a rate, that of two neighbours on the frontier is the best.
@@ -106,19 +102,22 @@ def choose(
     Args:
         choices: to choose from.
         rush: the load.
-        level: highest that may run.
         slack: time until the deadline of each request that waits, rising.
         floors: of each request.
         starts: of `latest_starts`.
     """
     even = _EVEN if room(choices, rush) == 1 else 1.0
     count = len(slack)
-    mixes = level < len(choices) - 1 and choices.rate(level, rush.due / 2) * RISE >= rush.rate
+    level = highest_level(choices, rush)
+    mixes = level < len(choices) - 1 and choices.rate(level, rush.due / 2) >= rush.rate
     for candidate in range(level + mixes, 0, -1):
         size, seconds = _batch(choices, candidate, slack, floors, starts, even)
         if not size or (size < count and (candidate > level or size < rush.rate * seconds)):
             continue
-        if lasts(choices.rows[candidate], slack) and _spares(choices, rush, slack[size:], floors[size:], seconds):
+        kept = KEPT * rush.due if size < count else 0.0
+        if lasts(choices.rows[candidate], [due - kept for due in slack]) and _spares(
+            choices, rush, slack[size:], floors[size:], seconds
+        ):
             return candidate, size
     return 0, _batch(choices, 0, slack, floors, starts, even)[0]
 
