@@ -30,7 +30,9 @@ def check_zoo(anchors: Sequence[Anchor]) -> None:
         kinds.setdefault(tuple(anchor.input_size), []).append(anchor.name)
     if len(kinds) > 1:
         listed = '; '.join(f'{"x".join(map(str, size))}: {", ".join(who)}' for size, who in kinds.items())
-        raise SnnetError(f'the networks of a zoo take images of one size, but these differ ({listed})')
+        raise SnnetError(
+            f'the networks of a zoo take images of one size, but these differ ({listed}): give them one img_size'
+        )
     for anchor in anchors:
         _ = anchor.boundaries  # runs it once, and says so where it does not run
 
