@@ -55,6 +55,7 @@ class Experiment(DataSettings):
     fitted: int = option(100, 'training images for least squares')
     trained: int = option(1000, 'training images')
     epochs: int = option(2, 'passes over them')
+    seams: str = option('plain', 'plain or published')
     lr: float = option(1e-3, 'learning rate of AdamW, with cosine to nothing')
 
 
@@ -91,7 +92,7 @@ class Bench:
 
     def _measured(self, legs: str) -> dict[str, Any]:
         images, settings, begin = self.train[0], self.settings, time.monotonic()
-        net = reassembly.reassemble(legs, self.zoo)
+        net = reassembly.reassemble(legs, self.zoo, seams=settings.seams)
         code = reassembly.naswot(net, images[:128].split(64))
         fits = reassembly.initialise_seams(net, self.zoo, [images[: settings.fitted]], settings.fitted)
         whole = snnet.create_stitchable_net([reassembly.ReassembledAnchor(net)], pretrained=True)
@@ -221,8 +222,8 @@ def main(settings: Experiment) -> None:
     rows = [bench.run('drawn', str(everything[i]), {'score': everything[i].score}) for i in chosen]
     for score, sign in SCORES.items():
         for when in ('before', 'after'):
-            tau, error = kendall([sign * row[score] for row in rows], [row[when] for row in rows])
-            print(f'{score:>18}, accuracy {when:>6}: tau {tau:+.2f} +- {error:.2f}')
+            tau, spread = kendall([sign * row[score] for row in rows], [row[when] for row in rows])
+            print(f'{score:>18}, accuracy {when:>6}: tau {tau:+.2f} +- {spread:.2f}')
 
 
 if __name__ == '__main__':

@@ -188,7 +188,7 @@ class ReassembleSettings(ImageSettings):
     rank: str = option('similarity', 'what the list is ranked by: similarity, or naswot or naswot_plain of its best')
     stem: str = option('own', "'own' (of the first block's network) or 'new'")
     head: str = option('auto', "'own' (of the last block's network), 'new', or 'auto': its own where that is possible")
-    seams: str = option('published', "stitch layers: 'published' (norm, map, LeakyReLU) or 'plain' (map)")
+    seams: str = option('plain', "stitch layers: 'plain' (map) or 'published' (norm, map, LeakyReLU)")
     resample: bool = option(True, 'give every block the grid that it has in its own network')
     init_samples: int = option(100, 'images for least squares')
     init_ridge: float = option(0.0, 'least squares: ridge, as a share of the variance of a channel')

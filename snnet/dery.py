@@ -51,11 +51,13 @@ class Candidate:
 
     Attributes:
         assembly: its blocks and its score; the costs there are from tables.
+        network: what was built, in print; its last leg is open where the head is its own.
         flops, params: measured on the network.
         codes: its NASWOT, where it was asked for.
     """
 
     assembly: Assembly
+    network: str
     flops: int
     params: int
     codes: CodeScore | None
@@ -63,7 +65,11 @@ class Candidate:
     def row(self, place: int) -> dict[str, Any]:
         """A line of assemblies.jsonl."""
         found = self.assembly
-        row: dict[str, Any] = {'place': place, 'legs': str(found), 'blocks': [str(block) for block in found.blocks]}
+        row: dict[str, Any] = {
+            'place': place,
+            'network': self.network,
+            'blocks': [str(block) for block in found.blocks],
+        }
         row.update(flops=self.flops, params=self.params, similarity=found.score)
         if self.codes is not None:
             row.update(naswot=self.codes.normalised, naswot_plain=self.codes.plain, units=self.codes.units)
@@ -188,7 +194,7 @@ class Workshop:
         for found in candidates:
             score = f'{_codes(self.settings.rank, found):8.1f}' if codes else ''
             costs = f'{found.flops / 1e9:10.4g} {found.params / 1e6:8.4g}'
-            lines.append(f'{costs} {found.assembly.score:8.4f} {score} {found.assembly}')
+            lines.append(f'{costs} {found.assembly.score:8.4f} {score} {found.network}')
         return '\n'.join(lines)
 
     def write(self, candidates: Sequence[Candidate]) -> Path:
@@ -250,7 +256,7 @@ class Workshop:
             batches, size = _CODES
             images = torch.cat(self._held(net, batches * size))
             codes = reassembly.naswot(network, images.split(size) if len(images) == batches * size else [images])
-        return Candidate(assembly, record.flops, record.params, codes)
+        return Candidate(assembly, str(network), record.flops, record.params, codes)
 
     def _held(self, net: StitchableNet, count: int) -> list[Tensor]:
         """Images as a net takes them."""
