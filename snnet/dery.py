@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from .data import drawn_images, open_dataset
 from .distributed import ranks
 from .errors import BudgetInfeasible, CannotStitch, SnnetError
 from .files import clear_temporaries, write_text
-from .line import Anchor
 from .log import JsonLines, Progress, set_up_logging
 from .net import StitchableNet
 from .plugins import import_plugins
@@ -33,7 +31,7 @@ from .reassembly.lines import Lines
 from .reassembly.network import HEADS, STEMS
 from .reassembly.partition import SETS, STARTS
 from .reassembly.seam import KINDS, new_head_costs, new_stem_costs, seam_costs
-from .reassembly.zoo import SIZES
+from .reassembly.zoo import SIZES, weight_digests
 from .seeds import key, seeded_libraries
 
 _log = logging.getLogger(__name__)
@@ -103,7 +101,7 @@ class Workshop:
         first = create_stitchable_net(self.anchors[:1], pretrained=settings.pretrained)
         self.images = open_dataset(settings, settings.split, first, classes_matter=False)
         self.first = first
-        self._digests = _digests(self.anchors)
+        self._digests = weight_digests(self.anchors)
         Lines(self._blank, settings.blocks, self.sizes, settings.epsilon)  # refuses before the long part
         self.output.mkdir(parents=True, exist_ok=True)
         clear_temporaries(self.output)
@@ -297,25 +295,6 @@ def _check(settings: ReassembleSettings) -> None:
         if getattr(settings, name) < least:
             given = getattr(settings, name)
             raise SnnetError(f'{settings.estimator} CKA compares at least {least} images at once, but {name}={given}')
-
-
-def _digests(anchors: Sequence[Anchor]) -> dict[str, str]:
-    """A digest of the weights of each network.
-
-    Raises:
-        SnnetError: two networks have the same ones.
-    """
-    found: dict[str, str] = {}
-    for anchor in anchors:
-        digest = hashlib.sha256(type(anchor.model).__name__.encode())
-        for name, tensor in anchor.model.state_dict().items():
-            digest.update(json.dumps([name, list(tensor.shape)]).encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        same = next((other for other, value in found.items() if value == digest.hexdigest()), None)
-        if same:
-            raise SnnetError(f'{same} and {anchor.name} are one network under two names: a zoo holds each one once')
-        found[anchor.name] = digest.hexdigest()
-    return found
 
 
 def _codes(rank: str, found: Candidate) -> float:

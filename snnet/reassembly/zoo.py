@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+
+import torch
 
 from ..cost import PartFlops, part_flops
 from ..errors import SnnetError
@@ -64,3 +68,22 @@ def leg_params(anchor: Anchor, start: int | None, stop: int | None) -> int:
     """Parameters that take part in `anchor.run(x, start, stop)`."""
     sizes = {name: p.numel() for name, p in anchor.model.named_parameters(remove_duplicate=False)}
     return sum(sizes[name] for name in anchor.parameter_names(start, stop))
+
+
+def weight_digests(anchors: Sequence[Anchor]) -> dict[str, str]:
+    """A digest of the weights of each network, by name.
+
+    Raises:
+        SnnetError: two networks have the same ones.
+    """
+    found: dict[str, str] = {}
+    for anchor in anchors:
+        digest = hashlib.sha256(type(anchor.model).__name__.encode())
+        for name, tensor in anchor.model.state_dict().items():
+            digest.update(json.dumps([name, list(tensor.shape)]).encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        same = next((other for other, value in found.items() if value == digest.hexdigest()), None)
+        if same:
+            raise SnnetError(f'{same} and {anchor.name} are one network under two names: a zoo holds each one once')
+        found[anchor.name] = digest.hexdigest()
+    return found
