@@ -9,16 +9,18 @@ import sys
 from snnet.config import ReassembleSettings, parse
 from snnet.dery import Workshop
 from snnet.errors import MissingExtra, SnnetError
+from snnet.reassembly.candidate import table
 
 
 def main() -> int:
     """Runs the search; 2 for bad input, which is told in one sentence."""
     try:
-        shop = Workshop(parse(ReassembleSettings))
+        settings = parse(ReassembleSettings)
+        shop = Workshop(settings)
         similarity = shop.similarity()
         partition = shop.partition(similarity)
         candidates = shop.candidates(similarity, partition)
-        print(shop.table(candidates))
+        print(table(candidates, settings.rank))
         print('wrote', shop.write(candidates), 'and', shop.finish(candidates[0]))
         try:
             print('drew', *shop.draw(similarity, partition, candidates))

@@ -177,6 +177,23 @@ def kendall(scores: Sequence[float], accuracies: Sequence[float]) -> tuple[float
     return tau(pairs), float(error)
 
 
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws accuracy after training over FLOPs and over the surrogate's score."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout='constrained')
+    left, right = figure.subplots(1, 2, sharey=True)
+    for group, colour in (('network', 'C0'), ('ours', 'C3'), ('random', 'C2'), ('drawn', 'C7')):
+        some = [row for row in rows if row['group'].split()[0] == group]
+        left.scatter([row['flops'] / 1e6 for row in some], [row['after'] for row in some], 18, colour, label=group)
+        if group == 'drawn':
+            right.scatter([row['score'] for row in some], [row['after'] for row in some], 18, colour)
+    left.set(xlabel='MFLOPs', ylabel='top-1 after frozen-tuning')
+    left.legend()
+    right.set(xlabel="the surrogate's score, of those drawn at random")
+    figure.savefig(path)
+
+
 def main(settings: Experiment) -> None:
     """Runs what no earlier run has done."""
     import_plugins(settings.plugin)
@@ -220,6 +237,7 @@ def main(settings: Experiment) -> None:
     everything = reassembly.rank_assemblies(tables['ours'], count=10**6).assemblies
     chosen = torch.randperm(len(everything), generator=generator(0, 'drawn')).tolist()[: settings.drawn]
     rows = [bench.run('drawn', str(everything[i]), {'score': everything[i].score}) for i in chosen]
+    draw(bench.rows.read(), output / 'accuracy.svg')
     for score, sign in SCORES.items():
         for when in ('before', 'after'):
             tau, spread = kendall([sign * row[score] for row in rows], [row[when] for row in rows])

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +23,8 @@ from .files import clear_temporaries, write_text
 from .log import JsonLines, Progress, set_up_logging
 from .net import StitchableNet
 from .plugins import import_plugins
-from .reassembly import Assembly, CodeScore, Partition, Reassembled, ReassembledAnchor, Similarity
+from .reassembly import Assembly, Partition, Reassembled, ReassembledAnchor, Similarity
+from .reassembly.candidate import RANKS, Candidate
 from .reassembly.cka import ESTIMATORS
 from .reassembly.lines import Lines
 from .reassembly.network import HEADS, STEMS
@@ -35,43 +34,10 @@ from .reassembly.zoo import SIZES, weight_digests
 from .seeds import key, seeded_libraries
 
 _log = logging.getLogger(__name__)
-RANKS = ('similarity', 'naswot', 'naswot_plain')
-"""What assemblies are ranked by. Plain NASWOT mostly ranks by the number of units; 'naswot' is normalised."""
 _TRIES = 20
 """So many assemblies are built at most for each one to be listed: some do not run, or miss the budget once built."""
 _CODES = 2, 32
 """Batches and images a batch for NASWOT."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An assembly that was built.
-
-    Attributes:
-        assembly: its blocks and its score; the costs there are from tables.
-        network: what was built, in print; its last leg is open where the head is its own.
-        flops, params: measured on the network.
-        codes: its NASWOT, where it was asked for.
-    """
-
-    assembly: Assembly
-    network: str
-    flops: int
-    params: int
-    codes: CodeScore | None
-
-    def row(self, place: int) -> dict[str, Any]:
-        """A line of assemblies.jsonl."""
-        found = self.assembly
-        row: dict[str, Any] = {
-            'place': place,
-            'network': self.network,
-            'blocks': [str(block) for block in found.blocks],
-        }
-        row.update(flops=self.flops, params=self.params, similarity=found.score)
-        if self.codes is not None:
-            row.update(naswot=self.codes.normalised, naswot_plain=self.codes.plain, units=self.codes.units)
-        return row
 
 
 class Workshop:
@@ -182,18 +148,8 @@ class Workshop:
         if not found:
             raise _nearest(failures)
         if settings.rank != 'similarity':
-            found.sort(key=partial(_codes, settings.rank), reverse=True)
+            found.sort(key=lambda candidate: candidate.ranked_by(settings.rank), reverse=True)
         return found
-
-    def table(self, candidates: Sequence[Candidate]) -> str:
-        """The list, in print."""
-        codes = candidates[0].codes is not None
-        lines = [f'{"GFLOPs":>10} {"Mparams":>8} {"similar":>8} {"NASWOT " if codes else ""} assembly']
-        for found in candidates:
-            score = f'{_codes(self.settings.rank, found):8.1f}' if codes else ''
-            costs = f'{found.flops / 1e9:10.4g} {found.params / 1e6:8.4g}'
-            lines.append(f'{costs} {found.assembly.score:8.4f} {score} {found.network}')
-        return '\n'.join(lines)
 
     def write(self, candidates: Sequence[Candidate]) -> Path:
         """Writes the list; returns the file."""
@@ -295,11 +251,6 @@ def _check(settings: ReassembleSettings) -> None:
         if getattr(settings, name) < least:
             given = getattr(settings, name)
             raise SnnetError(f'{settings.estimator} CKA compares at least {least} images at once, but {name}={given}')
-
-
-def _codes(rank: str, found: Candidate) -> float:
-    assert found.codes is not None
-    return found.codes.plain if rank == 'naswot_plain' else found.codes.normalised
 
 
 def _nearest(failures: Sequence[SnnetError]) -> SnnetError:

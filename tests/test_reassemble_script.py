@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from importlib import util
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from snnet.config import ReassembleSettings
 from snnet.dery import Workshop
 from snnet.engine import train
 from snnet.evaluate import evaluate
+from snnet.plugins import import_plugins
 from snnet.reassembly import Reassembled
 
 ROOT = Path(__file__).parents[1]
@@ -191,3 +193,13 @@ def test_one_checkpoint_under_two_names_is_refused(tmp_path):
     zoo = f'test_vit={tmp_path}/a.safetensors,test_vit.r160_in1k={tmp_path}/a.safetensors'
     with pytest.raises(SnnetError, match='are one network under two names'):
         shop(tmp_path, zoo=zoo, img_size=None)
+
+
+def test_kendalls_tau_counts_pairs_in_and_out_of_order():
+    import_plugins([str(ROOT / 'examples' / 'reassemble_zoo.py')])
+    kendall = sys.modules['reassemble_zoo'].kendall
+    assert kendall([1, 2, 3, 4], [10, 20, 30, 40]) == (1, 0)
+    assert kendall([1, 2, 3, 4], [4, 3, 2, 1])[0] == -1
+    tau, error = kendall([1, 2, 3, 4, 5], [1, 3, 2, 4, 4])  # 8 pairs in order, 1 not, 1 tied
+    assert tau == pytest.approx(7 / (10 * 9) ** 0.5)
+    assert error > 0
