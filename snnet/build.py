@@ -69,7 +69,7 @@ def create_stitchable_net(
     check_anchors(built)
     parts = {anchor.name: part_flops(anchor) for anchor in built}
     ordered = _sorted_by_cost(built, parts)
-    _warn_of_normalisation(ordered)
+    warn_of_normalisation(ordered)
     stitches = list_stitches(ordered, window=window, step=step, nearest=nearest, direction=direction, official=official)
     return measure_costs(StitchableNet(ordered, stitches), parts)
 
@@ -150,8 +150,8 @@ def _sorted_by_cost(anchors: Sequence[Anchor], parts: Mapping[str, PartFlops]) -
     return ordered
 
 
-def _warn_of_normalisation(anchors: Sequence[Anchor]) -> None:
-    """All stitches see one image, normalised as the first anchor's: says which anchors were trained otherwise."""
+def warn_of_normalisation(anchors: Sequence[Anchor]) -> None:
+    """All networks see one image, normalised as the first one's: says which of them were trained otherwise."""
     configs = {anchor.name: resolve_data_config(model=anchor.model, verbose=False) for anchor in anchors}
     first = configs[anchors[0].name]
     for name, config in configs.items():

@@ -25,7 +25,7 @@ def option(default: Any, text: str, free: bool = False) -> Any:
 
 
 @dataclass
-class DataSettings:
+class ImageSettings:
     """Where images come from and how they are read."""
 
     data_dir: str = option('', 'folder with one folder of images a class in each split', free=True)
@@ -34,10 +34,16 @@ class DataSettings:
     batch_size: int = option(128, 'images a step and process')
     workers: int = option(4, 'processes that load images', free=True)
     device: str = option('', 'cpu or cuda (default: a GPU where there is one)', free=True)
+    plugin: list[str] = option([], 'Python files that register networks and adapters', free=True)
+
+
+@dataclass
+class DataSettings(ImageSettings):
+    """Images, and how a net runs on them."""
+
     amp: bool = option(False, 'mixed precision')
     amp_dtype: str = option('bfloat16', 'type of mixed precision: bfloat16 or float16')
     compile: bool = option(False, 'compile the blocks with torch.compile: a minute or more at the start, then faster')
-    plugin: list[str] = option([], 'Python files that register networks and adapters', free=True)
 
 
 @dataclass
@@ -151,6 +157,41 @@ class EvalSettings(DataSettings):
     suffix_batch: int | None = option(
         None, 'most images in a batch of several stitches with the same end; 0 merges none (default: 512 on a GPU, 0)'
     )
+
+
+@dataclass
+class ReassembleSettings(ImageSettings):
+    """Settings of reassemble.py."""
+
+    zoo: str = option('', 'networks to take blocks from, separated by commas: NAME, NAME=FILE or FOLDER')
+    output: str = option('output/reassemble', 'folder for the net, the list of assemblies and pictures')
+    seed: int = option(0, 'of every random choice')
+    pretrained: bool = option(True, 'load weights (NAME=FILE always does)')
+    img_size: int | None = option(None, 'pixels a side (default: those of the weights, if all agree)')
+    flops: float | None = option(None, 'budget: multiply-adds an image at most')
+    params: float | None = option(None, 'budget: parameters at most')
+    # similarity
+    split: str = option('train', 'name of the split whose images are used; classes do not matter')
+    images: int = option(512, 'images for the similarity')
+    batch_size: int = option(64, 'images that are compared with each other')
+    pool: bool = option(False, 'compare means over the grid in place of all features')
+    estimator: str = option('unbiased', 'of HSIC: unbiased or published')
+    # partition
+    blocks: int = option(4, 'K, blocks of each network')
+    epsilon: float = option(0.2, 'how much larger than the K-th part of its network a block may nearly be')
+    size: str = option('flops', 'what the size of a block is measured in: flops, nodes or params')
+    sets: str = option('stage', "equivalence sets: 'stage' (block k of each network in set k) or 'free'")
+    method: str = option('alternating', 'alternating, or published for the algorithm of the paper')
+    # assemblies
+    networks: int = option(2, 'networks that an assembly takes blocks from, at least')
+    count: int = option(10, 'assemblies to list')
+    rank: str = option('similarity', 'what the list is ranked by: similarity, or naswot or naswot_plain of its best')
+    stem: str = option('own', "'own' (of the first block's network) or 'new'")
+    head: str = option('auto', "'own' (of the last block's network), 'new', or 'auto': its own where that is possible")
+    seams: str = option('plain', "stitch layers: 'plain' (map) or 'published' (norm, map, LeakyReLU)")
+    resample: bool = option(True, 'give every block the grid that it has in its own network')
+    init_samples: int = option(100, 'images for least squares')
+    init_ridge: float = option(0.0, 'least squares: ridge, as a share of the variance of a channel')
 
 
 def parse(

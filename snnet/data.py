@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import FakeData
 
 from .batch import AugmentedPictures, Normaliser
-from .config import DataSettings, TrainSettings
+from .config import ImageSettings, TrainSettings
 from .distributed import Ranks
 from .draws import Draw, Draws
 from .errors import SnnetError, reason_of
@@ -32,8 +32,14 @@ QUARANTINE = 'quarantine.jsonl'
 CPU = torch.device('cpu')
 
 
-def open_dataset(settings: DataSettings, split: str, net: StitchableNet) -> Dataset[Any]:
+def open_dataset(settings: ImageSettings, split: str, net: StitchableNet, classes_matter: bool = True) -> Dataset[Any]:
     """The images of a split, with (PIL image, class) items once a transform is set.
+
+    Args:
+        settings: where the images are.
+        split: its name. Where classes do not matter, a folder without splits or classes will do.
+        net: tells image size and number of classes.
+        classes_matter: whether the classes must be those of the net.
 
     Raises:
         SnnetError: the folder is missing, holds no images, or has another number of classes than the net.
@@ -55,9 +61,9 @@ def open_dataset(settings: DataSettings, split: str, net: StitchableNet) -> Data
         raise SnnetError(f"no images in the split '{split}' of '{settings.data_dir}': {reason_of(error)}") from None
     if isinstance(dataset, IterableDataset):
         raise SnnetError(f"'{settings.dataset}' is a stream, and images are drawn by number: use a folder or hfds/")
-    if hasattr(getattr(dataset, 'reader', None), 'samples') and Path(settings.data_dir).is_dir():
+    if classes_matter and hasattr(getattr(dataset, 'reader', None), 'samples') and Path(settings.data_dir).is_dir():
         check_folders(dataset, Path(settings.data_dir), split, settings.class_map)
-    classes = _classes_of(dataset)
+    classes = _classes_of(dataset) if classes_matter else None
     if len(dataset) == 0:
         raise SnnetError(f"no images in the split '{split}' of '{settings.data_dir}'")
     if classes is not None and classes != net.num_classes:
@@ -75,7 +81,7 @@ def clean_transform(net: StitchableNet) -> Any:
 
 
 def clean_loader(
-    settings: DataSettings,
+    settings: ImageSettings,
     dataset: Dataset[Any],
     net: StitchableNet,
     indices: Sequence[int],
@@ -100,12 +106,27 @@ def initialisation_images(
     An image that cannot be read is replaced by another.
     """
     pictures = Pictures(open_dataset(settings, settings.train_split, net))
-    order = torch.randperm(len(pictures), generator=generator(settings.seed, 'initialise')).tolist()
-    draws = [Draw(index, key(settings.seed, 'initialise', index)) for index in order[: settings.init_samples]]
-    share = draws[ranks.rank :: ranks.world]
+    share = _drawn(len(pictures), settings.init_samples, settings.seed, 'initialise')[ranks.rank :: ranks.world]
     batch_size = max(1, min(settings.batch_size, len(share)))
     source = AugmentedPictures(pictures, _clean_steps(net))
     return _batches(source, share, settings, net, batch_size, ranks.device), len(share)
+
+
+def drawn_images(
+    settings: ImageSettings,
+    dataset: Dataset[Any],
+    net: StitchableNet,
+    count: int,
+    seed: int,
+    device: torch.device = CPU,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (images, classes) of clean images drawn by seed, of which fewer are the first of more.
+
+    An image that cannot be read is replaced by another.
+    """
+    pictures = Pictures(dataset)
+    draws = _drawn(len(pictures), count, seed, 'draw')
+    return _batches(AugmentedPictures(pictures, _clean_steps(net)), draws, settings, net, settings.batch_size, device)
 
 
 class TrainImages:
@@ -177,10 +198,16 @@ def random_erasing(settings: TrainSettings) -> RandomErasing | None:
     return RandomErasing(settings.reprob, mode=settings.remode, device='cpu') if settings.reprob > 0 else None
 
 
+def _drawn(total: int, count: int, seed: int, purpose: str) -> list[Draw]:
+    """So many of all images, or all, in random order."""
+    order = torch.randperm(total, generator=generator(seed, purpose)).tolist()
+    return [Draw(index, key(seed, purpose, index)) for index in order[:count]]
+
+
 def _batches(
     source: AugmentedPictures,
     draws: Sequence[Draw],
-    settings: DataSettings,
+    settings: ImageSettings,
     net: StitchableNet,
     batch_size: int,
     device: torch.device,

@@ -26,8 +26,9 @@ ALIASES = {
     'resnet50': 'resnet50.a1_in1k',
     **{f'levit_{width}': f'levit_{width}.fb_dist_in1k' for width in ('128s', '128', '192', '256', '384')},
     'regnety_160': 'regnety_160.deit_in1k',
+    **{f'vit_{size}': f'vit_{size}_patch16_224.augreg_in21k_ft_in1k' for size in ('tiny', 'small', 'base')},
 }
-"""The checkpoints that the papers used; timm's own defaults differ."""
+"""The checkpoints that the papers used, where timm's own defaults differ, and short names."""
 
 
 @dataclass(frozen=True)

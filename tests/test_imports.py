@@ -36,7 +36,7 @@ ROOMS = tuple(
     loader
     data optim checkpoint folder checks compile replay tally memory
     step prepare start measure formats
-    evaluate engine predict graphs export
+    evaluate engine predict graphs export dery
     profile export_set serve
     info
     cli

@@ -148,6 +148,39 @@ class NewHead(nn.Module):
         return self.fc(x[:, self.front.prefix :].mean(axes) if self.front.prefix else x.mean(axes))
 
 
+def seam_costs(kind: str, front: Boundary, end: Boundary) -> tuple[int, int]:
+    """FLOPs an image (as `cost` counts them) and parameters of the seam that resamples to `end` (see `tabulate`)."""
+    end = behind_seam(front, end, resample=True)
+    tokens = math.prod(end.grid) + end.prefix
+    flops, params = tokens * front.channels * end.channels, (front.channels + 1) * end.channels
+    if kind == 'published':
+        maps = 'NCHW' in (front.layout, end.layout)
+        flops += (2 if maps else 5) * tokens * front.channels  # the norm
+        params = front.channels * (end.channels + 2)
+    return flops + _resample_flops(front, end.grid), params
+
+
+def new_stem_costs(input_size: tuple[int, int, int], end: Boundary) -> tuple[int, int]:
+    """FLOPs an image and parameters of the new stem that resamples to `end`."""
+    channels, height, width = input_size
+    weights = 49 * channels * end.channels
+    inside = Boundary(end.channels, (-(-height // 4), -(-width // 4)), 'NCHW')
+    flops = -(-height // 2) * -(-width // 2) * (weights + 2 * end.channels)
+    return flops + _resample_flops(inside, end.grid), weights + 2 * end.channels
+
+
+def new_head_costs(num_classes: int, front: Boundary) -> tuple[int, int]:
+    """FLOPs an image and parameters of the new head."""
+    return front.channels * num_classes, (front.channels + 1) * num_classes
+
+
+def _resample_flops(front: Boundary, grid: tuple[int, int]) -> int:
+    if front.grid == grid:
+        return 0
+    smaller = grid[0] <= front.grid[0] and grid[1] <= front.grid[1]
+    return front.channels * (math.prod(front.grid) if smaller else 4 * math.prod(grid))
+
+
 def made(make: Callable[[], Made], like: Tensor, generator: torch.Generator) -> Made:
     """A new part on the device and in the type of a tensor, with torch's usual initialisation drawn from `generator`.
 

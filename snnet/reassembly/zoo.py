@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+
+import torch
 
 from ..cost import PartFlops, part_flops
 from ..errors import SnnetError
@@ -30,7 +34,9 @@ def check_zoo(anchors: Sequence[Anchor]) -> None:
         kinds.setdefault(tuple(anchor.input_size), []).append(anchor.name)
     if len(kinds) > 1:
         listed = '; '.join(f'{"x".join(map(str, size))}: {", ".join(who)}' for size, who in kinds.items())
-        raise SnnetError(f'the networks of a zoo take images of one size, but these differ ({listed})')
+        raise SnnetError(
+            f'the networks of a zoo take images of one size, but these differ ({listed}): give them one img_size'
+        )
     for anchor in anchors:
         _ = anchor.boundaries  # runs it once, and says so where it does not run
 
@@ -62,3 +68,22 @@ def leg_params(anchor: Anchor, start: int | None, stop: int | None) -> int:
     """Parameters that take part in `anchor.run(x, start, stop)`."""
     sizes = {name: p.numel() for name, p in anchor.model.named_parameters(remove_duplicate=False)}
     return sum(sizes[name] for name in anchor.parameter_names(start, stop))
+
+
+def weight_digests(anchors: Sequence[Anchor]) -> dict[str, str]:
+    """A digest of the weights of each network, by name.
+
+    Raises:
+        SnnetError: two networks have the same ones.
+    """
+    found: dict[str, str] = {}
+    for anchor in anchors:
+        digest = hashlib.sha256(type(anchor.model).__name__.encode())
+        for name, tensor in anchor.model.state_dict().items():
+            digest.update(json.dumps([name, list(tensor.shape)]).encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        same = next((other for other, value in found.items() if value == digest.hexdigest()), None)
+        if same:
+            raise SnnetError(f'{same} and {anchor.name} are one network under two names: a zoo holds each one once')
+        found[anchor.name] = digest.hexdigest()
+    return found

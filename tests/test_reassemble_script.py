@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from importlib import util
+from pathlib import Path
+
+import pytest
+import timm
+from runs import eval_settings, train_settings, write_images
+from safetensors.torch import save_file
+
+import snnet
+from snnet import SnnetError, dery
+from snnet.config import ReassembleSettings
+from snnet.dery import Workshop
+from snnet.engine import train
+from snnet.evaluate import evaluate
+from snnet.plugins import import_plugins
+from snnet.reassembly import Reassembled
+
+ROOT = Path(__file__).parents[1]
+ZOO = 'test_vit,test_resnet,test_convnext'
+SMALL = {
+    'zoo': ZOO,
+    'pretrained': False,
+    'img_size': 64,
+    'dataset': 'generated/12',
+    'images': 12,
+    'batch_size': 6,
+    'workers': 0,
+    'blocks': 3,
+    'epsilon': 0.6,
+    'size': 'nodes',
+    'count': 3,
+    'init_samples': 6,
+    'device': 'cpu',
+}
+
+
+def shop(output, **changes):
+    return Workshop(ReassembleSettings(**{**SMALL, 'output': str(output), **changes}))
+
+
+def found(made):
+    similarity = made.similarity()
+    return made.candidates(similarity, made.partition(similarity))
+
+
+@pytest.fixture
+def script(monkeypatch):
+    spec = util.spec_from_file_location('reassemble_script', ROOT / 'reassemble.py')
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(output, **changes):
+        argv = ['reassemble.py']
+        for name, value in {**SMALL, 'output': output, **changes}.items():
+            if value is None:
+                continue
+            flag = name.replace('_', '-')
+            argv += [f'--{flag}' if value else f'--no-{flag}'] if isinstance(value, bool) else [f'--{flag}', str(value)]
+        monkeypatch.setattr('sys.argv', argv)
+        return module.main()
+
+    return run
+
+
+def test_one_command_ranks_builds_fits_saves_and_draws(script, tmp_path, capsys):
+    output, budget = tmp_path / 'out', {'flops': 8e6, 'params': 4e5}
+    write_images(tmp_path / 'images', classes=2, each=6)  # other classes than the networks'
+    assert script(output, dataset='', data_dir=tmp_path / 'images', rank='naswot', **budget) == 0
+    rows = [json.loads(line) for line in (output / 'assemblies.jsonl').read_text().splitlines()]
+    assert 1 < len(rows) <= 3
+    assert rows == sorted(rows, key=lambda row: -row['naswot'])
+    assert all(row[name] <= limit for row in rows for name, limit in budget.items())
+    printed = capsys.readouterr().out
+    assert [printed.index(row['network']) for row in rows] == sorted(printed.index(row['network']) for row in rows)
+    record = snnet.StitchableNet.from_pretrained(output / 'net').records[0]
+    assert (record.flops, record.params) == (rows[0]['flops'], rows[0]['params'])
+    assert str(Reassembled.from_pretrained(output / 'net')) == rows[0]['network']
+    pictures = {f'{name}.{suffix}' for name in ('similarity', 'partition', 'assemblies') for suffix in ('png', 'svg')}
+    assert pictures < {path.name for path in output.iterdir()}
+
+
+def test_the_network_is_trained_with_frozen_blocks_and_evaluated(tmp_path):
+    made = shop(tmp_path / 'out')
+    folder = made.finish(found(made)[0])
+    trained = train_settings(
+        tmp_path / 'run',
+        anchors=str(folder),
+        freeze_anchors=True,
+        img_size=None,
+        num_classes=5,
+        epochs=1,
+        recalibrate=0,
+    )
+    before = Reassembled.from_pretrained(folder)
+    train(trained)
+    net, _ = evaluate(eval_settings(tmp_path / 'run' / 'net'))
+    assert net.records[0].n == 10
+    assert net.num_classes == 5
+    after = Reassembled.from_pretrained(tmp_path / 'run' / 'net')
+    then = before.state_dict()
+    moved = {name for name, value in after.state_dict().items() if name in then and not value.equal(then[name])}
+    assert moved
+    assert {name.partition('.')[0] for name in moved} == {'seams'}
+
+
+def test_the_same_command_takes_up_the_similarity_and_other_facts_measure_anew(tmp_path, monkeypatch):
+    first = [c.row(0) for c in found(shop(tmp_path))]
+    measured = dery.reassembly.measure_similarity
+    calls = []
+    monkeypatch.setattr(dery.reassembly, 'measure_similarity', lambda *a, **k: calls.append(1) or measured(*a, **k))
+    assert [c.row(0) for c in found(shop(tmp_path, flops=1e9))] == first
+    assert not calls
+    facts = {'seed': 1, 'pool': True, 'images': 8, 'batch_size': 4, 'estimator': 'biased', 'split': 'validation'}
+    names = set()
+    made = shop(tmp_path)
+    for name, value in facts.items():
+        made.settings = ReassembleSettings(**{**SMALL, 'output': str(tmp_path), name: value})
+        names.add(made._fingerprint())
+    assert len(names) == len(facts)
+
+
+@pytest.mark.parametrize(
+    'options', [{'count': 8}, {'stem': 'new', 'head': 'new', 'seams': 'published', 'zoo': 'test_resnet,test_convnext'}]
+)
+def test_costs_from_tables_are_those_of_the_networks_built_to_the_last_unit(tmp_path, options):
+    built = found(shop(tmp_path, **options))
+    # behind a seam, transformer blocks lack the class token that the tables count
+    whole = [c for c in built if not any(leg.anchor == 'test_vit' for leg in c.assembly.legs[1:])]
+    assert len(whole) >= 3
+    assert [(c.flops, c.params) for c in whole] == [(c.assembly.flops, c.assembly.params) for c in whole]
+
+
+def test_assemblies_that_miss_the_budget_once_built_or_do_not_run_are_left_out_with_a_line(tmp_path, caplog):
+    made = shop(tmp_path, zoo='test_vit,test_convnext', resample=False, count=6)
+    logging.getLogger('snnet').propagate = True
+    everything = found(made)
+    dearer = [c for c in everything if c.flops > 2 * c.assembly.flops]  # blocks on a finer grid than their own
+    assert dearer
+    budget = dearer[0].flops / 1.5
+    made.settings.flops = budget
+    assert all(c.flops <= budget for c in found(made))
+    assert f'{dearer[0].assembly} has flops = {dearer[0].flops:.6g} once built' in caplog.text
+
+
+def test_a_folder_of_images_without_classes_or_splits_will_do(tmp_path):
+    write_images(tmp_path / 'images', classes=1, each=8)
+    flat = tmp_path / 'images' / 'class0'
+    assert len(shop(tmp_path / 'out', dataset='', data_dir=str(flat)).images) == 8
+
+
+def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
+    def weights(seed):
+        return shop(tmp_path, zoo='test_resnet,test_convnext', seed=seed)._digests
+
+    assert weights(0) == weights(0)
+    assert weights(0) != weights(1)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'zoo': 'test_vit'}, 'at least two networks to take blocks from, --zoo names 1'),
+        ({'zoo': 'test_vit,test_vit'}, "'test_vit' is named twice"),
+        ({'zoo': 'test_vit,test_rexnet'}, "unknown network 'test_rexnet'; did you mean test_resnet"),
+        ({'zoo': 'test_vit,crossvit_9_240', 'img_size': None}, 'crossvit_9_240 is no line: branches run beside'),
+        ({'zoo': 'test_vit,resnet10t', 'img_size': None}, '3x160x160: test_vit; 3x176x176: resnet10t.*img_size'),
+        ({'zoo': ZOO, 'blocks': 7}, 'test_resnet has .* modules on its line: it cannot be cut into 7 blocks'),
+        ({'epsilon': 0.0}, 'no cut into 3 blocks keeps every block below 1/3 of its network'),
+        ({'params': 10}, r'no assembly has params <= 10: the nearest, .* has params = \d+, .* times the budget'),
+        ({'flops': -1}, 'a budget is a positive finite number, but flops=-1'),
+        ({'images': 3}, 'unbiased CKA compares at least 4 images at once, but images=3'),
+        ({'dataset': 'generated/3'}, 'CKA needs at least 4 images to compare networks with, 3 given'),
+        ({'dataset': ''}, 'no images: name their folder with --data-dir'),
+        ({'rank': 'accuracy'}, "rank is one of similarity, naswot, naswot_plain, not 'accuracy'"),
+        ({'pretrained': True}, 'no weights for test_vit'),
+    ],
+)
+def test_bad_input_gets_one_sentence(script, tmp_path, capsys, changes, sentence):
+    assert script(tmp_path / 'out', **changes) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith('reassemble.py: ')
+    assert re.search(sentence, told), told
+
+
+def test_one_checkpoint_under_two_names_is_refused(tmp_path):
+    save_file(timm.create_model('test_vit').state_dict(), tmp_path / 'a.safetensors')
+    zoo = f'test_vit={tmp_path}/a.safetensors,test_vit.r160_in1k={tmp_path}/a.safetensors'
+    with pytest.raises(SnnetError, match='are one network under two names'):
+        shop(tmp_path, zoo=zoo, img_size=None)
+
+
+def test_kendalls_tau_counts_pairs_in_and_out_of_order():
+    import_plugins([str(ROOT / 'examples' / 'reassemble_zoo.py')])
+    kendall = sys.modules['reassemble_zoo'].kendall
+    assert kendall([1, 2, 3, 4], [10, 20, 30, 40]) == (1, 0)
+    assert kendall([1, 2, 3, 4], [4, 3, 2, 1])[0] == -1
+    tau, error = kendall([1, 2, 3, 4, 5], [1, 3, 2, 4, 4])  # 8 pairs in order, 1 not, 1 tied
+    assert tau == pytest.approx(7 / (10 * 9) ** 0.5)
+    assert error > 0
