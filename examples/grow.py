@@ -13,12 +13,12 @@ SOURCE holds the sprites of CIFAR-10 (see cifar10_resnet.py). Results go to runs
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -27,8 +27,10 @@ from snnet.engine import train
 from snnet.evaluate import evaluate
 from snnet.frontier import area
 from snnet.log import JsonLines
+from snnet.net import StitchableNet
 from snnet.plugins import import_plugins
 from snnet.reparam import DBB
+from snnet.reparam.meter import Meter
 
 HERE = Path(__file__).parent
 import_plugins([str(HERE / name) for name in ('cifar10_family.py', 'digits.py')])
@@ -109,7 +111,7 @@ def run(network: str, way: str, seed: int, data: Path, output: Path) -> dict[str
     changes = {**NETWORKS[network], **(STITCH_WAYS if network == 'digits' else WAYS)[way]}
     if network == 'digits':
         changes['anchors'] = ','.join(f'digits_{size}={data}/digits_{size}.safetensors' for size in SIZES)
-    common = {'data_dir': str(data / 'images'), 'workers': 0, 'device': 'cpu'}
+    common: dict[str, Any] = {'data_dir': str(data / 'images'), 'workers': 0, 'device': 'cpu'}
     began = time.process_time()
     saved = train(TrainSettings(**common, **changes, output=str(folder), seed=seed, log_interval=1))
     took = time.process_time() - began
@@ -118,23 +120,23 @@ def run(network: str, way: str, seed: int, data: Path, output: Path) -> dict[str
     tops = [record.top1 or 0.0 for record in net.records]
     return {
         'network': network, 'way': way, 'seed': seed, 'top1': mean(tops), 'cpu_seconds': took,
-        'flops': _relative_flops(rows, [record.flops or 0 for record in net.records], len(net.stitch_layers)),
+        'flops': _relative_flops(rows, net),
         'loss': mean(row['loss'] for row in rows[-20:]),
         'changes': [[row['step'], *change.values()] for row in rows for change in row.get('changes', ())],
         **({'area': area(net.records)} if network == 'digits' else {}),
     }  # fmt: skip
 
 
-def _relative_flops(rows: list[dict[str, Any]], plain: list[float], layers: int) -> float:
+def _relative_flops(rows: list[dict[str, Any]], net: StitchableNet) -> float:
     """Multiply-adds of the mean step as a multiple of the plain net's; a stitch runs one of the stitch layers."""
     if 'train_flops' not in rows[0]:
         return 1.0
-    if not layers:  # a line says what the next step takes
-        return mean(row['train_flops'] for row in [rows[0], *rows[:-1]]) / plain[0]
-    first = rows[0]['train_flops'] if 'changes' in json.dumps(rows) else None
-    spent = [plain[row['stitch']] for row in rows]
-    more = 0.0 if first is None else mean(row['train_flops'] - first for row in rows) / layers
-    return 1 + more / mean(spent)
+    meter = Meter(net)
+    for anchor in net.anchors:
+        anchor(torch.zeros(1, *net.input_size))
+    spent = [row['train_flops'] for row in [rows[0], *rows[:-1]]]  # a line says what the next step takes
+    more = mean(spent) - meter.total()
+    return 1 + more / max(1, len(net.stitch_layers)) / mean(net.records[row['stitch']].flops or 0 for row in rows)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
