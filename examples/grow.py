@@ -18,7 +18,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -122,7 +124,8 @@ def run(network: str, way: str, seed: int, data: Path, output: Path) -> dict[str
         'network': network, 'way': way, 'seed': seed, 'top1': mean(tops), 'cpu_seconds': took,
         'flops': _relative_flops(rows, net),
         'loss': mean(row['loss'] for row in rows[-20:]),
-        'changes': [[row['step'], *change.values()] for row in rows for change in row.get('changes', ())],
+        'steps': len(rows),
+        'changes': [[row['step'], *c.values()] for row in rows for c in row.get('changes', ())],
         **({'area': area(net.records)} if network == 'digits' else {}),
     }  # fmt: skip
 
@@ -162,6 +165,28 @@ def _told(values: list[float], sign: str = '') -> str:
     return f'{mean(values):{sign}.2f}{error}'
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """The number of branches beside every convolution over the steps, of the first seed of every network that grows."""
+    shown = [row for row in rows if row['changes'] and row['seed'] == rows[0]['seed']]
+    figure = Figure(figsize=(5 * min(2, len(shown)), 2.6 * -(-len(shown) // 2)), layout='constrained')
+    for number, row in enumerate(shown, start=1):
+        axes = figure.add_subplot(-(-len(shown) // 2), min(2, len(shown)), number)
+        names = sorted({name for _, name, *_ in row['changes']}, key=_in_order)
+        counts = np.zeros((len(names), row['steps']))
+        for step, name, added, cut in row['changes']:
+            counts[names.index(name), step + 1 :] += len(added) - len(cut)
+        image = axes.imshow(counts, aspect='auto', vmin=0, vmax=6, cmap='Blues', interpolation='nearest')
+        labels = [name.removeprefix('anchors.0.model.') for name in names]
+        axes.set_yticks(range(len(names)), labels, fontsize=5 if len(names) > 8 else 7)
+        axes.set(title=f'{row["network"]}: {row["way"]}', xlabel='step')
+        figure.colorbar(image, ax=axes, label='branches')
+    figure.savefig(path)
+
+
+def _in_order(name: str) -> list[tuple[bool, int | str]]:
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in name.split('.')]
+
+
 def main() -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description='Compares branches that grow with none and with four.')
@@ -183,6 +208,7 @@ def main() -> None:
                     results.append(run(network, way, seed, data, args.output))
                     print(results.read()[-1], flush=True)
     print(table(results.read()))
+    draw(results.read(), args.output / 'structure.svg')
 
 
 if __name__ == '__main__':
