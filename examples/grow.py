@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -167,6 +166,8 @@ def _told(values: list[float], sign: str = '') -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """The number of branches beside every convolution over the steps, of the first seed of every network that grows."""
+    from matplotlib.figure import Figure
+
     shown = [row for row in rows if row['changes'] and row['seed'] == rows[0]['seed']]
     figure = Figure(figsize=(5 * min(2, len(shown)), 2.6 * -(-len(shown) // 2)), layout='constrained')
     for number, row in enumerate(shown, start=1):

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from families import images
-from runs import in_two_processes, train_settings, trainer
+from runs import in_two_processes, train_settings, trainer, write_images
 from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 
@@ -288,3 +288,20 @@ def test_a_synflow_score_warns(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.WARNING, 'snnet')
     train(train_settings(tmp_path, **CNN, grow_every=2, grow_score='synflow', epochs=1))
     assert 'synflow is zero for every convolution' in caplog.text
+
+
+def test_the_example_compares_ways_at_equal_epochs_and_draws_the_structure(tmp_path, monkeypatch):
+    import grow
+
+    for split in ('train', 'validation'):
+        write_images(tmp_path / 'images' / split, 10, 4)
+    monkeypatch.setitem(grow.NETWORKS, 'vgg', {**grow.NETWORKS['vgg'], 'epochs': 1, 'batch_size': 2})
+    rows = [grow.run('vgg', way, 1, tmp_path, tmp_path) for way in ('plain', 'DyRep, every 10 steps')]
+    assert [len(row['changes']) for row in rows] == [0, 2]
+    assert rows[0]['flops'] == 1
+    assert 1.01 < rows[1]['flops'] < 1.5
+    row = grow.table(rows).splitlines()[-1]
+    assert row.startswith('| vgg | DyRep, every 10 steps |')
+    assert f'{rows[1]["top1"] - rows[0]["top1"]:+.2f}' in row
+    grow.draw(rows, tmp_path / 'structure.svg')
+    assert (tmp_path / 'structure.svg').stat().st_size > 5000
