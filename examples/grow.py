@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument('output', type=Path, help='folder of images, runs and results')
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=['vgg', 'resnet'])
     parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3])
+    parser.add_argument('--ways', nargs='+', choices=[*WAYS, *STITCH_WAYS], default=[*WAYS, *STITCH_WAYS])
     args = parser.parse_args()
     results = JsonLines(args.output / 'runs.jsonl')
     for network in args.networks:
@@ -205,7 +206,7 @@ def main() -> None:
         for seed in args.seeds:
             for way in STITCH_WAYS if network == 'digits' else WAYS:
                 done = {(row['network'], row['way'], row['seed']) for row in results.read()}
-                if (network, way, seed) not in done:
+                if way in args.ways and (network, way, seed) not in done:
                     results.append(run(network, way, seed, data, args.output))
                     print(results.read()[-1], flush=True)
     print(table(results.read()))
