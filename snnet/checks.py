@@ -6,6 +6,7 @@ import torch
 
 from .config import TrainSettings
 from .errors import SnnetError
+from .growth import check_growth
 from .modes import autocast
 from .solve import METHODS
 
@@ -20,6 +21,7 @@ _LEAST = {
     'teacher_epochs': 1,
     'recalibrate': 0,
     'checkpoint_steps': 1, 'checkpoint_minutes': 0, 'checkpoint_keep': 1, 'max_skips': 1, 'check_steps': 1,
+    'grow_every': 1,
 }  # fmt: skip
 
 _LONGEST = 1e9
@@ -44,5 +46,6 @@ def check(settings: TrainSettings) -> None:
         raise SnnetError(f'timeout is a number of seconds above 0 and at most {_LONGEST:.0e}, not {settings.timeout}')
     if (settings.mixup > 0 or settings.cutmix > 0) and settings.batch_size % 2:
         raise SnnetError(f'mixup and cutmix pair the images of a batch: batch_size {settings.batch_size} is odd')
+    check_growth(settings)
     if not settings.anchors:
         raise SnnetError('name the networks to stitch with --anchors, such as deit_tiny,deit_small,deit_base')

@@ -96,6 +96,16 @@ class TrainSettings(DataSettings):
     warmup_epochs: int = option(5, 'epochs until the full learning rate')
     warmup_lr: float = option(1e-7, 'learning rate at the start')
     min_lr: float = option(1e-6, 'learning rate at the end')
+    # branches that grow and fold away (DyRep)
+    grow_every: int | None = option(None, 'steps from one growth of branches to the next (default: none grow)')
+    grow_score: str = option('snip', 'what branches grow by: snip, grad_norm, synflow, vote or random')
+    grow_cut: str = option('published', "which branches go: by the 'published' rule, below a number, or 'none'")
+    grow_budget: float | None = option(
+        None, 'most multiply-adds an image of the growing net: grow all that fits (default: the best, each time)'
+    )
+    grow_kinds: list[str] = option([], 'kinds of branches (default: all that fit)')
+    grow_where: list[str] = option([], 'modules to grow, or what holds them (default: stitch layers, k x k kernels)')
+    grow_static: bool = option(False, 'branches everywhere from the start instead, to compare with')
     # data and augmentation
     max_bad_images: float = option(0.001, 'share of the training images that may be unreadable', free=True)
     train_split: str = option('train', 'name of the training split')

@@ -17,10 +17,11 @@ from .checkpoint import Checkpoints, State
 from .checks import check
 from .compile import compile_blocks, warm_up
 from .config import TrainSettings
-from .data import TrainImages
+from .data import TrainImages, initialisation_images
 from .distributed import Ranks, ranks
 from .errors import SnnetError
 from .folder import RunFolder
+from .growth import make_grower, told
 from .log import Progress, set_up_logging
 from .modes import autocast
 from .net import StitchableNet
@@ -92,6 +93,9 @@ class Trainer:
         self.total = settings.epochs * self.updates
         self.average = _average_of(self.net, settings) if settings.model_ema else None
         modules = {'net': self.net, **({'average': self.average.module} if self.average else {})}
+        average = self.average.module if self.average else None
+        self.grower = make_grower(settings, self.net, self.step.optimizer, average, ranks, self.total)
+        self.step.grower = self.grower
         self.state = State(modules, self.step.optimizer, self.step.scaler)
         self.checkpoints = Checkpoints(folder.path / 'checkpoints', settings.checkpoint_keep)
 
@@ -120,8 +124,10 @@ class Trainer:
         return self.folder.net
 
     def _finish(self, net: StitchableNet) -> None:
-        """Gives every stitch BatchNorm statistics of its own, where anchors moved, and saves the net."""
+        """Folds branches, gives every stitch BatchNorm statistics of its own where anchors moved, and saves the net."""
         self.watchdog.alive()
+        if self.grower is not None:
+            self.grower.fold()
         settings = self.settings
         shared = len(net.stitches) > 1  # the running statistics of one stitch alone are its own
         if settings.recalibrate and shared and batch_norms(net) and not settings.freeze_anchors:
@@ -159,6 +165,7 @@ class Trainer:
             quarantine = self.images.quarantine
             asks = [self.stop.received is not None, self._due(step + 1, saved), quarantine.unsettled > 0]
             row, (stopping, saving, unsettled) = self.step(step, batches, asks)
+            self._grow(row)
             self._note(progress, row)
             if unsettled:
                 quarantine.settle()
@@ -189,6 +196,15 @@ class Trainer:
             for step in range(first, (epoch + 1) * self.updates):
                 yield step, [Batch(number, *batch) for number, batch in islice(batches, together)]
 
+    def _grow(self, row: dict[str, Any]) -> None:
+        """Lets branches grow behind a step that has moved weights."""
+        if self.grower is None or row.get('skipped'):
+            return
+        changes = self.grower.step()
+        if changes:
+            self.step.follow()
+            row['changes'] = [*map(told, changes)]
+
     def _note(self, progress: Progress, row: dict[str, Any]) -> None:
         """Says how a step went."""
         self.watchdog.alive()
@@ -197,8 +213,10 @@ class Trainer:
         progress.update(1, f'loss {row["loss"]:.3f}' if row['loss'] is not None else 'loss not finite')
         if row.get('skipped'):
             _log.warning('step %d was left out: the gradients of stitch %s are not finite', row['step'], row['stitch'])
-        if self.ranks.first and (row.get('skipped') or (row['step'] + 1) % self.settings.log_interval == 0):
-            self.folder.lines.append({'epoch': row['step'] // self.updates, **row})
+        due = (row['step'] + 1) % self.settings.log_interval == 0
+        if self.ranks.first and (due or 'skipped' in row or 'changes' in row):
+            size = {} if self.grower is None else {'train_flops': self.grower.flops}
+            self.folder.lines.append({'epoch': row['step'] // self.updates, **row, **size})
         if self.step.skips >= self.settings.max_skips:
             raise SnnetError(
                 f'gradients were not finite in {self.step.skips} steps in a row, the last of stitch {row["stitch"]} at '
@@ -220,7 +238,10 @@ class Trainer:
             self.folder.lines.sync()
             if not self.folder.noted:  # somebody removed the folder
                 self.folder.note_settings()
-            done = self.checkpoints.save(step, self.state, {'loss': loss, 'skips': self.step.skips})
+            values: dict[str, Any] = {'loss': loss, 'skips': self.step.skips}
+            if self.grower is not None:
+                values['grower'] = self.grower.state_dict()
+            done = self.checkpoints.save(step, self.state, values)
         self.watchdog.alive()
         return done
 
@@ -235,8 +256,12 @@ class Trainer:
             )
 
     def _start(self) -> None:
-        """Initialises the stitch layers."""
+        """Initialises the stitch layers, and the branches that are there from the start."""
         initialise_layers(self.settings, self.net, self.ranks, self.watchdog.alive)
+        if self.grower is not None and self.settings.grow_static:
+            images, _ = initialisation_images(self.settings, self.net, self.ranks)
+            self.grower.grow_all(next((batch for batch, _ in images), None))
+            self.step.follow()
         if self.ranks.first:
             self.folder.lines.rewrite([])
         if self.average is not None:
@@ -252,6 +277,9 @@ class Trainer:
         self.ranks.barrier()
         if values is None:
             return None
+        if self.grower is not None:
+            self.grower.load_state_dict(values['grower'])
+            self.step.follow()
         self.checkpoints.load(step, self.state)
         self.step.skips = values['skips']
         if self.ranks.first:

@@ -23,6 +23,7 @@ from .modes import autocast
 from .net import StitchableNet
 from .optim import make_optimizer, make_schedule
 from .protect import AnchorTeachers
+from .reparam import Grower
 from .replay import Answers, fingerprint
 from .sample import make_sampler
 from .seeds import key, seed_libraries
@@ -54,6 +55,7 @@ class Step:
 
     Attributes:
         updates: steps an epoch.
+        grower: of branches, where some grow; it sees the gradients of every step that moves weights.
 
     Raises:
         SnnetError: settings that do not go together; an epoch has fewer batches than one step needs.
@@ -79,7 +81,8 @@ class Step:
         self.schedule = make_schedule(self.optimizer, settings, self.updates)
         half = settings.amp and settings.amp_dtype == 'float16'
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=half)
-        self.exchange = Exchange(net, ranks)
+        self.grower: Grower | None = None
+        self.follow()
         self.skips = 0
 
     def __call__(self, step: int, batches: Sequence[Batch], asks: Sequence[bool]) -> tuple[dict[str, Any], list[bool]]:
@@ -133,6 +136,10 @@ class Step:
             images, targets = self.mixup(images, targets)
         return images, targets
 
+    def follow(self) -> None:
+        """Takes note of the net's parameters, at the start and whenever there are others."""
+        self.exchange = Exchange(self.net, self.ranks)
+
     def flush(self) -> None:
         """Writes what must be on the disk before a checkpoint is."""
         if self.answers is not None:
@@ -170,6 +177,8 @@ class Step:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None])
         finite = bool(norm.isfinite())
+        if finite and self.grower is not None:
+            self.grower.observe()
         if finite and self.settings.clip_grad is not None:
             dispatch_clip_grad(moved, self.settings.clip_grad, mode=self.settings.clip_mode)
         if finite and self.settings.unused_grads == 'zero':

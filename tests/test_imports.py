@@ -31,7 +31,7 @@ ROOMS = tuple(
     build store recalibrate reassembly
     official config log
     settings
-    draws images
+    draws images growth
     batch
     loader
     data optim checkpoint folder checks compile replay tally memory

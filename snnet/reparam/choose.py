@@ -53,14 +53,14 @@ def within_budget(
     return chosen
 
 
-def check_rules(every: int, cut: Cut, budget: float | None) -> None:
+def check_rules(every: int | None, cut: Cut, budget: float | None) -> None:
     """Refuses an interval, rule or budget that means nothing.
 
     Raises:
         SnnetError: an interval below one step, or a rule that is not known.
         InvalidBudget: a budget that is no positive number.
     """
-    if not isinstance(every, int) or every < 1:
+    if every is not None and (not isinstance(every, int) or every < 1):
         raise SnnetError(f'an interval is at least one step, not {every!r}')
     if isinstance(cut, str) and cut != 'published':
         raise SnnetError(f"branches are cut by the rule 'published', below a number, or never (None), not '{cut}'")

@@ -49,7 +49,7 @@ class Grower:
 
     Args:
         model: is trained; its last input in train mode calibrates new branches.
-        every: calls of `step` an interval.
+        every: calls of `step` an interval; None where nothing grows but by `grow_all`.
         score: one of `SCORES` (see `scores.Scores`).
         cut: 'published' cuts, where the importances of a block's branches spread (standard deviation) by more than
             0.02, those below their mean and below 0.1; a number cuts those below it; None cuts nothing. Importance is
@@ -59,7 +59,7 @@ class Grower:
         kinds: of branches; all that the shapes allow where None.
         where: names of modules or a rule `(name, module) -> bool`; those of
             `candidates.worthwhile` where None.
-        init: how branches begin, 'calibrated' or 'published' (see `birth.add_branches`).
+        init: how branches begin, 'calibrated', 'published' or 'static' (see `birth.add_branches`).
         seed: of every draw.
         optimizer: trains the model; its groups and state follow.
         ema: a moving average of the model (timm's `ModelEmaV3` or its network); it follows.
@@ -78,7 +78,7 @@ class Grower:
     def __init__(
         self,
         model: nn.Module,
-        every: int,
+        every: int | None,
         score: str = 'snip',
         cut: Cut = 'published',
         budget: float | None = None,
@@ -146,7 +146,7 @@ class Grower:
         """
         self._refuse_folded()
         self._calls += 1
-        if self._calls % self.every:
+        if self.every is None or self._calls % self.every:
             return []
         if images is not None:
             self._last.use(images)
@@ -160,6 +160,29 @@ class Grower:
         self.history += changes
         self.scores.clear()
         self._observed = False
+        return changes
+
+    def grow_all(self, images: Tensor | None = None) -> list[Change]:
+        """Gives every module that may grow all its branches at once.
+
+        Args:
+            images: to calibrate with; the model's last input in train mode where None.
+
+        Returns:
+            The changes, as of interval 0.
+
+        Raises:
+            SnnetError: the network is folded.
+        """
+        self._refuse_folded()
+        if images is not None:
+            self._last.use(images)
+        lacking = {name: possible_kinds(module, self.kinds)[0] for name, module in self._modules.items()}
+        grown = {name: kinds for name, kinds in lacking.items() if kinds}
+        inputs = self._last.inputs([*grown]) if self.init == 'calibrated' else {}
+        with self.attached.following():
+            changes = [self._grow(name, kinds, inputs.get(name), 0) for name, kinds in grown.items()]
+        self.history += changes
         return changes
 
     def fold(self) -> nn.Module:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ..layer import StitchLayer
-from .block import as_map, is_block, kinds_of, window_of
+from .block import is_block, kinds_of, window_of
 from .window import Window
 
 
 class Meter:
-    """Notes the shape of the first input of every convolution, linear layer and stitch layer.
+    """Notes the shape of the first input of every convolution and linear layer; stitch layers know their own.
 
     Args:
         network: is measured; each of these modules counts once, whatever runs it.
@@ -29,7 +29,10 @@ class Meter:
         self.grids: dict[str, tuple[int, int]] = {}
         self._handles = {}
         for name, module in network.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, StitchLayer):
+                front = module.front
+                self.grids[name] = (front.tokens, 1) if front.layout == 'NLC' else front.grid
+            elif isinstance(module, nn.Conv2d | nn.Linear):
                 # a function rather than a method: copies of the network must not copy the meter
                 def note(module: nn.Module, args: Any, name: str = name) -> None:
                     self._note(name, module, args[0])
@@ -67,10 +70,10 @@ class Meter:
             self._forget(name)
 
     def _note(self, name: str, module: nn.Module, x: torch.Tensor) -> None:
-        if isinstance(module, nn.Linear) and not isinstance(module, StitchLayer):
+        if isinstance(module, nn.Linear):
             self.grids[name] = math.prod(x.shape[1:-1]), 1
         else:
-            rows, columns = as_map(module, x).shape[-2:]
+            rows, columns = x.shape[-2:]
             self.grids[name] = rows, columns
         self._forget(name)
 

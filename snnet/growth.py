@@ -1,0 +1,155 @@
+"""Branches that grow in a training run: the settings that say how, and the `Grower` that they make."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from .config import TrainSettings
+from .distributed import Ranks
+from .errors import InvalidBudget, SnnetError, did_you_mean
+from .modes import eval_mode
+from .net import StitchableNet
+from .reparam import SCORES, Change, Grower
+from .reparam.candidates import check_kinds, growable, worthwhile
+from .reparam.choose import Cut, check_rules
+from .weights import is_folder
+
+_log = logging.getLogger(__name__)
+_OF_INTERVALS = ('grow_score', 'grow_cut', 'grow_budget')
+_OF_BRANCHES = ('grow_kinds', 'grow_where')
+
+
+def grows(settings: TrainSettings) -> bool:
+    """Whether the run has branches at any time."""
+    return settings.grow_static or settings.grow_every is not None
+
+
+def check_growth(settings: TrainSettings) -> None:
+    """Refuses settings of growing that mean nothing, or nothing together with others.
+
+    Raises:
+        SnnetError: one of them; InvalidBudget where it is the budget.
+    """
+    unchanged = {setting.name: setting.default for setting in fields(settings)}
+    idle = [name for name in _OF_INTERVALS if getattr(settings, name) != unchanged[name]]
+    idle += [name for name in _OF_BRANCHES if getattr(settings, name)] if not settings.grow_static else []
+    if settings.grow_every is None and idle:
+        raise SnnetError(f'{idle[0]} has no meaning without grow_every: set --grow-every to a number of steps')
+    if not grows(settings):
+        return
+    if settings.grow_every is not None and settings.grow_static:
+        raise SnnetError('grow_static and grow_every do not go together: branches stay from the start, or come and go')
+    if settings.compile:
+        raise SnnetError('compile does not go together with branches, for every change would compile blocks anew')
+    if settings.grow_score not in SCORES:
+        raise SnnetError(f"grow_score is one of {', '.join(SCORES)}, not '{settings.grow_score}'")
+    if settings.grow_score == 'grasp':
+        raise SnnetError("grow_score 'grasp' differentiates twice, which needs a loop of your own around a Grower")
+    check_kinds(settings.grow_kinds)
+    check_rules(settings.grow_every, _cut_of(settings), settings.grow_budget)
+
+
+def make_grower(
+    settings: TrainSettings,
+    net: StitchableNet,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+    ranks: Ranks,
+    steps: int,
+) -> Grower | None:
+    """The grower of a run; None where nothing grows.
+
+    Args:
+        settings: of the run.
+        net: is trained.
+        optimizer: trains it.
+        average: moving average of the net, if any.
+        ranks: of the run.
+        steps: of the run.
+
+    Raises:
+        SnnetError: an interval that the run does not reach, nothing to grow, or no module of a name.
+        InvalidBudget: a budget that the plain net exceeds.
+    """
+    if not grows(settings):
+        return None
+    if settings.grow_every is not None and 0 < steps <= settings.grow_every:
+        raise SnnetError(
+            f'grow_every {settings.grow_every} leaves no step to train what has grown, for the run has {steps} steps: '
+            f'lower --grow-every'
+        )
+    grower = Grower(
+        net, settings.grow_every, settings.grow_score, _cut_of(settings), settings.grow_budget,
+        settings.grow_kinds or None, _where(settings, net), 'static' if _from_scratch(settings) else 'calibrated',
+        settings.seed, optimizer=optimizer, ema=average, ranks=ranks,
+    )  # fmt: skip
+    weight = next(net.parameters())
+    with eval_mode(net), torch.no_grad():  # so that every convolution is counted from the first step on
+        for i in range(len(net.anchors)):
+            net.anchor(i)(torch.zeros(1, *net.input_size, device=weight.device, dtype=weight.dtype))
+    if settings.grow_budget is not None and settings.grow_budget <= grower.flops:
+        raise InvalidBudget(
+            f'grow_budget {settings.grow_budget:.4g} leaves no room for branches: the convolutions and linear layers '
+            f'of the plain net take {grower.flops:.4g} multiply-adds an image'
+        )
+    return grower
+
+
+def told(change: Change) -> dict[str, Any]:
+    """A change as the log has it."""
+    return {'module': change.name, 'added': [*change.added], 'cut': [*change.cut]}
+
+
+def _from_scratch(settings: TrainSettings) -> bool:
+    """Whether static branches may begin at full strength: nothing that was learnt before is lost."""
+    names = [name.strip() for name in settings.anchors.split(',') if name.strip()]
+    loaded = settings.pretrained or any('=' in name or is_folder(name) for name in names)
+    return settings.grow_static and not loaded
+
+
+def _cut_of(settings: TrainSettings) -> Cut:
+    """The rule that cuts branches."""
+    text = settings.grow_cut
+    if text in ('published', 'none'):
+        return None if text == 'none' else text
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise SnnetError(f"grow_cut is 'published', 'none' or an importance below which branches go, not '{text}'")
+    return number
+
+
+def _where(settings: TrainSettings, net: StitchableNet) -> list[str]:
+    """Names of the modules that may grow: those named, and the usual ones inside others that are named.
+
+    Raises:
+        SnnetError: a name that the net does not have, or a named module that can have no branches.
+    """
+    modules = dict(net.named_modules())
+    names: dict[str, None] = {}
+    for wanted in settings.grow_where or ('',):
+        if wanted not in modules:
+            raise SnnetError(f"grow_where: the net has no module '{wanted}'{did_you_mean(wanted, modules)}")
+        below = f'{wanted}.' if wanted else ''
+        inside = {name for name in modules if name.startswith(below)} - {wanted}
+        if inside:
+            names |= dict.fromkeys(_usual(net, inside))
+        else:
+            names[wanted] = None
+    return list(names)
+
+
+def _usual(net: StitchableNet, inside: set[str]) -> list[str]:
+    """The trained modules of these names that usually grow."""
+    found, refused = growable(net, lambda name, module: name in inside and worthwhile(name, module))
+    for name, reason in refused.items():
+        _log.warning('%s gets no branches: %s', name, reason)
+    return [name for name, module in found.items() if module.get_parameter('weight').requires_grad]
