@@ -70,7 +70,9 @@ class SimulateSettings:
         ['0.2', '0.4', '0.6', '0.8', '1', '1.5', '2'],
         'requests a second, as shares of what the cheapest stitch can answer (not for a file)',
     )
-    seconds: float = option(60.0, 'length of each simulation (not for a file)')
+    seconds: float | None = option(
+        None, 'length of each simulation, not for a file (default: 60, or what 20,000 requests take at capacity)'
+    )
     period: float = option(10.0, 'seconds from burst to burst, or of a day')
     deadline_ms: float | None = option(
         None, 'milliseconds from arrival to deadline (default: three times what the slowest stitch takes)'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..files import write_text
 from ..frontier import Record
 from ..hub import read_config
 from ..latency import LatencyTable
+from ..log import Progress
 from ..remote import PROFILES, WEIGHTS, locate
 from ..rows import records_of
 from ..settings import SimulateSettings
@@ -27,6 +28,8 @@ from .simulate import Outcome, World, best_fixed, simulate
 _log = logging.getLogger(__name__)
 
 STITCHES, ANCHORS, LARGEST, SMALLEST, FIXED = 'stitches', 'anchors only', 'largest', 'smallest', 'best fixed'
+_REQUESTS = 20_000
+"""As many at capacity are enough to tell policies apart, in seconds of computing."""
 POLICIES = (STITCHES, ANCHORS, LARGEST, SMALLEST, FIXED)
 
 
@@ -50,7 +53,12 @@ class Row:
 
 
 def compare(
-    stitches: Choices, anchors: Choices | None, moments: np.ndarray, deadline: float, world: World
+    stitches: Choices,
+    anchors: Choices | None,
+    moments: np.ndarray,
+    deadline: float,
+    world: World,
+    progress: Callable[[int], object] | None = None,
 ) -> list[tuple[str, int | None, Outcome]]:
     """What each policy makes of the same arrivals: its name, the stitch where it runs a single one, the outcome.
 
@@ -58,13 +66,13 @@ def compare(
     """
     last = stitches.only(len(stitches) - 1)
     fastest = min(range(len(stitches)), key=lambda index: (stitches.choices[index].seconds[1], index))
-    rows: list[tuple[str, int | None, Outcome]] = [(STITCHES, None, simulate(stitches, moments, deadline, world))]
+    rows: list[tuple[str, int | None, Outcome]] = [(STITCHES, None, simulate(stitches, moments, deadline, world, progress))]
     if anchors is not None:
-        rows.append((ANCHORS, None, simulate(anchors, moments, deadline, world)))
-    rows.append((LARGEST, last.choices[0].stitch, simulate(last, moments, deadline, world)))
+        rows.append((ANCHORS, None, simulate(anchors, moments, deadline, world, progress)))
+    rows.append((LARGEST, last.choices[0].stitch, simulate(last, moments, deadline, world, progress)))
     smallest = stitches.only(fastest)
-    rows.append((SMALLEST, smallest.choices[0].stitch, simulate(smallest, moments, deadline, world)))
-    choice, outcome = best_fixed(stitches, moments, deadline, world)
+    rows.append((SMALLEST, smallest.choices[0].stitch, simulate(smallest, moments, deadline, world, progress)))
+    choice, outcome = best_fixed(stitches, moments, deadline, world, progress)
     return [*rows, (FIXED, choice.stitch, outcome)]
 
 
@@ -101,13 +109,17 @@ def run(settings: SimulateSettings) -> list[Row]:
     print(f'{len(stitches)} stitches to choose from, batches up to {stitches.most}, by {tables[0].setup}')
     print(f'deadline {1000 * deadline:.4g} ms; the cheapest stitch answers at most {capacity:.4g} requests a second')
     rows: list[Row] = []
-    for moments in _traces(settings, capacity):
+    traces = _traces(settings, capacity)
+    runs = 4 + (anchors is not None) + (len(stitches) - 1).bit_length()  # the last to find the best fixed network
+    progress = Progress(runs * sum(map(len, traces)), 'simulated requests')
+    for moments in traces:
         rate = len(moments) / max(float(moments[-1]), 1e-9) if settings.arrivals not in SHAPES else 0.0
-        rate = rate or len(moments) / settings.seconds
-        fresh = [Row(rate / capacity, rate, *found) for found in compare(stitches, anchors, moments, deadline, world)]
+        rate = rate or len(moments) / _seconds(settings, capacity)
+        fresh = [Row(rate / capacity, rate, *found) for found in compare(stitches, anchors, moments, deadline, world, progress.update)]
         lines = table(fresh).splitlines()
         print('\n'.join(lines[bool(rows) :]), flush=True)
         rows += fresh
+    progress.close()
     _write(Path(settings.output or folder / 'simulation'), rows, settings, deadline)
     return rows
 
@@ -156,14 +168,19 @@ def _traces(settings: SimulateSettings, capacity: float) -> list[np.ndarray]:
         loads = [float(load) for load in settings.loads]
     except ValueError:
         raise SnnetError(f'loads are numbers such as 0.5, not {" ".join(settings.loads)}') from None
-    traces = []
+    traces, seconds = [], _seconds(settings, capacity)
     for index, load in enumerate(loads):
         seed = 1000 * settings.seed + index
-        moments = arrivals(settings.arrivals, load * capacity, settings.seconds, seed, period=settings.period)
+        moments = arrivals(settings.arrivals, load * capacity, seconds, seed, period=settings.period)
         if not len(moments):
-            raise SnnetError(f'nothing arrives in {settings.seconds:g} s at load {load:g}: simulate longer')
+            raise SnnetError(f'nothing arrives in {seconds:g} s at load {load:g}: simulate longer')
         traces.append(moments)
     return traces
+
+
+def _seconds(settings: SimulateSettings, capacity: float) -> float:
+    """Length of each simulation."""
+    return min(60.0, _REQUESTS / capacity) if settings.seconds is None else settings.seconds
 
 
 def _write(output: Path, rows: Sequence[Row], settings: SimulateSettings, deadline: float) -> None:

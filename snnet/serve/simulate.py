@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from ..seeds import key
 from .choices import Choice, Choices
 from .controller import Controller, Request
 
+_TOLD = 500
+"""Requests between two words on progress."""
 ATTAINMENT = 0.999
 """Share of requests that the best fixed network has to answer in time."""
 
@@ -71,7 +73,11 @@ class Outcome:
 
 
 def simulate(
-    choices: Choices, moments: Sequence[float] | np.ndarray, deadlines: float | np.ndarray, world: World | None = None
+    choices: Choices,
+    moments: Sequence[float] | np.ndarray,
+    deadlines: float | np.ndarray,
+    world: World | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Outcome:
     """Runs a service with one worker until all is answered.
 
@@ -80,6 +86,7 @@ def simulate(
         moments: of arrival, rising, in seconds.
         deadlines: seconds from arrival to deadline, of all or of each.
         world: how its times differ from the tables.
+        progress: is told every now and then how many more requests have arrived.
 
     Raises:
         SnnetError: nothing arrives, or a deadline is no positive number.
@@ -88,23 +95,27 @@ def simulate(
     due = arrived + deadlines
     if not len(arrived) or not np.isfinite(due).all() or not (due > arrived).all():
         raise SnnetError('a simulation needs arrivals, and deadlines that are positive numbers of seconds')
-    answers = _run(Controller(choices), arrived.tolist(), due.tolist(), _Clock(world or World(), choices))
+    answers = _run(Controller(choices), arrived.tolist(), due.tolist(), _Clock(world or World(), choices), progress)
     return _outcome(arrived, due, answers)
 
 
 def best_fixed(
-    choices: Choices, moments: Sequence[float] | np.ndarray, deadlines: float | np.ndarray, world: World | None = None
+    choices: Choices,
+    moments: Sequence[float] | np.ndarray,
+    deadlines: float | np.ndarray,
+    world: World | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[Choice, Outcome]:
     """The most accurate single network that answers 99.9 % in time, chosen with hindsight; the fastest if none does.
 
     It has the controller's batches, order and admission. Found by bisection: attainment falls as networks get slower.
     """
     low, high = 0, len(choices) - 1
-    outcome = simulate(choices.only(0), moments, deadlines, world)
+    outcome = simulate(choices.only(0), moments, deadlines, world, progress)
     best = choices.choices[0], outcome
     while low < high:
         middle = (low + high + 1) // 2
-        outcome = simulate(choices.only(middle), moments, deadlines, world)
+        outcome = simulate(choices.only(middle), moments, deadlines, world, progress)
         if outcome.attainment >= 100 * ATTAINMENT:
             low, best = middle, (choices.choices[middle], outcome)
         else:
@@ -142,8 +153,14 @@ class _Answers:
     busy: float
 
 
-def _run(controller: Controller, arrived: list[float], due: list[float], clock: _Clock) -> _Answers:
-    count, at, now, busy, refused = len(arrived), 0, 0.0, 0.0, 0
+def _run(
+    controller: Controller,
+    arrived: list[float],
+    due: list[float],
+    clock: _Clock,
+    progress: Callable[[int], object] | None,
+) -> _Answers:
+    count, told, at, now, busy, refused = len(arrived), 0, 0, 0.0, 0.0, 0
     answers = _Answers(np.full(count, np.nan), np.full(count, np.nan), 0, 0.0)
     top1 = [choice.top1 for choice in controller.choices.choices]
     while True:
@@ -160,6 +177,9 @@ def _run(controller: Controller, arrived: list[float], due: list[float], clock: 
         while at < count and arrived[at] <= until:
             refused += not controller.submit(Request(at, due[at]), arrived[at])
             at += 1
+        if progress is not None and (at - told >= _TOLD or at == count > told):
+            progress(at - told)
+            told = at
         now = until
         if decision is not None and decision.stitch is not None:
             controller.done(now)
