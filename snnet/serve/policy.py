@@ -94,8 +94,8 @@ def choose(
     """The most accurate level that may run, and the size of its batch, that harm nobody.
 
     The requests in the batch are in time, and those behind it still can be (`starts`). Besides, for any level but the
-    fastest: all that wait now could be answered in time at this level, with some to spare, lest it is missing later; the
-    batch answers as many a second as arrive, or else leaves nobody waiting; and after it the fastest level could
+    fastest: all that wait now could be answered in time at this level, with some to spare, lest it is missing later;
+    the batch answers as many a second as arrive, or else leaves nobody waiting; and after it the fastest level could
     answer all that wait and all that may come meanwhile, in time for the next to come. One level more may run where it
     leaves nobody waiting: of all mixtures that bear a rate, that of two neighbours on the frontier is the best.
 
@@ -115,9 +115,8 @@ def choose(
         if not size or (size < count and (candidate > level or size < rush.rate * seconds)):
             continue
         kept = KEPT * rush.due if size < count else 0.0
-        if lasts(choices.rows[candidate], [due - kept for due in slack]) and _spares(
-            choices, rush, slack[size:], floors[size:], seconds
-        ):
+        lasting = lasts(choices.rows[candidate], [due - kept for due in slack])
+        if lasting and _spares(choices, rush, slack[size:], floors[size:], seconds):
             return candidate, size
     return 0, _batch(choices, 0, slack, floors, starts, even)[0]
 
