@@ -17,7 +17,7 @@ CROWDED = 0.7
 """Share of what batches of a size can answer that may arrive before admission leaves room for larger ones."""
 HEADROOM = 1.1
 """What may come during a batch is reckoned to take this much longer: more may come after it."""
-KEPT = 0.25
+SPARED = 0.25
 """Share of the usual deadline that is kept where a batch leaves requests waiting, in case that the load rises."""
 _EVEN = 1.01
 """Where time is no matter up to this factor, the smallest batch is run: it answers first."""
@@ -94,8 +94,8 @@ def choose(
     """The most accurate level that may run, and the size of its batch, that harm nobody.
 
     The requests in the batch are in time, and those behind it still can be (`starts`). Besides, for any level but the
-    fastest: all that wait now could be answered in time at this level, with some to spare lest it is missing later; the
-    batch answers as many a second as arrive, or else leaves nobody waiting; and after it the fastest level could
+    fastest: all that wait now could be answered in time at this level, with some to spare, lest it is missing later;
+    the batch answers as many a second as arrive, or else leaves nobody waiting; and after it the fastest level could
     answer all that wait and all that may come meanwhile, in time for the next to come. One level more may run where it
     leaves nobody waiting: of all mixtures that bear a rate, that of two neighbours on the frontier is the best.
 
@@ -114,10 +114,9 @@ def choose(
         size, seconds = _batch(choices, candidate, slack, floors, starts, even)
         if not size or (size < count and (candidate > level or size < rush.rate * seconds)):
             continue
-        kept = KEPT * rush.due if size < count else 0.0
-        if lasts(choices.rows[candidate], [due - kept for due in slack]) and _spares(
-            choices, rush, slack[size:], floors[size:], seconds
-        ):
+        kept = SPARED * rush.due if size < count else 0.0
+        lasting = lasts(choices.rows[candidate], [due - kept for due in slack])
+        if lasting and _spares(choices, rush, slack[size:], floors[size:], seconds):
             return candidate, size
     return 0, _batch(choices, 0, slack, floors, starts, even)[0]
 

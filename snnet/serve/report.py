@@ -66,7 +66,9 @@ def compare(
     """
     last = stitches.only(len(stitches) - 1)
     fastest = min(range(len(stitches)), key=lambda index: (stitches.choices[index].seconds[1], index))
-    rows: list[tuple[str, int | None, Outcome]] = [(STITCHES, None, simulate(stitches, moments, deadline, world, progress))]
+    rows: list[tuple[str, int | None, Outcome]] = [
+        (STITCHES, None, simulate(stitches, moments, deadline, world, progress))
+    ]
     if anchors is not None:
         rows.append((ANCHORS, None, simulate(anchors, moments, deadline, world, progress)))
     rows.append((LARGEST, last.choices[0].stitch, simulate(last, moments, deadline, world, progress)))
@@ -115,7 +117,10 @@ def run(settings: SimulateSettings) -> list[Row]:
     for moments in traces:
         rate = len(moments) / max(float(moments[-1]), 1e-9) if settings.arrivals not in SHAPES else 0.0
         rate = rate or len(moments) / _seconds(settings, capacity)
-        fresh = [Row(rate / capacity, rate, *found) for found in compare(stitches, anchors, moments, deadline, world, progress.update)]
+        fresh = [
+            Row(rate / capacity, rate, *found)
+            for found in compare(stitches, anchors, moments, deadline, world, progress.update)
+        ]
         lines = table(fresh).splitlines()
         print('\n'.join(lines[bool(rows) :]), flush=True)
         rows += fresh
