@@ -80,7 +80,7 @@ BUSY = {
     },
     'stitch layers': {
         'grow_every': 1, 'stitches_per_step': 2, 'grad_checkpointing': True, 'drop_path': 0.3, 'stitch_lr': 0.01,
-        'unused_grads': 'zero', 'stop': 3,
+        'unused_grads': 'zero', 'epochs': 1, 'stop': 2,
     },
     'anchors and stitch layers within a budget': {
         **TWO, 'grow_every': 2, 'grow_budget': 2e7, 'grow_kinds': ['1x1', 'low_rank'], 'protect_anchors': 0.5,
@@ -185,12 +185,11 @@ def test_a_budget_is_filled_at_once_and_never_exceeded(tmp_path):
     ('options', 'grown'),
     [
         ({**TWO, 'freeze_anchors': True}, 'stitch_layers.'),
-        ({**TWO, 'grow_where': ['anchors.1']}, 'anchors.1.'),
         ({**TWO, 'grow_where': ['stitch_layers.0', 'anchors.0.model.conv1']}, ('stitch_layers.0', 'anchors.0.model.c')),
     ],
 )
 def test_what_grows_is_what_is_trained_and_named(tmp_path, options, grown):
-    train(train_settings(tmp_path, **options, grow_every=1, recalibrate=0, epochs=4))
+    train(train_settings(tmp_path, **options, grow_every=1, recalibrate=0, epochs=3))
     assert changes(tmp_path)
     assert all(name.startswith(grown) for _, name, _, _ in changes(tmp_path))
 
