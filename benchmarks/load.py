@@ -5,7 +5,7 @@
 The file holds `configs`, a stitch a row: cfg_id, flops, acc1, front_anchor, end_anchor. Latency is made up from FLOPs:
 a fixed part a batch and a part a GFLOP and image. Two machines: 'cpu' (0.5 ms + 1 ms a GFLOP), where batches gain
 little, and 'gpu' (4 ms + 0.2 ms a GFLOP), where they gain much. One
-rule (`KEPT` of snnet.serve.policy) was set by some of these cells with their default seeds; take others to judge it.
+rule (`SPARED` of snnet.serve.policy) was set by some of these cells with their default seeds; take others to judge it.
 The numbers are published per-stitch results of SN-Net (logs in github.com/ziplab/SN-Net).
 """
 
