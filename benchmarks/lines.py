@@ -32,7 +32,7 @@ SMALL = re.compile(
 )
 LIMIT = 240.0
 """Seconds for one network."""
-MEMORY = 12 * 2**30
+MEMORY = 20 * 2**30
 """Bytes for one network."""
 CANDIDATES = 3
 

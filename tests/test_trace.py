@@ -439,3 +439,9 @@ def test_a_net_of_traced_networks_is_saved_and_loaded(tmp_path):
     with torch.no_grad():
         for stitch in (0, 1, len(net.stitches) - 1):
             assert torch.equal(again(x, stitch=stitch), net(x, stitch=stitch))
+
+
+def test_blocks_that_share_what_is_drawn_at_random_are_no_line():
+    model = timm.create_model('vit_srelpos_small_patch16_224', depth=2, embed_dim=32, num_heads=2, num_classes=3)
+    with pytest.raises(CannotStitch, match=r'shared_rel_pos.mlp.drop1 draws random numbers for several blocks at once'):
+        snnet.as_anchor(model)

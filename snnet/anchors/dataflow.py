@@ -129,3 +129,12 @@ def _nodes(value: Any) -> list[fx.Node]:
 def within(inner: Call, outer: Call) -> bool:
     """Whether a call happened within another, or is it."""
     return inner is outer or (outer.first <= inner.first and inner.last <= outer.last and outer.number < inner.number)
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether a node draws random numbers."""
+    name = str(getattr(node.target, '__name__', node.target))
+    if 'dropout' in name:
+        given = {**dict(zip(('p', 'training'), node.args[1:3], strict=False)), **node.kwargs}
+        return bool(given.get('p', 0.5)) and bool(given.get('training', True))
+    return name in ('bernoulli', 'bernoulli_', 'rand', 'rand_like', 'randn', 'randn_like', 'randperm', 'uniform_')

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ..errors import CannotStitch
+from .dataflow import draws
 from .record import Call, Record, Unknown, check, storage
 
 Bind = Callable[[fx.Node, fx.Node], Any]
@@ -226,11 +227,20 @@ class Stretch:
                 return self.known[node]
             if node.meta['flow']:
                 raise Crossing(node.meta['path'])
+            self._refuse_draws(step)
         found = self._run(step)
         for key in route:
             found = self.graph.call_function(operator.getitem, (found, key))
         self.known[node] = found
         return found
+
+    def _refuse_draws(self, step: Step) -> None:
+        """What is computed beside the flow is computed anew by each stretch: it must come out the same each time."""
+        what = step.what
+        own = [what] if isinstance(what, fx.Node) else self.steps.record.nodes[what.first : what.last]
+        for node in own:
+            if draws(node):
+                raise CannotStitch(f'{node.meta["path"]} draws random numbers for several blocks at once')
 
     def _run(self, step: Step) -> fx.Node:
         if step in self.ran:
