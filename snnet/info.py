@@ -8,6 +8,7 @@ from .frontier import table
 from .hardware import setup_of
 from .net import StitchableNet
 from .plugins import import_plugins
+from .reassembly import ReassembledAnchor
 from .settings import InfoSettings
 
 
@@ -23,7 +24,8 @@ def describe(net: StitchableNet) -> Iterator[str]:
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     yield f'{net.title}: {len(net.stitches)} stitches, {millions:.4g} Mparams, images {size}, {net.num_classes} classes'
     for record, anchor in zip(net.records, map(net.anchor, range(len(net.anchors))), strict=False):
-        made_by = f'timm {anchor.source.model}' if anchor.source else 'not made by timm'
+        own = 'reassembled' if isinstance(anchor, ReassembledAnchor) else 'not made by timm'
+        made_by = f'timm {anchor.source.model}' if anchor.source else own
         yield f'  anchor {anchor.name} ({made_by}): {_costs(record.flops, record.params)}'
     recalibrated = net.statistics.stitches if net.statistics else []
     if recalibrated:

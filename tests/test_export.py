@@ -62,8 +62,6 @@ def three(tmp_path_factory) -> dict[str, Exported]:
         ('official', 'pt2'),
         ('resnet', 'onnx'),
         ('levit', 'onnx'),
-        ('convnext', 'pt2'),
-        ('maps to windows', 'pt2'),
     ],
 )
 def test_a_file_gives_the_logits_of_its_stitch_on_any_batch_size(name, format, tmp_path):
