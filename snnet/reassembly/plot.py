@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtra
+from ..plot import make_figure, save_figure
 from .assemble import Assembly
 from .partition import Partition
 from .similarity import Similarity
@@ -31,7 +31,7 @@ def draw_similarity(similarity: Similarity, path: Path, title: str = '') -> list
     """
     counts = similarity.positions
     side = min(16.0, max(6.0, 0.12 * len(similarity.boundaries)))
-    figure = _figure(side + 1, side)
+    figure = make_figure(side + 1, side)
     axes = figure.add_subplot()
     image = axes.imshow(similarity.matrix, vmin=0, vmax=1, cmap='magma', interpolation='nearest', rasterized=True)
     spans = [similarity.span(name) for name in counts]
@@ -43,7 +43,7 @@ def draw_similarity(similarity: Similarity, path: Path, title: str = '') -> list
     axes.set_yticks(middles, list(counts), fontsize=8)
     axes.set_title(title)
     figure.colorbar(image, ax=axes, shrink=0.7, label='linear CKA (below 0 as 0)')
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_partition(partition: Partition, path: Path, title: str = '') -> list[Path]:
@@ -60,7 +60,7 @@ def draw_partition(partition: Partition, path: Path, title: str = '') -> list[Pa
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    figure = _figure(8, 1.5 + _ROW * len(partition.networks))
+    figure = make_figure(8, 1.5 + _ROW * len(partition.networks))
     axes = figure.add_subplot()
     for i, sets in enumerate(partition.sets):
         last = partition.cuts[i][-1]
@@ -77,7 +77,7 @@ def draw_partition(partition: Partition, path: Path, title: str = '') -> list[Pa
         loc='upper left',
         bbox_to_anchor=(1, 1),
     )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_assemblies(assemblies: Sequence[Assembly], partition: Partition, path: Path, title: str = '') -> list[Path]:
@@ -95,7 +95,7 @@ def draw_assemblies(assemblies: Sequence[Assembly], partition: Partition, path: 
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    figure = _figure(10, 1.5 + 1.6 * _ROW * len(assemblies))
+    figure = make_figure(10, 1.5 + 1.6 * _ROW * len(assemblies))
     axes = figure.add_subplot()
     for i, assembly in enumerate(assemblies):
         for k, block in enumerate(assembly.blocks):
@@ -106,15 +106,7 @@ def draw_assemblies(assemblies: Sequence[Assembly], partition: Partition, path: 
     _name_rows(axes, [f'{a.score:.3f}  {a.flops / 1e9:.3g} GFLOPs  {a.params / 1e6:.3g} M' for a in assemblies])
     axes.set_xticks([k + 0.5 for k in range(partition.stages)], [f'stage {k + 1}' for k in range(partition.stages)])
     axes.set_title(title)
-    return _save(figure, path)
-
-
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra("drawing needs matplotlib: pip install 'snnet[plot]'") from None
-    return Figure(figsize=(width, height), layout='constrained')
+    return save_figure(figure, path)
 
 
 def _patch(colour: str, label: str) -> Any:
@@ -128,11 +120,3 @@ def _name_rows(axes: Any, names: Sequence[str]) -> None:
     axes.invert_yaxis()
     for side in ('top', 'right', 'left'):
         axes.spines[side].set_visible(False)
-
-
-def _save(figure: Any, path: Path) -> list[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_name(path.name + suffix) for suffix in ('.png', '.svg')]
-    for file in files:
-        figure.savefig(file, dpi=150)
-    return files

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import MissingExtra
+from ..plot import make_figure, save_figure
 from .simulate import Outcome
 
 
@@ -23,11 +23,7 @@ def draw_loads(curves: Mapping[str, Sequence[tuple[float, Outcome]]], path: Path
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra("drawing needs matplotlib: pip install 'snnet[plot]'") from None
-    figure = Figure(figsize=(8, 4), layout='constrained')
+    figure = make_figure(8, 4)
     left, right = figure.subplots(1, 2)
     for name, points in curves.items():
         loads = [load for load, _ in points]
@@ -40,8 +36,4 @@ def draw_loads(curves: Mapping[str, Sequence[tuple[float, Outcome]]], path: Path
         axes.grid(alpha=0.3)
     left.legend()
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_suffix(suffix) for suffix in ('.png', '.svg')]
-    for file in files:
-        figure.savefig(file, dpi=150)
-    return files
+    return save_figure(figure, path)
