@@ -7,12 +7,12 @@ torchrun --nproc_per_node=8 eval_stitches.py output/train/net --data-dir /imagen
 import os
 import sys
 
-from snnet.config import EvalSettings, parse
+from snnet.budget.curve import draw_curve
+from snnet.budget.frontier import table
+from snnet.config.parse import EvalSettings, parse
 from snnet.errors import MissingExtra, SnnetError
-from snnet.evaluate import evaluate
-from snnet.frontier import table
-from snnet.plot import draw_curve
-from snnet.tally import HITS, best_against_anchor, read_hits
+from snnet.evaluation.evaluate import evaluate
+from snnet.evaluation.hits import HITS, best_against_anchor, read_hits
 
 
 def main() -> int:

@@ -6,10 +6,10 @@ python train.py --anchors output/reassemble/net --freeze-anchors --data-dir /ima
 
 import sys
 
-from snnet.config import ReassembleSettings, parse
-from snnet.dery import Workshop
+from snnet.config.parse import ReassembleSettings, parse
 from snnet.errors import MissingExtra, SnnetError
-from snnet.reassembly.candidate import table
+from snnet.reassembly.candidates import table
+from snnet.reassembly.search import Workshop
 
 
 def main() -> int:

@@ -6,10 +6,10 @@ torchrun --nproc_per_node=8 train.py --anchors deit_tiny,deit_small,deit_base --
 
 import sys
 
-from snnet.config import TrainSettings, parse
-from snnet.engine import train
+from snnet.config.parse import TrainSettings, parse
+from snnet.config.recipes import RECIPES
 from snnet.errors import SnnetError
-from snnet.recipes import RECIPES
+from snnet.training.trainer import train
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import snnet
-from snnet.anchors import has_adapter
+from snnet.anchors.registry import has_adapter
 
 
 def check(model: nn.Module) -> str:

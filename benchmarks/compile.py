@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 import snnet
-from snnet.compile import compile_blocks, warm_up
+from snnet.net.compile_blocks import compile_blocks, warm_up
 
 
 def graphs() -> int:

@@ -23,11 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 import snnet
-from snnet.config import EvalSettings
-from snnet.cost import part_flops
-from snnet.data import clean_loader, open_dataset
-from snnet.parts import Part, plant
-from snnet.tree import all_logits
+from snnet.config.parse import EvalSettings
+from snnet.data.datasets import clean_loader, open_dataset
+from snnet.net.costs import part_flops
+from snnet.net.part_tree import Part, plant
+from snnet.net.shared_prefixes import all_logits
 
 
 def shared_flops(net: snnet.StitchableNet) -> int:

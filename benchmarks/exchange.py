@@ -26,10 +26,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn import functional as F
 
 import snnet
-from snnet.distributed import Ranks
-from snnet.exchange import Exchange
-from snnet.sample import StratifiedSampler
-from snnet.seeds import generator, seed_libraries
+from snnet.training.gradient_exchange import Exchange
+from snnet.training.samplers import StratifiedSampler
+from snnet.utils.distributed import Ranks
+from snnet.utils.seeds import generator, seed_libraries
 
 WORLD = 2
 Way = Callable[[Tensor, Tensor, int], None]

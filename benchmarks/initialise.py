@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 
 import snnet
-from snnet.solve import initialise
+from snnet.calibration.initialise import initialise
 
 ANCHORS = 'deit_tiny,deit_small,deit_base'
 Way = Callable[[snnet.StitchableNet, torch.Tensor], None]

@@ -20,7 +20,7 @@ from pathlib import Path
 from snnet.serve import Choice, Choices, World, arrivals
 from snnet.serve.arrivals import SHAPES
 from snnet.serve.plot import draw_loads
-from snnet.serve.report import POLICIES, STITCHES, Row, compare, table
+from snnet.serve.simulation_report import POLICIES, STITCHES, Row, compare, table
 
 MACHINES = {'cpu': (0.0005, 0.001), 'gpu': (0.004, 0.0002)}
 """Seconds a batch, and a GFLOP and image."""

@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 
 import snnet
-from snnet.config import TrainSettings
-from snnet.data import TrainImages, random_erasing, train_transform
-from snnet.distributed import Ranks
+from snnet.config.parse import TrainSettings
+from snnet.data.datasets import TrainImages, random_erasing, train_transform
+from snnet.utils.distributed import Ranks
 
 HALF = torch.tensor([0.5] * 3)
 

@@ -19,8 +19,8 @@ from dataclasses import replace
 import torch
 
 import snnet
-from snnet.measure import CALLS, LEAST_VISITS
-from snnet.profile import profile
+from snnet.profiling.profile import profile
+from snnet.profiling.stopwatch import CALLS, LEAST_VISITS
 
 
 def alone(net: snnet.StitchableNet, images: torch.Tensor, stitch: int) -> float:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 import snnet
-from snnet.measure import synchronise
+from snnet.profiling.stopwatch import synchronise
 
 
 def times(calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import snnet
-from snnet.distill import DistillationLoss, Question, Teacher
-from snnet.replay import Answers
-from snnet.sample import StratifiedSampler
-from snnet.store import Store
-from snnet.weights import resolve
+from snnet.anchors.weights import resolve
+from snnet.training.answer_store import Store
+from snnet.training.distillation import DistillationLoss, Question, Teacher
+from snnet.training.samplers import StratifiedSampler
+from snnet.training.teacher_answers import Answers
 
 SAME = ((0.5,) * 3, (0.5,) * 3)
 

@@ -27,18 +27,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from snnet import Record, StitchableNet, create_stitchable_net, initialise
-from snnet.config import TrainSettings
-from snnet.distill import Question
-from snnet.distributed import Ranks
-from snnet.frontier import area, mixing_accuracy
-from snnet.plugins import import_plugins
-from snnet.recalibrate import recalibrate as recalibrate_norms
-from snnet.sample import SAMPLERS
-from snnet.seeds import generator, seed_libraries
-from snnet.solve import kaiming
-from snnet.step import Batch, Step
-from snnet.tree import all_logits
-from snnet.weights import load_anchor
+from snnet.anchors.weights import load_anchor
+from snnet.budget.frontier import area, mixing_accuracy
+from snnet.calibration.initialise import kaiming
+from snnet.calibration.recalibrate import recalibrate as recalibrate_norms
+from snnet.config.parse import TrainSettings
+from snnet.net.shared_prefixes import all_logits
+from snnet.training.distillation import Question
+from snnet.training.samplers import SAMPLERS
+from snnet.training.step import Batch, Step
+from snnet.utils.distributed import Ranks
+from snnet.utils.plugins import import_plugins
+from snnet.utils.seeds import generator, seed_libraries
 
 import_plugins([str(Path(__file__).with_name('cifar10_family.py'))])
 from cifar10_family import BATCH, FAMILIES, TRAIN, VALIDATION, batches, load  # noqa: E402

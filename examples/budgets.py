@@ -11,7 +11,7 @@ import time
 import torch
 
 import snnet
-from snnet.plugins import import_plugins
+from snnet.utils.plugins import import_plugins
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snnet.plugins import import_plugins
-from snnet.seeds import generator, key
+from snnet.utils.plugins import import_plugins
+from snnet.utils.seeds import generator, key
 
 import_plugins([str(Path(__file__).with_name('cifar10_resnet.py'))])
 from cifar10_resnet import CifarResNet, read_sprite, write_images  # noqa: E402

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snnet import Stage, register_adapter
-from snnet.anchors.resnet import ResNetAnchor
+from snnet.anchors.adapters.resnet import ResNetAnchor
 
 BLOCKS = {f'cifar_resnet{6 * n + 2}': n for n in (3, 5, 7, 9)}
 """Blocks in each of the three stages."""

@@ -23,15 +23,15 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from snnet.config import EvalSettings, TrainSettings
-from snnet.engine import train
-from snnet.evaluate import evaluate
-from snnet.frontier import area
-from snnet.log import JsonLines
-from snnet.net import StitchableNet
-from snnet.plugins import import_plugins
+from snnet.budget.frontier import area
+from snnet.config.parse import EvalSettings, TrainSettings
+from snnet.evaluation.evaluate import evaluate
+from snnet.net.stitchable_net import StitchableNet
 from snnet.reparam import DBB
-from snnet.reparam.meter import Meter
+from snnet.reparam.flops_meter import Meter
+from snnet.training.trainer import train
+from snnet.utils.log import JsonLines
+from snnet.utils.plugins import import_plugins
 
 HERE = Path(__file__).parent
 import_plugins([str(HERE / name) for name in ('cifar10_family.py', 'digits.py')])

@@ -28,7 +28,7 @@ from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from snnet import Stage, register_adapter
-from snnet.line import Anchor
+from snnet.anchors.anchor import Anchor
 
 MULTIPLIERS = {'mobilenet_v1_025': 0.25, 'mobilenet_v1_050': 0.5, 'mobilenet_v1_075': 0.75}
 FILES = ('0.25_128', '0.5_160', '0.75_192')

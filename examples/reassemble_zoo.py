@@ -25,16 +25,16 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import reassembly
-from snnet.build import load_zoo
-from snnet.config import DataSettings, option, parse
-from snnet.data import clean_loader, open_dataset
+from snnet.anchors.anchor import Anchor
+from snnet.config.parse import DataSettings, option, parse
+from snnet.data.datasets import clean_loader, open_dataset
 from snnet.errors import BudgetInfeasible, SnnetError
-from snnet.line import Anchor
-from snnet.log import JsonLines, set_up_logging
-from snnet.modes import eval_mode
-from snnet.plugins import import_plugins
-from snnet.reassembly.lines import Lines
-from snnet.seeds import generator, key
+from snnet.net.create import load_zoo
+from snnet.reassembly.partition_lines import Lines
+from snnet.utils.log import JsonLines, set_up_logging
+from snnet.utils.modes import eval_mode
+from snnet.utils.plugins import import_plugins
+from snnet.utils.seeds import generator, key
 
 
 @dataclass

@@ -1,24 +1,32 @@
 """Elastic neural networks made of pretrained ones: anchors, stitches, and one net that runs at any budget."""
 
 from . import reparam
-from .anchors import as_anchor, register_adapter
-from .budget import Selection, select
-from .build import create_stitchable_net
-from .compile import compile_blocks, warm_up
-from .cost import measure_costs
-from .errors import BudgetInfeasible, CannotStitch, ForeignTable, InvalidBudget, NoWeights, SnnetError, UnknownStitch
-from .export import export
-from .export_set import export_set
-from .frontier import Record, frontier
-from .latency import Latency, LatencyTable, Setup
-from .line import Anchor, Boundary, Source, Stage
-from .net import StitchableNet
-from .official import load_official
-from .profile import profile
-from .recalibrate import recalibrate
-from .solve import initialise, kaiming
-from .space import list_stitches
-from .stitch import Leg, Stitch
+from .anchors.anchor import Anchor, Boundary, Source, Stage
+from .anchors.registry import as_anchor, register_adapter
+from .budget.frontier import Record, frontier
+from .budget.latency_table import Latency, LatencyTable, Setup
+from .budget.select import Selection, select
+from .calibration.initialise import initialise, kaiming
+from .calibration.recalibrate import recalibrate
+from .errors import (
+    BudgetInfeasible,
+    CannotStitch,
+    ForeignTable,
+    InvalidBudget,
+    NoWeights,
+    SnnetError,
+    UnknownStitch,
+)
+from .exporting.export import export
+from .exporting.export_set import export_set
+from .net.compile_blocks import compile_blocks, warm_up
+from .net.costs import measure_costs
+from .net.create import create_stitchable_net
+from .net.official import load_official
+from .net.stitchable_net import StitchableNet
+from .profiling.profile import profile
+from .stitching.space import list_stitches
+from .stitching.stitch import Leg, Stitch
 
 __version__ = '0.1.0'
 

@@ -13,9 +13,9 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
 
+from ..errors import CannotStitch, SnnetError, reason_of
+from ..utils.modes import still_statistics
 from .boundary import Boundary, boundary_of
-from .errors import CannotStitch, SnnetError, reason_of
-from .modes import still_statistics
 from .survey import Survey, used_parameters
 
 __all__ = ['Absent', 'Anchor', 'Boundary', 'Source', 'Stage']

@@ -10,12 +10,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..errors import SnnetError
-from ..line import Anchor, Source
-from .levit import LevitAnchor
-from .resnet import ResNetAnchor
-from .swin import SwinAnchor
-from .trace import TracedAnchor
-from .vit import ViTAnchor
+from .adapters.levit import LevitAnchor
+from .adapters.resnet import ResNetAnchor
+from .adapters.swin import SwinAnchor
+from .adapters.vit import ViTAnchor
+from .anchor import Anchor, Source
+from .tracing.traced_anchor import TracedAnchor
 
 _ADAPTERS: dict[type[nn.Module], type[Anchor]] = {
     Levit: LevitAnchor,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .line import Boundary
+    from .anchor import Boundary
 
 
 @dataclass(frozen=True)

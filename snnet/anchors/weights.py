@@ -13,9 +13,9 @@ import timm
 from timm.models import get_pretrained_cfg, is_model, list_models, load_state_dict
 from torch import Tensor, nn
 
-from .anchors import as_anchor
-from .errors import NoWeights, SnnetError, did_you_mean, reason_of
-from .line import Anchor, Source
+from ..errors import NoWeights, SnnetError, did_you_mean, reason_of
+from .anchor import Anchor, Source
+from .registry import as_anchor
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import MissingExtra, SnnetError
+from ..errors import MissingExtra, SnnetError
 from .frontier import Record, frontier
 
 

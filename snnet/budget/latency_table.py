@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import SnnetError
+from ..errors import SnnetError
 from .frontier import Record
 
 FORMAT = 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from .errors import BudgetInfeasible, InvalidBudget
+from ..errors import BudgetInfeasible, InvalidBudget
 from .frontier import COSTS, Record, accuracy
 
 _SOURCES = {

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import SnnetError
-from .line import Anchor
-from .modes import eval_mode
-from .net import StitchableNet
-from .sums import LayerFit, Sums
+from ..anchors.anchor import Anchor
+from ..errors import SnnetError
+from ..net.stitchable_net import StitchableNet
+from ..utils.modes import eval_mode
+from .least_squares import LayerFit, Sums
 
 _log = logging.getLogger(__name__)
 METHODS = ('joint', 'mean')

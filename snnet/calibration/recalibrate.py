@@ -10,10 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import SnnetError
-from .net import StitchableNet
-from .parts import Node, plant, run_of
-from .statistics import Statistics, Table, attach, batch_norms, detach, normalising_with
+from ..errors import SnnetError
+from ..net.batchnorm import (
+    Statistics,
+    Table,
+    attach,
+    batch_norms,
+    detach,
+    normalising_with,
+)
+from ..net.part_tree import Node, plant, run_of
+from ..net.stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
 _CHUNK = 32

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .frontier import table
-from .hardware import setup_of
-from .net import StitchableNet
-from .plugins import import_plugins
-from .reassembly import ReassembledAnchor
-from .settings import InfoSettings
+from ..budget.frontier import table
+from ..config.settings import InfoSettings
+from ..net.hardware import setup_of
+from ..net.stitchable_net import StitchableNet
+from ..reassembly import ReassembledAnchor
+from ..utils.plugins import import_plugins
 
 
 def run(settings: InfoSettings) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from .config import parse
-from .errors import SnnetError
-from .export_set import run as export
+from ..config.parse import parse
+from ..config.settings import ExportSettings, InfoSettings, ProfileSettings, SimulateSettings
+from ..errors import SnnetError
+from ..exporting.export_set import run as export
+from ..profiling.profile import run as profile
+from ..serve.simulation_report import run as simulate
+from ..utils.log import set_up_logging
 from .info import run as info
-from .log import set_up_logging
-from .profile import run as profile
-from .serve.report import run as simulate
-from .settings import ExportSettings, InfoSettings, ProfileSettings, SimulateSettings
 
 
 class Command(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .errors import SnnetError, did_you_mean
+from ..errors import SnnetError, did_you_mean
 
 Settings = TypeVar('Settings')
 

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from .draws import Draw
-from .images import Pictures, Unreadable
-from .seeds import key, seed_cpu, seeded_libraries
+from ..utils.seeds import key, seed_cpu, seeded_libraries
+from .decode import Pictures, Unreadable
+from .order import Draw
 
 REPLACEMENTS = 100
 """So many other images are tried where one cannot be read."""

@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import FakeData
 
-from .batch import AugmentedPictures, Normaliser
-from .config import ImageSettings, TrainSettings
-from .distributed import Ranks
-from .draws import Draw, Draws
-from .errors import SnnetError, reason_of
-from .folders import check_folders
-from .images import Pictures, Quarantine
+from ..config.parse import ImageSettings, TrainSettings
+from ..errors import SnnetError, reason_of
+from ..net.stitchable_net import StitchableNet
+from ..utils.distributed import Ranks
+from ..utils.seeds import generator, key
+from .batches import AugmentedPictures, Normaliser
+from .decode import Pictures, Quarantine
+from .folder_checks import check_folders
 from .loader import Loader
-from .net import StitchableNet
-from .seeds import generator, key
+from .order import Draw, Draws
 
 GENERATED = 'generated/'
 QUARANTINE = 'quarantine.jsonl'

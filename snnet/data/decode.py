@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from .distributed import Ranks
-from .errors import SnnetError, reason_of
-from .log import JsonLines
+from ..errors import SnnetError, reason_of
+from ..utils.distributed import Ranks
+from ..utils.log import JsonLines
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import SnnetError
+from ..errors import SnnetError
 
 _TRAIN = ('train', 'training')
 _VALIDATION = ('validation', 'val', 'valid', 'eval', 'evaluation')

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from .batch import AugmentedPictures, Batch, Normaliser, collate
-from .draws import Draw
-from .errors import SnnetError
+from ..errors import SnnetError
+from .batches import AugmentedPictures, Batch, Normaliser, collate
+from .order import Draw
 
 _log = logging.getLogger(__name__)
 RESTARTS = 3

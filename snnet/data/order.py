@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DistributedSampler
 
-from .config import TrainSettings
-from .distributed import Ranks
-from .seeds import key
+from ..config.parse import TrainSettings
+from ..utils.distributed import Ranks
+from ..utils.seeds import key
 
 
 class Draw(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -14,22 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .compile import compile_blocks, warm_up
-from .config import EvalSettings
-from .data import clean_loader, open_dataset
-from .distributed import Ranks, ranks
-from .errors import SnnetError, UnknownStitch
-from .files import clear_temporaries, sha256
-from .frontier import Record
-from .hub import write_records
-from .log import JsonLines, Progress, set_up_logging
-from .modes import autocast, eval_mode
-from .net import StitchableNet
-from .plugins import import_plugins
-from .prepare import prepare_statistics
-from .remote import WEIGHTS, locate
-from .tally import HITS, Tally, read_hits, score, write_hits
-from .tree import all_logits
+from ..budget.frontier import Record
+from ..config.parse import EvalSettings
+from ..data.datasets import clean_loader, open_dataset
+from ..errors import SnnetError
+from ..net.compile_blocks import compile_blocks, warm_up
+from ..net.pretrained import write_records
+from ..net.shared_prefixes import all_logits
+from ..net.stitchable_net import StitchableNet
+from ..saving.remote import WEIGHTS, locate
+from ..stitching.stitch import parse_ids
+from ..utils.distributed import Ranks, ranks
+from ..utils.files import clear_temporaries, sha256
+from ..utils.log import JsonLines, Progress, set_up_logging
+from ..utils.modes import autocast, eval_mode
+from ..utils.plugins import import_plugins
+from .hits import HITS, Tally, read_hits, score, write_hits
+from .prepare_statistics import prepare_statistics
 
 _log = logging.getLogger(__name__)
 RESULTS = ('top1', 'top5', 'loss', 'n')
@@ -192,24 +192,6 @@ class Evaluation:
         statistics = self.net.statistics.digest() if self.net.statistics is not None else None
         facts = (sha256(Path(self.settings.net) / WEIGHTS), statistics, names, self.settings.val_split)
         return hashlib.sha256(repr((*facts, list(self.indices), precision)).encode()).hexdigest()[:16]
-
-
-def parse_ids(text: str, count: int) -> list[int]:
-    """Stitch ids of a list such as '0-2,24'; all of them where it is empty.
-
-    Raises:
-        UnknownStitch: a part is no id or range of ids below `count`.
-    """
-    if not text:
-        return list(range(count))
-    found: set[int] = set()
-    for part in text.split(','):
-        match = re.fullmatch(r'\s*(\d+)\s*(?:-\s*(\d+)\s*)?', part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < count:
-            raise UnknownStitch(f"stitch ids are 0 to {count - 1} and ranges of them, but got '{part.strip()}'")
-        found.update(range(first, last + 1))
-    return sorted(found)
 
 
 def spread(total: int, wanted: int | None) -> Sequence[int]:

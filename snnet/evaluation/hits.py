@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from .files import write_atomically, write_tensors
-from .frontier import Record
+from ..budget.frontier import Record
+from ..utils.files import write_atomically, write_tensors
 
 HITS = 'hits.safetensors'
 """File of one bit an image and stitch, beside the results: 444 kB for 71 stitches and 50,000 images."""

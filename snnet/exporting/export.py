@@ -18,14 +18,23 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor
 
-from .errors import SnnetError, reason_of
-from .extract import ExtractedStitch
-from .files import write_atomically
-from .formats import FORMATS, INPUT, OUTPUT, Run, data_file, hushed, require, trace
-from .frontier import Record
-from .line import Anchor
-from .net import StitchableNet
-from .seeds import generator
+from ..anchors.anchor import Anchor
+from ..budget.frontier import Record
+from ..errors import SnnetError, reason_of
+from ..net.extract import ExtractedStitch
+from ..net.stitchable_net import StitchableNet
+from ..utils.files import write_atomically
+from ..utils.seeds import generator
+from .formats import (
+    FORMATS,
+    INPUT,
+    OUTPUT,
+    Run,
+    data_file,
+    hushed,
+    require,
+    trace,
+)
 
 _log = logging.getLogger(__name__)
 BATCHES = (1, 2, 5)
@@ -167,7 +176,7 @@ class Cut:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """What the file says of itself; what is not known is left out."""
-        from . import __version__
+        from .. import __version__
 
         record, module = self.record, self.module
         known = {

@@ -8,17 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .errors import SnnetError
+from ..budget.frontier import Record
+from ..budget.latency_table import LatencyTable
+from ..config.settings import ExportSettings
+from ..errors import SnnetError
+from ..net.stitchable_net import StitchableNet
+from ..utils.files import clear_temporaries, sha256, write_text
+from ..utils.log import JsonLines, Progress, set_up_logging
+from ..utils.plugins import import_plugins
 from .export import Cut, checked_format, export, write
-from .files import clear_temporaries, sha256, write_text
 from .formats import data_file
-from .frontier import Record
-from .index import FORMAT, INDEX, Index, read_content, read_index, thin
-from .latency import LatencyTable
-from .log import JsonLines, Progress, set_up_logging
-from .net import StitchableNet
-from .plugins import import_plugins
-from .settings import ExportSettings
+from .set_index import (
+    FORMAT,
+    INDEX,
+    Index,
+    read_content,
+    read_index,
+    thin,
+)
 
 _log = logging.getLogger(__name__)
 PROGRESS = 'progress.jsonl'

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from .errors import MissingExtra
+from ..errors import MissingExtra
 
 INPUT, OUTPUT, BATCH = 'images', 'logits', 'batch'
 """Names of the input, the output and the dynamic dimension of an ONNX file."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .budget import select
-from .errors import SnnetError
-from .frontier import Record
+from ..budget.frontier import Record
+from ..budget.select import select
+from ..errors import SnnetError
 
 INDEX = 'index.json'
 FORMAT = 1

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .errors import SnnetError
-from .parts import parts_of, plant
+from ..errors import SnnetError
+from .part_tree import parts_of, plant
 
 if TYPE_CHECKING:
-    from .net import StitchableNet
+    from .stitchable_net import StitchableNet
 
 Table = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and variance of some BatchNorms."""

@@ -7,12 +7,12 @@ from numbers import Integral
 
 from torch import nn
 
-from .budget import Chooser, Selection
-from .errors import ForeignTable, InvalidBudget
-from .frontier import Record, frontier
+from ..budget.frontier import Record, frontier
+from ..budget.latency_table import LatencyTable
+from ..budget.select import Chooser, Selection
+from ..errors import ForeignTable, InvalidBudget
+from .batchnorm import Seal
 from .hardware import setup_of
-from .latency import LatencyTable
-from .statistics import Seal
 
 
 class Budgeted(nn.Module):

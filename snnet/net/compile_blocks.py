@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, RecompileError, TorchDynamoException
 from torch._dynamo.utils import counters
 
-from .errors import reason_of
-from .line import Absent, Anchor
-from .log import Progress
-from .net import StitchableNet
+from ..anchors.anchor import Absent, Anchor
+from ..errors import reason_of
+from ..utils.log import Progress
+from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
 Net = TypeVar('Net', bound=nn.Module)

@@ -15,12 +15,12 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from .layer import merged_state
-from .line import Anchor
-from .modes import eval_mode
-from .net import StitchableNet
-from .reparam import folded
-from .stitch import Leg
+from ..anchors.anchor import Anchor
+from ..reparam import folded
+from ..stitching.stitch import Leg
+from ..stitching.stitch_layer import merged_state
+from ..utils.modes import eval_mode
+from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
 _HEAVY = re.compile(r'attention|matmul|conv|linear|bmm|addmm|einsum|baddbmm|::mm$')

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from timm.data import resolve_data_config
 
-from .cost import PartFlops, measure_costs, part_flops
-from .errors import CannotStitch, SnnetError
-from .line import Anchor
-from .net import StitchableNet
-from .space import check_anchors, list_stitches
-from .weights import is_folder, load_anchor
+from ..anchors.anchor import Anchor
+from ..anchors.weights import is_folder, load_anchor
+from ..errors import CannotStitch, SnnetError
+from ..stitching.space import check_anchors, list_stitches
+from .costs import PartFlops, measure_costs, part_flops
+from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
 

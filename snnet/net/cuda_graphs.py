@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .errors import SnnetError, UnknownStitch
-from .log import Progress
-from .net import StitchableNet
+from ..errors import SnnetError, UnknownStitch
+from ..utils.log import Progress
+from .stitchable_net import StitchableNet
 
 _WARM_UP = 3
 """Calls before a capture: libraries allocate workspaces and choose kernels in the first ones."""

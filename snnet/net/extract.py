@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .layer import StitchLayer
-from .line import Anchor
-from .stitch import Stitch
+from ..anchors.anchor import Anchor
+from ..stitching.stitch import Stitch
+from ..stitching.stitch_layer import StitchLayer
 
 
 class ExtractedStitch(nn.Module):

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .latency import Setup
-from .line import Anchor
+from ..anchors.anchor import Anchor
+from ..budget.latency_table import Setup
 
 
 def setup_of(network: nn.Module) -> Setup:

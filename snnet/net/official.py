@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .anchors import as_anchor
-from .cost import measure_costs
-from .errors import NoWeights, SnnetError, reason_of
-from .line import Anchor, Source
-from .net import StitchableNet
-from .renames import modern
-from .space import list_stitches
-from .stitch import Stitch
-from .weights import ALIASES, classes_held, load_model, resolve
+from ..anchors.anchor import Anchor, Source
+from ..anchors.registry import as_anchor
+from ..anchors.weights import ALIASES, classes_held, load_model, resolve
+from ..errors import NoWeights, SnnetError, reason_of
+from ..stitching.space import list_stitches
+from ..stitching.stitch import Stitch
+from .costs import measure_costs
+from .official_names import modern
+from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
 _Key = tuple[int, int, int]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .net import StitchableNet
+    from .stitchable_net import StitchableNet
 
 
 class Part(NamedTuple):

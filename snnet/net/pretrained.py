@@ -18,22 +18,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .card import write_card
-from .errors import NoWeights, SnnetError
-from .files import sha256, write_atomically, write_tensors, write_text
-from .frontier import Record
-from .latency import LatencyTable
-from .layer import merged_state
-from .remote import CONFIG, PROFILES, STATISTICS, WEIGHTS, fetch_card, locate, push_folder
-from .reparam import expect_biases, folded
-from .rows import describe, known, rebuild, records_of
-from .statistics import Statistics
-from .stitch import Stitch
+from ..budget.frontier import Record
+from ..budget.latency_table import LatencyTable
+from ..errors import NoWeights, SnnetError
+from ..reparam import expect_biases, folded
+from ..saving.config_json import describe, known, rebuild, records_of
+from ..saving.model_card import write_card
+from ..saving.remote import (
+    CONFIG,
+    PROFILES,
+    STATISTICS,
+    WEIGHTS,
+    fetch_card,
+    locate,
+    push_folder,
+)
+from ..stitching.stitch import Stitch
+from ..stitching.stitch_layer import merged_state
+from ..utils.files import sha256, write_atomically, write_tensors, write_text
+from .batchnorm import Statistics
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .net import StitchableNet
+    from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
 FORMAT = 1

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .net import StitchableNet
-from .parts import Node, plant, run_of
-from .statistics import Table, normalising_with
+from .batchnorm import Table, normalising_with
+from .part_tree import Node, plant, run_of
+from .stitchable_net import StitchableNet
 
 _Entrant = tuple[int, Tensor]
 """A stitch and its features behind its last stitch layer."""

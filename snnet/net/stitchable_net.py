@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from .choose import Budgeted
-from .errors import CannotStitch, UnknownStitch
+from ..anchors.anchor import Anchor, Boundary
+from ..budget.frontier import Record
+from ..errors import CannotStitch, UnknownStitch
+from ..reparam import fold
+from ..stitching.space import check_anchors
+from ..stitching.stitch import Leg, Stitch
+from ..stitching.stitch_layer import StitchLayer
+from .batchnorm import Statistics, Table, bake, detach, normalising_with
+from .budgeted import Budgeted
 from .extract import ExtractedStitch
-from .frontier import Record
-from .hub import Pretrained
-from .layer import StitchLayer
-from .line import Anchor, Boundary
-from .reparam import fold
-from .space import check_anchors
-from .statistics import Statistics, Table, bake, detach, normalising_with
-from .stitch import Leg, Stitch
+from .pretrained import Pretrained
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.autograd import profiler
 
-from .line import Anchor
-from .net import StitchableNet
+from ..anchors.anchor import Anchor
+from ..net.stitchable_net import StitchableNet
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from .line import Boundary
-from .measure import Call
-from .net import StitchableNet
-from .parts import Part, parts_of, run_of
+from ..anchors.anchor import Boundary
+from ..net.part_tree import Part, parts_of, run_of
+from ..net.stitchable_net import StitchableNet
+from .stopwatch import Call
 
 PRIOR, NOISE = 0.3, 0.01
 """How far a part may be from its time by itself, and a measured stitch from its sum, as shares."""

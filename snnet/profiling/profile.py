@@ -11,23 +11,23 @@ from statistics import fmean
 
 import torch
 
-from .compile import compile_blocks, warm_up
-from .errors import SnnetError, reason_of
-from .evaluate import parse_ids
-from .files import write_text
-from .frontier import COSTS, Record, frontier
-from .hardware import setup_of
-from .latency import Latency, LatencyTable
-from .log import Progress, set_up_logging
-from .measure import CALL_SECONDS, CALLS, LEAST_VISITS, Call, StopWatch
+from ..budget.frontier import COSTS, Record, frontier
+from ..budget.latency_table import Latency, LatencyTable
+from ..config.settings import ProfileSettings
+from ..errors import SnnetError, reason_of
+from ..net.compile_blocks import compile_blocks, warm_up
+from ..net.hardware import setup_of
+from ..net.stitchable_net import StitchableNet
+from ..saving.remote import PROFILES, locate
+from ..stitching.stitch import parse_ids
+from ..utils.files import write_text
+from ..utils.log import Progress, set_up_logging
+from ..utils.modes import autocast, eval_mode
+from ..utils.plugins import import_plugins
+from ..utils.seeds import generator
 from .memory import own_bytes
-from .modes import autocast, eval_mode
-from .net import StitchableNet
-from .plugins import import_plugins
-from .predict import Additive
-from .remote import PROFILES, locate
-from .seeds import generator
-from .settings import ProfileSettings
+from .predict_latency import Additive
+from .stopwatch import CALL_SECONDS, CALLS, LEAST_VISITS, Call, StopWatch
 
 _log = logging.getLogger(__name__)
 _TYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}

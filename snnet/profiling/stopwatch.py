@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import write_text
-from .log import Progress
+from ..utils.files import write_text
+from ..utils.log import Progress
+from ..utils.seeds import key
 from .memory import peak_memory
-from .seeds import key
 
 _log = logging.getLogger(__name__)
 Call = Callable[[], Tensor]

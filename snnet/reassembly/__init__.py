@@ -1,13 +1,20 @@
 """Deep model reassembly (DeRy): a new network from the blocks of a zoo, under a budget."""
 
-from .assemble import Assembly, Ranking, Tables, map_costs, rank_assemblies, tabulate
+from .assemble import (
+    Assembly,
+    Ranking,
+    Tables,
+    map_costs,
+    rank_assemblies,
+    tabulate,
+)
 from .cka import cka
-from .fit import initialise_seams
-from .flops import published_flops
+from .initialise_joins import initialise_seams
 from .naswot import CodeScore, naswot
 from .network import Reassembled, ReassembledAnchor, reassemble
 from .partition import Partition, partition
 from .plot import draw_assemblies, draw_partition, draw_similarity
+from .published_flops import published_flops
 from .similarity import Similarity, measure_similarity
 from .zoo import check_zoo, line_sizes
 

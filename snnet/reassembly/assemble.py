@@ -15,11 +15,11 @@ from numbers import Real
 
 import numpy as np
 
-from ..cost import PartFlops, part_flops
+from ..anchors.anchor import Anchor, Boundary
 from ..errors import BudgetInfeasible, CannotStitch, InvalidBudget, SnnetError
-from ..line import Anchor, Boundary
-from ..stitch import Leg, Stitch
-from .grow import Grown, grow
+from ..net.costs import PartFlops, part_flops
+from ..stitching.stitch import Leg, Stitch
+from .combinations import Grown, grow
 from .partition import Partition
 from .similarity import Similarity
 from .zoo import leg_params

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..anchors.anchor import Anchor
+from ..calibration.least_squares import LayerFit, Sums
 from ..errors import SnnetError
-from ..layer import StitchLayer
-from ..line import Anchor
-from ..modes import eval_mode
-from ..sums import LayerFit, Sums
+from ..stitching.stitch_layer import StitchLayer
+from ..utils.modes import eval_mode
+from .joins import SLOPE, Seam, relayout
 from .network import Reassembled
-from .seam import SLOPE, Seam, relayout
 
 _log = logging.getLogger(__name__)
 _CHUNK = 4

@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..anchors.anchor import Boundary
 from ..errors import SnnetError
-from ..layer import StitchLayer
-from ..line import Boundary
+from ..stitching.stitch_layer import StitchLayer
 
 KINDS = ('published', 'plain')
 """What a seam is made of: norm, 1x1 map without bias, LeakyReLU as in the paper; or a plain 1x1 map with bias."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..anchors.anchor import Anchor, Boundary
 from ..errors import CannotStitch, reason_of
-from ..line import Anchor, Boundary
-from ..stitch import Leg
+from ..stitching.stitch import Leg
 
 
 def flow(leg: Leg, part: Anchor, given: Boundary) -> list[Boundary]:

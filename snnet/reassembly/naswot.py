@@ -13,7 +13,7 @@ from timm.layers import activations, activations_me
 from torch import Tensor, nn
 
 from ..errors import SnnetError
-from ..modes import eval_mode
+from ..utils.modes import eval_mode
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU),

@@ -10,13 +10,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..anchors import register_adapter
+from ..anchors.anchor import Anchor, Boundary, Stage
+from ..anchors.registry import register_adapter
 from ..errors import CannotStitch, SnnetError
-from ..line import Anchor, Boundary, Stage
-from ..seeds import generator
-from ..stitch import Leg
-from .flow import flow
-from .seam import KINDS, NewHead, NewStem, Seam, behind_seam, made
+from ..stitching.stitch import Leg
+from ..utils.seeds import generator
+from .joins import (
+    KINDS,
+    NewHead,
+    NewStem,
+    Seam,
+    behind_seam,
+    made,
+)
+from .leg_shapes import flow
 
 STEMS = ('own', 'new')
 HEADS = ('auto', 'own', 'new')
@@ -225,7 +232,7 @@ class Reassembled(nn.Module):
             SnnetError: a network of the zoo that `timm.create_model` could not make again, or weights that are not
                 finite.
         """
-        from ..build import create_stitchable_net  # stands above this module
+        from ..net.create import create_stitchable_net  # stands above this module
 
         create_stitchable_net([ReassembledAnchor(self)], pretrained=True).save_pretrained(folder)
 
@@ -236,7 +243,7 @@ class Reassembled(nn.Module):
         Raises:
             SnnetError: the folder holds no reassembled network, or it cannot be read.
         """
-        from ..build import load_folder  # stands above this module
+        from ..net.create import load_folder  # stands above this module
 
         model = load_folder(str(folder)).model
         if not isinstance(model, cls):

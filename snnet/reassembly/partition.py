@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import SnnetError
-from ..seeds import key
-from ..stitch import Leg
-from .climb import State, alternate, published, swap_centres
-from .lines import Lines
+from ..stitching.stitch import Leg
+from ..utils.seeds import key
+from .partition_lines import Lines
+from .partition_search import State, alternate, published, swap_centres
 from .similarity import Similarity
 
 SETS = ('free', 'stage')

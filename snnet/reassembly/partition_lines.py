@@ -9,7 +9,7 @@ from itertools import accumulate
 import numpy as np
 
 from ..errors import CannotStitch, SnnetError
-from ..stitch import Leg
+from ..stitching.stitch import Leg
 from .similarity import Similarity
 
 

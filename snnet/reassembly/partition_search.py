@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .lines import Lines
+from .partition_lines import Lines
 
 GAIN = 1e-10
 """Increases of J below this are rounding."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..plot import make_figure, save_figure
+from ..budget.curve import make_figure, save_figure
 from .assemble import Assembly
 from .partition import Partition
 from .similarity import Similarity

@@ -10,7 +10,7 @@ from timm.layers import SEModule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..modes import eval_mode
+from ..utils.modes import eval_mode
 from .network import Reassembled
 
 _NORMS = {'batch_norm', 'layer_norm', 'group_norm', 'instance_norm'}

@@ -12,26 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import reassembly
-from .build import create_stitchable_net, load_zoo, warn_of_normalisation
-from .config import ReassembleSettings, to_yaml
-from .cost import PartFlops, part_flops
-from .data import drawn_images, open_dataset
-from .distributed import ranks
-from .errors import BudgetInfeasible, CannotStitch, SnnetError
-from .files import clear_temporaries, write_text
-from .log import JsonLines, Progress, set_up_logging
-from .net import StitchableNet
-from .plugins import import_plugins
-from .reassembly import Assembly, Partition, Reassembled, ReassembledAnchor, Similarity
-from .reassembly.candidate import RANKS, Candidate
-from .reassembly.cka import ESTIMATORS
-from .reassembly.lines import Lines
-from .reassembly.network import HEADS, STEMS
-from .reassembly.partition import SETS, STARTS
-from .reassembly.seam import KINDS, new_head_costs, new_stem_costs, seam_costs
-from .reassembly.zoo import SIZES, weight_digests
-from .seeds import key, seeded_libraries
+from .. import reassembly
+from ..config.parse import ReassembleSettings, to_yaml
+from ..data.datasets import drawn_images, open_dataset
+from ..errors import BudgetInfeasible, CannotStitch, SnnetError
+from ..net.costs import PartFlops, part_flops
+from ..net.create import create_stitchable_net, load_zoo, warn_of_normalisation
+from ..net.stitchable_net import StitchableNet
+from ..utils.distributed import ranks
+from ..utils.files import clear_temporaries, write_text
+from ..utils.log import JsonLines, Progress, set_up_logging
+from ..utils.plugins import import_plugins
+from ..utils.seeds import key, seeded_libraries
+from .assemble import Assembly
+from .candidates import RANKS, Candidate
+from .cka import ESTIMATORS
+from .joins import KINDS, new_head_costs, new_stem_costs, seam_costs
+from .network import HEADS, STEMS, Reassembled, ReassembledAnchor
+from .partition import SETS, STARTS, Partition
+from .partition_lines import Lines
+from .similarity import Similarity
+from .zoo import SIZES, weight_digests
 
 _log = logging.getLogger(__name__)
 _TRIES = 20

@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..anchors.anchor import Anchor, Boundary
 from ..errors import SnnetError
-from ..files import write_atomically, write_tensors
-from ..line import Anchor, Boundary
-from ..modes import eval_mode
-from ..stitch import Leg
+from ..stitching.stitch import Leg
+from ..utils.files import write_atomically, write_tensors
+from ..utils.modes import eval_mode
 from .cka import ESTIMATORS, HsicSums, as_matrix, gram
 from .zoo import check_zoo
 

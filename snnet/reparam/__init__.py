@@ -3,8 +3,15 @@
 from .branches import CONVOLUTION, DBB
 from .grower import Change, Grower
 from .scores import SCORES
-from .stitch import STITCH
-from .structure import expand, expect_biases, fold, folded, restore, structure_of
+from .stitch_branches import STITCH
+from .structure import (
+    expand,
+    expect_biases,
+    fold,
+    folded,
+    restore,
+    structure_of,
+)
 
 __all__ = [
     'CONVOLUTION',

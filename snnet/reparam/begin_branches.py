@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SnnetError
-from ..seeds import generator
+from ..utils.seeds import generator
 from .block import Block, make_branch
 from .branches import Branch, affine, exact, statistics_of
 

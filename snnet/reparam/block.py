@@ -9,10 +9,18 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from ..layer import StitchLayer
-from .branches import CONVOLUTION, Branch, affine, exact, settle, statistics, statistics_of
-from .stitch import STITCH
-from .window import Window
+from ..stitching.stitch_layer import StitchLayer
+from .branches import (
+    CONVOLUTION,
+    Branch,
+    affine,
+    exact,
+    settle,
+    statistics,
+    statistics_of,
+)
+from .kernel_window import Window
+from .stitch_branches import STITCH
 
 _LEAST_GAIN = 1e-2
 """A main BatchNorm that scales by less takes up natural scale when it is set anew: dividing by it would lose digits."""

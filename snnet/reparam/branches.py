@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from .window import Window
+from .kernel_window import Window
 
 
 class Branch(nn.Module):

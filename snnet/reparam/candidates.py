@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import SnnetError, did_you_mean
-from ..layer import StitchLayer
+from ..stitching.stitch_layer import StitchLayer
 from .block import GROWN, is_block, kinds_of, window_of
 
 Where = Callable[[str, nn.Module], bool] | Iterable[str] | None

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layer import StitchLayer
+from ..stitching.stitch_layer import StitchLayer
 from .block import is_block, kinds_of, window_of
-from .window import Window
+from .kernel_window import Window
 
 
 class Meter:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..modes import eval_mode
+from ..utils.modes import eval_mode
 from .block import Block, is_block
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..distributed import Ranks
 from ..errors import SnnetError
+from ..utils.distributed import Ranks
 from .block import Block, is_block
 from .structure import BIAS, as_block, dissolve, leads, refresh_anchors
 

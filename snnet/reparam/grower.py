@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..distributed import Ranks
 from ..errors import SnnetError
-from .birth import add_branches, check_init, cut_branches
+from ..utils.distributed import Ranks
+from .begin_branches import add_branches, check_init, cut_branches
 from .block import is_block
 from .candidates import Where, check_kinds, growable, possible_kinds
-from .choose import Cut, check_rules, weak, within_budget
-from .inputs import LastInput
-from .meter import Meter
+from .flops_meter import Meter
+from .follow_growth import Attached
+from .growth_rules import Cut, check_rules, weak, within_budget
+from .last_input import LastInput
 from .scores import Scores
 from .structure import BIAS, as_block, restore, structure_of, tell_left_out
-from .surgery import Attached
 
 _log = logging.getLogger(__name__)
 FORMAT = 1

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..errors import InvalidBudget, SnnetError
-from .meter import Meter
+from .flops_meter import Meter
 
 _SPREAD, _LEAST = 0.02, 0.1
 """The published rule's numbers."""

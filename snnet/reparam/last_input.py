@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modes import eval_mode, still_statistics
+from ..utils.modes import eval_mode, still_statistics
 from .block import as_map
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SnnetError
-from ..seeds import key
+from ..utils.seeds import key
 
 _log = logging.getLogger(__name__)
 

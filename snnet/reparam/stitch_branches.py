@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from .branches import Branch, Identity, Part, Squeezed, exact
-from .window import Window
+from .kernel_window import Window
 
 
 class LowRank(Squeezed):

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..anchors.anchor import Absent, Anchor
 from ..errors import SnnetError
-from ..line import Absent, Anchor
-from .absorb import absorb, followers
-from .birth import add_branches, check_init
+from .begin_branches import add_branches, check_init
 from .block import Block, become_block, is_block
 from .candidates import Where, check_kinds, growable, possible_kinds
-from .inputs import inputs_of
+from .fold_bias import absorb, followers
+from .last_input import inputs_of
 
 _log = logging.getLogger(__name__)
 Structure = Mapping[str, Sequence[str]]

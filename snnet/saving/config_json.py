@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import timm
 from timm.models import is_model
 
-from .anchors import as_anchor
-from .errors import SnnetError
-from .frontier import Record
-from .line import Anchor, Source
+from ..anchors.anchor import Anchor, Source
+from ..anchors.registry import as_anchor
+from ..budget.frontier import Record
+from ..errors import SnnetError
 
 if TYPE_CHECKING:
-    from .reassembly.network import Reassembled
+    from ..reassembly.network import Reassembled
 
 REASSEMBLED = 'reassembled'
 """Stands where timm's name of a network would, for one that was reassembled; its zoo is described beside it."""
@@ -37,7 +37,7 @@ def describe(anchor: Anchor) -> dict[str, Any]:
     Raises:
         SnnetError: `timm.create_model` could not make it again.
     """
-    from .reassembly.network import Reassembled  # stands above this module
+    from ..reassembly.network import Reassembled  # stands above this module
 
     if isinstance(anchor.model, Reassembled):
         source = _zoo(anchor.model)
@@ -74,7 +74,7 @@ def rebuild(row: dict[str, Any]) -> Anchor:
         SnnetError: timm knows no such network.
     """
     if row['model'] == REASSEMBLED:
-        from .reassembly.network import ReassembledAnchor, reassemble  # stands above this module
+        from ..reassembly.network import ReassembledAnchor, reassemble  # stands above this module
 
         args = dict(row['args'])
         zoo = {member['name']: rebuild(member) for member in args.pop('zoo')}

@@ -11,10 +11,10 @@ from typing import Any
 
 from timm.models import get_pretrained_cfg
 
-from .errors import MissingExtra
-from .files import write_atomically, write_text
-from .frontier import Record, frontier, table
-from .plot import draw_curve
+from ..budget.curve import draw_curve
+from ..budget.frontier import Record, frontier, table
+from ..errors import MissingExtra
+from ..utils.files import write_atomically, write_text
 
 CARD, PICTURE = 'README.md', 'frontier.png'
 _SECTION = re.compile(r'<!-- snnet (?P<rest>\w+): .*?-->.*<!-- end of snnet -->\n?', re.DOTALL)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .card import CARD, PICTURE
-from .errors import SnnetError, reason_of
+from ..errors import SnnetError, reason_of
+from .model_card import CARD, PICTURE
 
 CONFIG, WEIGHTS, STATISTICS = 'config.json', 'model.safetensors', 'statistics.safetensors'
 PROFILES = 'profiles'

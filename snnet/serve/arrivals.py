@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import SnnetError
-from ..seeds import key
+from ..utils.seeds import key
 
 SHAPES = ('poisson', 'bursts', 'diurnal', 'ramp', 'flash', 'heavy')
 """Kinds of arrivals that are made up."""

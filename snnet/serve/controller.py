@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..errors import SnnetError
-from .choices import Choices
-from .load import Load
-from .plan import finishes, latest_starts
 from .policy import Rush, choose, room
-from .timing import Timing
+from .recent_load import Load
+from .schedule import finishes, latest_starts
+from .stitch_choices import Choices
+from .time_correction import Timing
 
 DEVIATIONS = 2.0
 """Standard deviations by which batches are planned longer than their median."""

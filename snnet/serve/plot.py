@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..plot import make_figure, save_figure
+from ..budget.curve import make_figure, save_figure
 from .simulate import Outcome
 
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .choices import Choices
-from .load import Load
-from .plan import lasts, latest_starts
+from .recent_load import Load
+from .schedule import lasts, latest_starts
+from .stitch_choices import Choices
 
 CROWDED = 0.7
 """Share of what batches of a size can answer that may arrive before admission leaves room for larger ones."""

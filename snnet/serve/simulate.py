@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import SnnetError
-from ..seeds import key
-from .choices import Choice, Choices
+from ..utils.seeds import key
 from .controller import Controller, Request
+from .stitch_choices import Choice, Choices
 
 _TOLD = 500
 """Requests between two words on progress."""

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from ..budget.frontier import Record
+from ..budget.latency_table import LatencyTable
+from ..config.settings import SimulateSettings
 from ..errors import MissingExtra, SnnetError
-from ..files import write_text
-from ..frontier import Record
-from ..hub import read_config
-from ..latency import LatencyTable
-from ..log import Progress
-from ..remote import PROFILES, WEIGHTS, locate
-from ..rows import records_of
-from ..settings import SimulateSettings
+from ..net.pretrained import read_config
+from ..saving.config_json import records_of
+from ..saving.remote import PROFILES, WEIGHTS, locate
+from ..utils.files import write_text
+from ..utils.log import Progress
 from .arrivals import SHAPES, arrivals, recorded
-from .choices import Choices
 from .plot import draw_loads
 from .simulate import Outcome, World, best_fixed, simulate
+from .stitch_choices import Choices
 
 _log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from ..budget.frontier import Record, accuracy
+from ..budget.latency_table import Latency, LatencyTable
 from ..errors import SnnetError
-from ..frontier import Record, accuracy
-from ..latency import Latency, LatencyTable
 
 _QUANTILE = 1.2816
 """The 90 % quantile of the standard normal distribution, which `Latency.high` is of."""

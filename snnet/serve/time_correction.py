@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .choices import STEP
+from .stitch_choices import STEP
 
 _FACTOR = 4.0
 """The tables may be wrong by this factor in either direction; more is taken for this."""

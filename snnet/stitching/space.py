@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from .errors import CannotStitch, SnnetError
-from .line import Anchor, Boundary
+from ..anchors.anchor import Anchor, Boundary
+from ..errors import CannotStitch, SnnetError
 from .stitch import Leg, Stitch
 
 DIRECTIONS = ('fast_to_slow', 'slow_to_fast', 'two_way')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .errors import SnnetError
+from ..errors import SnnetError, UnknownStitch
 
 _LEG = re.compile(r'(?P<anchor>[^\[\]]+)\[(?P<start>\d*):(?P<stop>\d*)\]')
 
@@ -77,3 +77,21 @@ class Stitch:
     def parse(cls, text: str, layers: tuple[int, ...]) -> Stitch:
         """The stitch that prints as `text` and uses these stitch layers."""
         return cls(tuple(Leg.parse(part) for part in text.split('>')), tuple(layers))
+
+
+def parse_ids(text: str, count: int) -> list[int]:
+    """Stitch ids of a list such as '0-2,24'; all of them where it is empty.
+
+    Raises:
+        UnknownStitch: a part is no id or range of ids below `count`.
+    """
+    if not text:
+        return list(range(count))
+    found: set[int] = set()
+    for part in text.split(','):
+        match = re.fullmatch(r'\s*(\d+)\s*(?:-\s*(\d+)\s*)?', part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < count:
+            raise UnknownStitch(f"stitch ids are 0 to {count - 1} and ranges of them, but got '{part.strip()}'")
+        found.update(range(first, last + 1))
+    return sorted(found)

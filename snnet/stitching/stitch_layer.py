@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import CannotStitch, SnnetError
-from .line import Boundary
+from ..anchors.anchor import Boundary
+from ..errors import CannotStitch, SnnetError
 
 _AXES = {'NCHW': 'n c h w', 'NHWC': 'n h w c', 'NLC': 'n (h w) c'}
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import SnnetError
-from .net import StitchableNet
+from ..errors import SnnetError
+from ..net.stitchable_net import StitchableNet
 
 
 class AnchorTeachers(nn.Module):

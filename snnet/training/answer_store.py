@@ -18,9 +18,9 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from .distill import Answer
-from .errors import SnnetError, reason_of
-from .files import write_atomically, write_text
+from ..errors import SnnetError, reason_of
+from ..utils.files import write_atomically, write_text
+from .distillation import Answer
 
 _log = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from .config import TrainSettings
-from .errors import SnnetError
+from ..calibration.initialise import METHODS
+from ..config.parse import TrainSettings
+from ..errors import SnnetError
+from ..utils.modes import autocast
 from .growth import check_growth
-from .modes import autocast
-from .solve import METHODS
 
 _CHOICES = {
     'init': (*METHODS, 'kaiming'),

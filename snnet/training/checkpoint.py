@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .errors import SnnetError
-from .files import sha256, sync_folder, write_tensors
+from ..errors import SnnetError
+from ..utils.files import sha256, sync_folder, write_tensors
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r'step-(\d{8})')

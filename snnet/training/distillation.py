@@ -13,10 +13,10 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import SnnetError, reason_of
-from .files import sha256
-from .net import StitchableNet
-from .weights import load_model, resolve
+from ..anchors.weights import load_model, resolve
+from ..errors import SnnetError, reason_of
+from ..net.stitchable_net import StitchableNet
+from ..utils.files import sha256
 
 KINDS = ('hard', 'soft')
 LARGEST = 'largest'

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from .distributed import Ranks
-from .net import StitchableNet
+from ..net.stitchable_net import StitchableNet
+from ..utils.distributed import Ranks
 
 _BUCKET = 32 << 20
 """Bytes that travel together: fewer messages, while the copy stays small."""

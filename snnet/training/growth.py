@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import TrainSettings
-from .distributed import Ranks
-from .errors import InvalidBudget, SnnetError, did_you_mean
-from .modes import eval_mode
-from .net import StitchableNet
-from .reparam import SCORES, Change, Grower
-from .reparam.candidates import check_kinds, growable, worthwhile
-from .reparam.choose import Cut, check_rules
-from .weights import is_folder
+from ..anchors.weights import is_folder
+from ..config.parse import TrainSettings
+from ..errors import InvalidBudget, SnnetError, did_you_mean
+from ..net.stitchable_net import StitchableNet
+from ..reparam import SCORES, Change, Grower
+from ..reparam.candidates import check_kinds, growable, worthwhile
+from ..reparam.growth_rules import Cut, check_rules
+from ..utils.distributed import Ranks
+from ..utils.modes import eval_mode
 
 _log = logging.getLogger(__name__)
 _OF_INTERVALS = ('grow_score', 'grow_cut', 'grow_budget')

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from .build import create_stitchable_net
-from .config import TrainSettings
-from .data import initialisation_images
-from .distributed import Ranks
-from .log import Progress
-from .net import StitchableNet
-from .seeds import generator
-from .solve import initialise, kaiming
+from ..calibration.initialise import initialise, kaiming
+from ..config.parse import TrainSettings
+from ..data.datasets import initialisation_images
+from ..net.create import create_stitchable_net
+from ..net.stitchable_net import StitchableNet
+from ..utils.distributed import Ranks
+from ..utils.log import Progress
+from ..utils.seeds import generator
 
 _log = logging.getLogger(__name__)
 

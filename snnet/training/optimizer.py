@@ -9,9 +9,9 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
-from .config import TrainSettings
-from .errors import SnnetError
-from .net import StitchableNet
+from ..config.parse import TrainSettings
+from ..errors import SnnetError
+from ..net.stitchable_net import StitchableNet
 
 
 def parameter_groups(net: StitchableNet, settings: TrainSettings) -> list[dict[str, Any]]:

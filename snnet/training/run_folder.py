@@ -13,10 +13,10 @@ from typing import Any, TextIO
 
 import yaml
 
-from .config import TrainSettings, changes, to_yaml
-from .errors import LostRanks, SnnetError
-from .files import clear_temporaries, write_text
-from .log import JsonLines
+from ..config.parse import TrainSettings, changes, to_yaml
+from ..errors import LostRanks, SnnetError
+from ..utils.files import clear_temporaries, write_text
+from ..utils.log import JsonLines
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'
 _LEFTOVER = re.compile(r'\.lock|\.config\.yaml\.\d+\.tmp')

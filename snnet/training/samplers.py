@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .errors import SnnetError, did_you_mean
-from .net import StitchableNet
-from .seeds import generator
+from ..errors import SnnetError, did_you_mean
+from ..net.stitchable_net import StitchableNet
+from ..utils.seeds import generator
 
 if TYPE_CHECKING:
-    from .config import TrainSettings
+    from ..config.parse import TrainSettings
 
 SAMPLERS = ('uniform', 'stratified', 'flops', 'log_flops', 'anchors', 'sandwich')
 _ROUND = 4

@@ -13,21 +13,21 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
-from .config import TrainSettings
-from .data import TrainImages
-from .distill import DistillationLoss, Question, teacher_maker
-from .distributed import Ranks
-from .errors import SnnetError
-from .exchange import Active, Exchange
-from .modes import autocast
-from .net import StitchableNet
-from .optim import make_optimizer, make_schedule
-from .protect import AnchorTeachers
-from .reparam import Grower
-from .replay import Answers, fingerprint
-from .sample import make_sampler
-from .seeds import key, seed_libraries
-from .store import Store
+from ..config.parse import TrainSettings
+from ..data.datasets import TrainImages
+from ..errors import SnnetError
+from ..net.stitchable_net import StitchableNet
+from ..reparam import Grower
+from ..utils.distributed import Ranks
+from ..utils.modes import autocast
+from ..utils.seeds import key, seed_libraries
+from .anchor_teachers import AnchorTeachers
+from .answer_store import Store
+from .distillation import DistillationLoss, Question, teacher_maker
+from .gradient_exchange import Active, Exchange
+from .optimizer import make_optimizer, make_schedule
+from .samplers import make_sampler
+from .teacher_answers import Answers, fingerprint
 
 
 class Batch(NamedTuple):

@@ -30,11 +30,11 @@ from timm.data import resolve_data_config
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .config import TrainSettings
-from .distill import Answer, Question, Teacher, teacher_identity
-from .net import StitchableNet
-from .seeds import seeded_libraries
-from .store import Store
+from ..config.parse import TrainSettings
+from ..net.stitchable_net import StitchableNet
+from ..utils.seeds import seeded_libraries
+from .answer_store import Store
+from .distillation import Answer, Question, Teacher, teacher_identity
 
 _log = logging.getLogger(__name__)
 

@@ -13,25 +13,25 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
+from ..config.parse import TrainSettings
+from ..data.datasets import TrainImages, initialisation_images
+from ..errors import SnnetError
+from ..evaluation.prepare_statistics import recalibrate_in_sight
+from ..net.batchnorm import batch_norms
+from ..net.compile_blocks import compile_blocks, warm_up
+from ..net.stitchable_net import StitchableNet
+from ..utils.distributed import Ranks, ranks
+from ..utils.log import Progress, set_up_logging
+from ..utils.modes import autocast
+from ..utils.plugins import import_plugins
+from ..utils.seeds import generator, key, seed_libraries
+from .check_settings import check
 from .checkpoint import Checkpoints, State
-from .checks import check
-from .compile import compile_blocks, warm_up
-from .config import TrainSettings
-from .data import TrainImages, initialisation_images
-from .distributed import Ranks, ranks
-from .errors import SnnetError
-from .folder import RunFolder
 from .growth import make_grower, told
-from .log import Progress, set_up_logging
-from .modes import autocast
-from .net import StitchableNet
-from .plugins import import_plugins
-from .prepare import recalibrate_in_sight
-from .seeds import generator, key, seed_libraries
-from .start import build_net, initialise_layers
-from .statistics import batch_norms
+from .initial_net import build_net, initialise_layers
+from .run_folder import RunFolder
+from .signals import StopRequest, Watchdog
 from .step import Batch, Step
-from .stop import StopRequest, Watchdog
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from .errors import LostRanks, SnnetError, reason_of
+from ..errors import LostRanks, SnnetError, reason_of
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import SnnetError
+from ..errors import SnnetError
 
 _TYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 

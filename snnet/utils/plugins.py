@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import SnnetError
+from ..errors import SnnetError
 
 
 def import_plugins(files: Sequence[str]) -> None:

@@ -5,11 +5,18 @@ import copy
 import pytest
 import timm
 import torch
-from families import FAMILIES, NETWORKS, images, shake, vit
 from torch import nn
 
 import snnet
-from snnet import Anchor, Boundary, CannotStitch, SnnetError, Stage, as_anchor
+from snnet import (
+    Anchor,
+    Boundary,
+    CannotStitch,
+    SnnetError,
+    Stage,
+    as_anchor,
+)
+from tests.helpers.families import FAMILIES, NETWORKS, images, shake, vit
 
 every_network = pytest.mark.parametrize('name', NETWORKS)
 every_family = pytest.mark.parametrize('name', [f'{family}, large' for family in FAMILIES])

@@ -11,17 +11,17 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from families import build, images, levit, shake, swin
 from timm.models.levit import Levit
 from torch import nn
 
 import snnet
 from snnet import Boundary, CannotStitch, SnnetError, as_anchor
-from snnet.anchors.dataflow import cut_points
-from snnet.anchors.trace import TracedAnchor
-from snnet.weights import load_anchor
+from snnet.anchors.tracing.dataflow import cut_points
+from snnet.anchors.tracing.traced_anchor import TracedAnchor
+from snnet.anchors.weights import load_anchor
+from tests.helpers.families import build, images, levit, shake, swin
 
-ORACLE = Path(__file__).parents[2] / 'shared' / 'oracle' / 'dery_zoo_lines.json'
+ORACLE = Path(__file__).parents[3] / 'shared' / 'oracle' / 'dery_zoo_lines.json'
 if not ORACLE.exists():
     ORACLE = Path('/work/shared/oracle/dery_zoo_lines.json')
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from families import CLASSES, images, shake
 from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 
 from snnet import CannotStitch, NoWeights, SnnetError, create_stitchable_net
-from snnet.weights import ALIASES, load_anchor, load_model, resolve
+from snnet.anchors.weights import ALIASES, load_anchor, load_model, resolve
+from tests.helpers.families import CLASSES, images, shake
 
 TAGS = {
     **{f'deit_{size}': f'deit_{size}_patch16_224.fb_in1k' for size in ('tiny', 'small', 'base')},

@@ -8,12 +8,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from families import three_vits
 from hypothesis import given
 from hypothesis import strategies as st
 
 from snnet import BudgetInfeasible, InvalidBudget, Record, frontier, select
-from snnet.frontier import area, mixing_accuracy
+from snnet.budget.frontier import area, mixing_accuracy
+from tests.helpers.families import three_vits
 
 few = st.integers(1, 12)
 accuracies = st.integers(0, 8).map(float)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import family_net
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,9 +22,10 @@ from snnet import (
     StitchableNet,
     select,
 )
-from snnet.budget import Chooser
-from snnet.frontier import COSTS
-from snnet.hardware import setup_of
+from snnet.budget.frontier import COSTS
+from snnet.budget.select import Chooser
+from snnet.net.hardware import setup_of
+from tests.helpers.families import family_net
 
 SETUP = Setup('cpu', 'A processor (TM) @ 2 GHz', 1, '2.15.0+cpu', 'float32', 'eager')
 

@@ -4,10 +4,10 @@ import threading
 
 import pytest
 import torch
-from families import family_net, images, three_vits
 
 import snnet
 from snnet import SnnetError
+from tests.helpers.families import family_net, images, three_vits
 
 
 def layers_of(net):

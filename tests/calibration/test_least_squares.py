@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import NETS, family_net, images, shared_net
 
 import snnet
-from snnet.solve import Sums
+from snnet.calibration.initialise import Sums
+from tests.helpers.families import NETS, family_net, images, shared_net
 
 ROWS = 600
 

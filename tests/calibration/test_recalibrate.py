@@ -7,15 +7,15 @@ from collections import Counter
 
 import pytest
 import torch
-from crowd import in_threads
-from families import _NETS, family_net, images
 from torch import nn
 from torch.nn import functional as F
 
 import snnet
 from snnet import SnnetError, UnknownStitch
-from snnet.statistics import batch_norms
-from snnet.tree import all_logits
+from snnet.net.batchnorm import batch_norms
+from snnet.net.shared_prefixes import all_logits
+from tests.helpers.crowd import in_threads
+from tests.helpers.families import _NETS, family_net, images
 
 CNNS = ('resnet', 'resnet kin', 'levit', 'regnet z', 'maps to windows')
 SAMPLES = images(64, 10, seed=3)

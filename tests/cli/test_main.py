@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import snnet
-from snnet.cli import COMMANDS, main
-from snnet.hardware import setup_of
+from snnet.cli.main import COMMANDS, main
+from snnet.net.hardware import setup_of
 
 
 @pytest.fixture(scope='module')

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from snnet import SnnetError
-from snnet.config import EvalSettings, TrainSettings, parse, to_yaml
-from snnet.recipes import RECIPES
+from snnet.config.parse import EvalSettings, TrainSettings, parse, to_yaml
+from snnet.config.recipes import RECIPES
 
-CONFIGS = sorted((Path(__file__).parents[1] / 'configs').glob('*.yaml'))
+CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.yaml'))
 
 
 def parsed(tmp_path, text, *argv):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import train_settings, write_images
 
 from snnet import SnnetError, create_stitchable_net
-from snnet.data import TrainImages, clean_loader, initialisation_images, open_dataset, train_transform
-from snnet.distributed import Ranks
-from snnet.seeds import generator, key, seeded_libraries
+from snnet.data.datasets import TrainImages, clean_loader, initialisation_images, open_dataset, train_transform
+from snnet.utils.distributed import Ranks
+from snnet.utils.seeds import generator, key, seeded_libraries
+from tests.helpers.runs import train_settings, write_images
 
 ALONE = Ranks(0, 1, torch.device('cpu'))
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import train_settings, write_images
 from timm.data import create_dataset
 from torch import distributed as dist
 
 from snnet import SnnetError, create_stitchable_net
-from snnet.data import TrainImages, clean_loader, initialisation_images, open_dataset
-from snnet.distributed import Ranks
-from snnet.images import Pictures, Quarantine, Unreadable
+from snnet.data.datasets import TrainImages, clean_loader, initialisation_images, open_dataset
+from snnet.data.decode import Pictures, Quarantine, Unreadable
+from snnet.utils.distributed import Ranks
+from tests.helpers.runs import train_settings, write_images
 
 CPU = torch.device('cpu')
 ALONE = Ranks(0, 1, CPU)

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import train_settings, write_images
 from timm.data import create_transform
 
-import snnet.loader
+import snnet.data.loader
 from snnet import SnnetError, create_stitchable_net
-from snnet.batch import AugmentedPictures, Batch, Normaliser, collate
-from snnet.data import TrainImages, open_dataset, train_transform
-from snnet.distributed import Ranks
-from snnet.draws import Draw
-from snnet.images import Pictures
-from snnet.loader import Loader
-from snnet.seeds import seed_cpu, seeded_libraries
+from snnet.data.batches import AugmentedPictures, Batch, Normaliser, collate
+from snnet.data.datasets import TrainImages, open_dataset, train_transform
+from snnet.data.decode import Pictures
+from snnet.data.loader import Loader
+from snnet.data.order import Draw
+from snnet.utils.distributed import Ranks
+from snnet.utils.seeds import seed_cpu, seeded_libraries
+from tests.helpers.runs import train_settings, write_images
 
 CPU = torch.device('cpu')
 ALONE = Ranks(0, 1, CPU)
@@ -225,7 +225,7 @@ def test_a_stuck_process_is_given_up_and_leaves_nothing_behind(tmp_path, quick, 
 
 
 def test_a_slow_image_is_waited_for(tmp_path, quick, caplog):
-    caplog.set_level('INFO', logger='snnet.loader')
+    caplog.set_level('INFO', logger='snnet.data.loader')
     (tmp_path / 'obstacle').touch()
     threading.Timer(0.7, (tmp_path / 'obstacle').unlink).start()
     assert len(list(pass_of(loader_of(tmp_path)))) == 10

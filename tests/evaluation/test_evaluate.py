@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import NETS, family_net, images, shared_net
-from runs import eval_settings, train_settings, write_images
 from torch.nn import functional as F
 
 from snnet import SnnetError, StitchableNet, UnknownStitch, create_stitchable_net
-from snnet.data import clean_loader, clean_transform, open_dataset
-from snnet.distributed import Ranks
-from snnet.engine import train
-from snnet.evaluate import Evaluation, evaluate, parse_ids, spread
-from snnet.frontier import Record, table
-from snnet.plot import draw_curve
-from snnet.tally import Tally, best_against_anchor, compare, read_hits, write_hits
-from snnet.tree import all_logits
+from snnet.budget.curve import draw_curve
+from snnet.budget.frontier import Record, table
+from snnet.data.datasets import clean_loader, clean_transform, open_dataset
+from snnet.evaluation.evaluate import Evaluation, evaluate, spread
+from snnet.evaluation.hits import Tally, best_against_anchor, compare, read_hits, write_hits
+from snnet.net.shared_prefixes import all_logits
+from snnet.stitching.stitch import parse_ids
+from snnet.training.trainer import train
+from snnet.utils.distributed import Ranks
+from tests.helpers.families import NETS, family_net, images, shared_net
+from tests.helpers.runs import eval_settings, train_settings, write_images
 
 CPU = torch.device('cpu')
 
@@ -370,7 +371,8 @@ def test_recalibration_is_refused_where_there_is_no_batch_norm(saved, tmp_path):
 def test_a_folder_that_cannot_keep_the_statistics_is_evaluated_all_the_same(cnn, tmp_path, monkeypatch):
     folder, data = cnn
     monkeypatch.setattr(
-        'snnet.prepare.write_statistics', lambda *_: (_ for _ in ()).throw(PermissionError('read-only'))
+        'snnet.evaluation.prepare_statistics.write_statistics',
+        lambda *_: (_ for _ in ()).throw(PermissionError('read-only')),
     )
     net, output = evaluate(eval_settings(folder, **data, recalibrate=21, output=str(tmp_path / 'out')))
     assert net.statistics.samples == 21

@@ -14,14 +14,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from families import build, family_net, images, shared_net, three_vits, vit
 from torch import Tensor, nn
 
 import snnet
-from snnet import formats
 from snnet.errors import MissingExtra
-from snnet.export import BATCHES, Exported, export
-from snnet.formats import FORMATS, Format
+from snnet.exporting import formats
+from snnet.exporting.export import BATCHES, Exported, export
+from snnet.exporting.formats import FORMATS, Format
+from tests.helpers.families import build, family_net, images, shared_net, three_vits, vit
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
@@ -265,7 +265,9 @@ def test_a_file_that_differs_from_eager_is_not_left(wrong, message, tmp_path, mo
         right = FORMATS['pt2'].load(path)
         return lambda x: wrong(right(x))
 
-    monkeypatch.setattr(sys.modules['snnet.export'], 'FORMATS', {'pt2': Format(FORMATS['pt2'].write, load_wrong)})
+    monkeypatch.setattr(
+        sys.modules['snnet.exporting.export'], 'FORMATS', {'pt2': Format(FORMATS['pt2'].write, load_wrong)}
+    )
     path = tmp_path / 'a.pt2'
     path.write_text('older')
     with pytest.raises(snnet.SnnetError, match=message):

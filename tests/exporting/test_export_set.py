@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import images, three_vits
 
 import snnet
-from snnet.config import parse
-from snnet.export import Cut, Exported
-from snnet.export_set import PROGRESS, export_set, run
-from snnet.index import INDEX, pick, read_index, thin
-from snnet.settings import ExportSettings
+from snnet.config.parse import parse
+from snnet.config.settings import ExportSettings
+from snnet.exporting.export import Cut, Exported
+from snnet.exporting.export_set import PROGRESS, export_set, run
+from snnet.exporting.set_index import INDEX, pick, read_index, thin
+from tests.helpers.families import images, three_vits
 
 
 def evaluated(seed: int = 0) -> snnet.StitchableNet:
@@ -38,7 +38,7 @@ def written(monkeypatch) -> list[str]:
         names.append(path.name)
         return Exported(path, None, cut.format, None, '', (1,), 1e-6, 1.0, cut.metadata)
 
-    monkeypatch.setattr(sys.modules['snnet.export_set'], 'write', write)
+    monkeypatch.setattr(sys.modules['snnet.exporting.export_set'], 'write', write)
     return names
 
 
@@ -87,19 +87,19 @@ def test_a_set_is_the_thinned_frontier_and_each_file_runs(tmp_path):
 
 
 def test_an_interrupted_set_goes_on_and_only_damaged_files_are_made_again(tmp_path, written, monkeypatch):
-    net, whole = evaluated(), sys.modules['snnet.export_set'].write
+    net, whole = evaluated(), sys.modules['snnet.exporting.export_set'].write
 
     def stopped(cut: Cut, path: Path) -> Exported:
         if len(written) == 2:
             raise KeyboardInterrupt
         return whole(cut, path)
 
-    monkeypatch.setattr(sys.modules['snnet.export_set'], 'write', stopped)
+    monkeypatch.setattr(sys.modules['snnet.exporting.export_set'], 'write', stopped)
     with pytest.raises(KeyboardInterrupt):
         export_set(net, tmp_path, 4)
     with pytest.raises(snnet.SnnetError, match='holds no set of exported stitches'):
         read_index(tmp_path)
-    monkeypatch.setattr(sys.modules['snnet.export_set'], 'write', whole)
+    monkeypatch.setattr(sys.modules['snnet.exporting.export_set'], 'write', whole)
     made = export_set(net, tmp_path, 4)
     assert written == [entry.path.name for entry in made.entries]
     assert not (tmp_path / PROGRESS).exists()

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import distributed as dist
 
-from snnet.config import EvalSettings, TrainSettings
-from snnet.distributed import Ranks, ranks
-from snnet.engine import Trainer
-from snnet.folder import RunFolder
-from snnet.stop import StopRequest, Watchdog
+from snnet.config.parse import EvalSettings, TrainSettings
+from snnet.training.run_folder import RunFolder
+from snnet.training.signals import StopRequest, Watchdog
+from snnet.training.trainer import Trainer
+from snnet.utils.distributed import Ranks, ranks
 
 TINY: dict[str, Any] = {
     'anchors': 'test_vit,test_vit2',
@@ -69,7 +69,7 @@ def in_two_processes(function: Callable[..., Any], *args: Any) -> list[Any]:
     that has imported the package already, and know none of this one's threads.
     """
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['timm', 'fvcore.nn', 'torchvision', 'snnet.engine'])
+    context.set_forkserver_preload(['timm', 'fvcore.nn', 'torchvision', 'snnet.training.trainer'])
     pipes = [context.Pipe(duplex=False) for _ in range(2)]
     for rank, (_, end) in enumerate(pipes):
         context.Process(target=_told, args=(end, function, rank, *args), daemon=True).start()

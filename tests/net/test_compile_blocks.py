@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import timm
 import torch
-from families import CLASSES, FAMILIES, build, family_net, images, resnet, shared_net, vit
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 import snnet
-from snnet import compile as by_block
-from snnet.compile import TensorDropPath, covering
+from snnet.net import compile_blocks as by_block
+from snnet.net.compile_blocks import TensorDropPath, covering
+from tests.helpers.families import CLASSES, FAMILIES, build, family_net, images, resnet, shared_net, vit
 
 
 @pytest.fixture(autouse=True)

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, NETS, images, shared_net
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import snnet
-from snnet.cost import part_flops, trace, uncounted
+from snnet.net.costs import part_flops, trace, uncounted
+from tests.helpers.families import FAMILIES, NETS, images, shared_net
 
 every_net = pytest.mark.parametrize('name', NETS)
 PRODUCTS = {'conv', 'linear', 'matmul', 'addmm', 'bmm', 'mm', 'einsum', 'scaled_dot_product_attention'}

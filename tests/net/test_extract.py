@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import NETS, family_net, images, shared_net, three_vits
+
+from tests.helpers.families import NETS, family_net, images, shared_net, three_vits
 
 every_net = pytest.mark.parametrize('name', NETS)
 

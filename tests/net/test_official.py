@@ -12,7 +12,6 @@ from types import ModuleType
 import pytest
 import timm
 import torch
-from families import images, levit, resnet, shake, swin, vit
 from safetensors.torch import save_file
 from timm.models.levit import Levit, LevitDistilled
 from torch import nn
@@ -20,7 +19,8 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import NoWeights, SnnetError, StitchableNet, load_official
-from snnet.official import _guess, _split
+from snnet.net.official import _guess, _split
+from tests.helpers.families import images, levit, resnet, shake, swin, vit
 
 
 def vit_names(model):

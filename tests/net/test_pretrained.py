@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from families import family_net, images, shared_net, three_vits
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import snnet
 from snnet import NoWeights, SnnetError, StitchableNet
-from snnet.hub import write_statistics
+from snnet.net.pretrained import write_statistics
+from tests.helpers.families import family_net, images, shared_net, three_vits
 
 SAVABLE = ['registers', 'deit-3', 'swin', 'resnet kin', 'convnext', 'regnet z', 'three legs', 'official']
 

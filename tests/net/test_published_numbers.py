@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import snnet
-from snnet.weights import load_anchor
+from snnet.anchors.weights import load_anchor
 
-ORACLE = Path(__file__).parents[2] / 'shared' / 'oracle'
+ORACLE = Path(__file__).parents[3] / 'shared' / 'oracle'
 DEIT, SWIN, RESNET = 'deit_tiny,deit_small,deit_base', 'swin_tiny,swin_small,swin_base', 'resnet18,resnet50'
 FILES = {DEIT: 'deit_ti_s_b.json', SWIN: 'swin_ti_s_b.json', RESNET: 'resnet18_resnet50.json'}
 

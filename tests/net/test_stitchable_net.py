@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
-from families import NETS, cross_net, family_net, images, shared_net, three_vits
 
 from snnet import UnknownStitch
+from tests.helpers.families import NETS, cross_net, family_net, images, shared_net, three_vits
 
 every_net = pytest.mark.parametrize('name', NETS)
 

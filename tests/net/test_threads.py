@@ -6,11 +6,11 @@ import threading
 
 import pytest
 import torch
-from crowd import in_threads
-from families import NETS, images, shared_net
 
 import snnet
-from snnet.graphs import GraphedStitches
+from snnet.net.cuda_graphs import GraphedStitches
+from tests.helpers.crowd import in_threads
+from tests.helpers.families import NETS, images, shared_net
 
 
 @pytest.mark.parametrize('name', NETS)

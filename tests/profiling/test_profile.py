@@ -7,16 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from families import FAMILIES, images, shared_net, three_vits
 from torch import nn
 
 import snnet
-from snnet import Anchor, ForeignTable, LatencyTable, SnnetError, Stage, StitchableNet, measure
-from snnet.config import parse
-from snnet.measure import LEAST_VISITS, MOST_VISITS, StopWatch
-from snnet.memory import own_bytes, peak_memory
-from snnet.profile import PROBES, profile, run
-from snnet.settings import ProfileSettings
+from snnet import (
+    Anchor,
+    ForeignTable,
+    LatencyTable,
+    SnnetError,
+    Stage,
+    StitchableNet,
+)
+from snnet.config.parse import parse
+from snnet.config.settings import ProfileSettings
+from snnet.profiling import stopwatch as measure
+from snnet.profiling.memory import own_bytes, peak_memory
+from snnet.profiling.profile import PROBES, profile, run
+from snnet.profiling.stopwatch import LEAST_VISITS, MOST_VISITS, StopWatch
+from tests.helpers.families import FAMILIES, images, shared_net, three_vits
 
 CPU = torch.device('cpu')
 

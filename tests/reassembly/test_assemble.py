@@ -7,12 +7,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, shake, vit
 
 import snnet
-from snnet.cost import part_flops
 from snnet.errors import BudgetInfeasible, CannotStitch, InvalidBudget, SnnetError
-from snnet.layer import StitchLayer
+from snnet.net.costs import part_flops
 from snnet.reassembly import (
     Assembly,
     Partition,
@@ -25,7 +23,9 @@ from snnet.reassembly import (
     rank_assemblies,
     tabulate,
 )
-from snnet.stitch import Leg
+from snnet.stitching.stitch import Leg
+from snnet.stitching.stitch_layer import StitchLayer
+from tests.helpers.families import FAMILIES, shake, vit
 
 
 def made_up(networks, stages, seed=0, free=False, holes=0.0):

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from families import NETWORKS, images, shake
 from timm.layers.activations import HardSwish, QuickGELU, Swish
 from torch import nn
 
 from snnet.errors import SnnetError
 from snnet.reassembly.naswot import naswot
+from tests.helpers.families import NETWORKS, images, shake
 
 
 class Recorder(nn.Module):

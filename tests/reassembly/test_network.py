@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from families import FAMILIES, images, levit, shake, swin, vit
-from runs import eval_settings, train_settings
 from safetensors.torch import save_file
 from timm.models.levit import Levit
 from torch import nn
@@ -16,16 +14,18 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import Boundary, CannotStitch, Leg, SnnetError, StitchableNet
-from snnet.build import load_folder, load_zoo
-from snnet.engine import train
-from snnet.evaluate import evaluate
-from snnet.line import Anchor, Stage
-from snnet.reassembly.fit import initialise_seams
-from snnet.reassembly.flops import published_flops
+from snnet.anchors.anchor import Anchor, Stage
+from snnet.evaluation.evaluate import evaluate
+from snnet.net.create import load_folder, load_zoo
+from snnet.reassembly.initialise_joins import initialise_seams
+from snnet.reassembly.joins import Seam, behind_seam, relayout
 from snnet.reassembly.network import Reassembled, reassemble
-from snnet.reassembly.seam import Seam, behind_seam, relayout
+from snnet.reassembly.published_flops import published_flops
+from snnet.training.trainer import train
+from tests.helpers.families import FAMILIES, images, levit, shake, swin, vit
+from tests.helpers.runs import eval_settings, train_settings
 
-PUBLISHED = Path(__file__).parents[2] / 'shared' / 'oracle' / 'dery_models.json'
+PUBLISHED = Path(__file__).parents[3] / 'shared' / 'oracle' / 'dery_models.json'
 NAMES = ('DeRy(4,10,3)', 'DeRy(4,30,6)', 'DeRy(4,90,20)')
 
 ZOO = {

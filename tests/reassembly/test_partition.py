@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from snnet.errors import CannotStitch, SnnetError
-from snnet.reassembly.climb import _settle, _swap_layers, _values, alternate
-from snnet.reassembly.lines import Lines
 from snnet.reassembly.partition import partition
+from snnet.reassembly.partition_lines import Lines
+from snnet.reassembly.partition_search import _settle, _swap_layers, _values, alternate
 from snnet.reassembly.similarity import Similarity
-from snnet.stitch import Leg
+from snnet.stitching.stitch import Leg
 
 
 def zoo(lengths, matrix):

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 import timm
-from runs import eval_settings, train_settings, write_images
 from safetensors.torch import save_file
 
 import snnet
-from snnet import SnnetError, dery
-from snnet.config import ReassembleSettings
-from snnet.dery import Workshop
-from snnet.engine import train
-from snnet.evaluate import evaluate
-from snnet.plugins import import_plugins
+from snnet import SnnetError
+from snnet.config.parse import ReassembleSettings
+from snnet.evaluation.evaluate import evaluate
 from snnet.reassembly import Reassembled
+from snnet.reassembly import search as dery
+from snnet.reassembly.search import Workshop
+from snnet.training.trainer import train
+from snnet.utils.plugins import import_plugins
+from tests.helpers.runs import eval_settings, train_settings, write_images
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ZOO = 'test_vit,test_resnet,test_convnext'
 SMALL = {
     'zoo': ZOO,

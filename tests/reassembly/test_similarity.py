@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, images, shake, vit
 from torch import nn
 
 import snnet
 from snnet.errors import SnnetError
 from snnet.reassembly.cka import HsicSums, cka, gram
 from snnet.reassembly.similarity import Similarity, measure_similarity
+from tests.helpers.families import FAMILIES, images, shake, vit
 
 SIZE = 64
 

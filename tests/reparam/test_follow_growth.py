@@ -5,8 +5,6 @@ import json
 
 import pytest
 import torch
-from families import images
-from runs import on_two_ranks
 from test_reparam_grow import sgd, small, train
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -14,6 +12,8 @@ from torch.nn import functional as F
 
 from snnet.errors import SnnetError
 from snnet.reparam import Grower, expand, restore, structure_of
+from tests.helpers.families import images
+from tests.helpers.runs import on_two_ranks
 
 OPTIONS = {'every': 2, 'kinds': ('1x1', '1x1_kxk', 'identity'), 'cut': 'published', 'seed': 3}
 

@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from families import images
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
 
 from snnet.errors import InvalidBudget, SnnetError
 from snnet.reparam import DBB, Grower, expand, structure_of
-from snnet.reparam.choose import weak
+from snnet.reparam.growth_rules import weak
+from tests.helpers.families import images
 
 
 class Small(nn.Module):

@@ -4,15 +4,22 @@ import copy
 
 import pytest
 import torch
-from families import build, cross_net, family_net, images, resnet, shake, three_vits
 from torch.nn import functional as F
 
 import snnet
 from snnet import StitchableNet
-from snnet.layer import StitchLayer
-from snnet.line import Boundary
-from snnet.reparam import STITCH, Grower, expand, fold, folded, structure_of
+from snnet.anchors.anchor import Boundary
+from snnet.reparam import (
+    STITCH,
+    Grower,
+    expand,
+    fold,
+    folded,
+    structure_of,
+)
 from snnet.reparam.block import RepStitchLayer
+from snnet.stitching.stitch_layer import StitchLayer
+from tests.helpers.families import build, cross_net, family_net, images, resnet, shake, three_vits
 
 
 def resnets(**options):

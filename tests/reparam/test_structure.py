@@ -6,16 +6,24 @@ from itertools import product
 import pytest
 import timm
 import torch
-from families import shake
 from timm.layers import Conv2dSame, StdConv2d
 from timm.models.levit import Levit
 from timm.utils import reparameterize_model
 from torch import nn
 
 from snnet.errors import SnnetError
-from snnet.reparam import CONVOLUTION, DBB, expand, expect_biases, fold, folded, structure_of
+from snnet.reparam import (
+    CONVOLUTION,
+    DBB,
+    expand,
+    expect_biases,
+    fold,
+    folded,
+    structure_of,
+)
 from snnet.reparam.branches import Squeezed
-from snnet.reparam.window import Window
+from snnet.reparam.kernel_window import Window
+from tests.helpers.families import shake
 
 
 def conv_of(kernel, channels=(8, 8), seed=0, kind=nn.Conv2d, dtype=torch.float64, **options):
@@ -220,7 +228,7 @@ def vgg16():
     ],
 )
 def test_the_published_counts(make, size, kinds, params, flops):
-    from snnet.reparam.meter import Meter
+    from snnet.reparam.flops_meter import Meter
 
     with torch.device('meta'):
         network = make()

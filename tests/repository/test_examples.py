@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import snnet
-from snnet.data import clean_transform
-from snnet.plugins import import_plugins
+from snnet.data.datasets import clean_transform
+from snnet.utils.plugins import import_plugins
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PUBLIC = ROOT.parent / 'shared' / 'data' / 'cifar10'
 needs_public_files = pytest.mark.skipif(not PUBLIC.is_dir(), reason=f'the public CIFAR-10 files are not in {PUBLIC}')
 RESNETS = [f'cifar_resnet{depth}' for depth in (20, 32, 44, 56)]

@@ -13,7 +13,7 @@ from tools.faults import check
 from tools.faults.__main__ import _plan
 from tools.faults.kinds import KINDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FEW = [
     'kill -9 of all ranks, in a save',
     'SIGTERM to a random rank or all',

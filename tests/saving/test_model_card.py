@@ -5,14 +5,14 @@ import sys
 from dataclasses import replace
 
 import pytest
-from families import family_net, images, three_vits
 from huggingface_hub import ModelCard
 
 import snnet
 from snnet import SnnetError, StitchableNet
-from snnet.card import _front_matter
-from snnet.frontier import table
-from snnet.hub import write_records
+from snnet.budget.frontier import table
+from snnet.net.pretrained import write_records
+from snnet.saving.model_card import _front_matter
+from tests.helpers.families import family_net, images, three_vits
 
 
 def with_accuracy(net):

@@ -7,15 +7,15 @@ import json
 import huggingface_hub
 import pytest
 import torch
-from families import family_net, images
-from hub_server import Hub
 from huggingface_hub import constants
-from runs import eval_settings
 
 import snnet
 from snnet import NoWeights, SnnetError, StitchableNet
-from snnet.evaluate import evaluate
-from snnet.remote import locate, push_folder
+from snnet.evaluation.evaluate import evaluate
+from snnet.saving.remote import locate, push_folder
+from tests.helpers.families import family_net, images
+from tests.helpers.hub_server import Hub
+from tests.helpers.runs import eval_settings
 
 
 @pytest.fixture(scope='module')

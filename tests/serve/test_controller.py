@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snnet.budget.frontier import Record
+from snnet.budget.latency_table import Latency, LatencyTable, Setup
 from snnet.errors import SnnetError
-from snnet.frontier import Record
-from snnet.latency import Latency, LatencyTable, Setup
 from snnet.serve import Choice, Choices, Controller, Request
-from snnet.serve.load import Load
-from snnet.serve.plan import finishes, latest_starts
-from snnet.serve.timing import Timing
+from snnet.serve.recent_load import Load
+from snnet.serve.schedule import finishes, latest_starts
+from snnet.serve.time_correction import Timing
 
 SETUP = Setup('cpu', 'toy', 1, '2.9', 'float32', 'eager')
 

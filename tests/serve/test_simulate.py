@@ -8,17 +8,27 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
 
 import snnet
-from snnet.config import parse
+from snnet.budget.latency_table import Latency, LatencyTable, Setup
+from snnet.config.parse import parse
+from snnet.config.settings import SimulateSettings
 from snnet.errors import SnnetError
-from snnet.hub import PROFILES, WEIGHTS, read_config
-from snnet.latency import Latency, LatencyTable, Setup
-from snnet.serve import Choice, Choices, Controller, Request, World, arrivals, best_fixed, recorded, simulate
+from snnet.net.pretrained import PROFILES, WEIGHTS, read_config
+from snnet.serve import (
+    Choice,
+    Choices,
+    Controller,
+    Request,
+    World,
+    arrivals,
+    best_fixed,
+    recorded,
+    simulate,
+)
 from snnet.serve.arrivals import SHAPES
-from snnet.serve.report import FIXED, SMALLEST, STITCHES, run
-from snnet.settings import SimulateSettings
+from snnet.serve.simulation_report import FIXED, SMALLEST, STITCHES, run
+from tests.helpers.families import FAMILIES
 
 
 def family(most: int = 8, spread: float = 0.0) -> Choices:

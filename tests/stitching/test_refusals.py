@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from families import convnext, resnet, vit
 
 from snnet import CannotStitch, SnnetError, as_anchor, create_stitchable_net
+from tests.helpers.families import convnext, resnet, vit
 
 
 def refused(*makers, sizes=(32, 32)):

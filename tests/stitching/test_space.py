@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 import torch
-from families import FAMILIES, NETS, build, images, shared_net, swin, three_vits, vit
 from hypothesis import given
 from hypothesis import strategies as st
 
 import snnet
 from snnet import Leg, SnnetError, list_stitches
-from snnet.space import Join, paired, unpaired
+from snnet.stitching.space import Join, paired, unpaired
+from tests.helpers.families import FAMILIES, NETS, build, images, shared_net, swin, three_vits, vit
 
 depths = st.integers(1, 24)
 

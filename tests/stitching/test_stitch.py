@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from einops import rearrange
-from families import family_net, three_vits
 
 from snnet import CannotStitch, Leg, SnnetError, Stitch, StitchableNet
-from snnet.layer import StitchLayer
-from snnet.line import Boundary
+from snnet.anchors.anchor import Boundary
+from snnet.stitching.stitch_layer import StitchLayer
+from tests.helpers.families import family_net, three_vits
 
 
 @pytest.fixture(scope='module')

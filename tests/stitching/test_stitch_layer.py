@@ -6,14 +6,14 @@ import copy
 
 import pytest
 import torch
-from families import family_net, images, three_vits
-from runs import train_settings
 
 import snnet
-from snnet.config import TrainSettings
-from snnet.engine import train
-from snnet.layer import StitchLayer, merged_state
-from snnet.optim import parameter_groups
+from snnet.config.parse import TrainSettings
+from snnet.stitching.stitch_layer import StitchLayer, merged_state
+from snnet.training.optimizer import parameter_groups
+from snnet.training.trainer import train
+from tests.helpers.families import family_net, images, three_vits
+from tests.helpers.runs import train_settings
 
 RANK = 2
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import images, three_vits
-from runs import train_settings
 
 from snnet import SnnetError, StitchableNet
-from snnet.engine import train
-from snnet.protect import AnchorTeachers
+from snnet.training.anchor_teachers import AnchorTeachers
+from snnet.training.trainer import train
+from tests.helpers.families import images, three_vits
+from tests.helpers.runs import train_settings
 
 
 def test_an_anchor_that_is_its_original_has_nothing_to_learn_and_one_that_moved_is_drawn_back():

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-import snnet.checkpoint
+import snnet.training.checkpoint
 from snnet import SnnetError
-from snnet.checkpoint import Checkpoints, State
+from snnet.training.checkpoint import Checkpoints, State
 
 X = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 FILES = ('state.safetensors', 'state.json', 'SHA256SUMS')

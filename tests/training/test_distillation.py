@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from snnet import NoWeights, SnnetError, create_stitchable_net
-from snnet.distill import DistillationLoss, Question, Teacher, teacher_identity, teacher_maker
+from snnet.training.distillation import DistillationLoss, Question, Teacher, teacher_identity, teacher_maker
 
 SAME = ((0.5,) * 3, (0.5,) * 3)
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CLASSES, images, shared_net
-from runs import in_two_processes, on_two_ranks, train_settings
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from snnet.distributed import Ranks, ranks
 from snnet.errors import LostRanks
-from snnet.exchange import Exchange
-from snnet.step import Batch, Step
+from snnet.training.gradient_exchange import Exchange
+from snnet.training.step import Batch, Step
+from snnet.utils.distributed import Ranks, ranks
+from tests.helpers.families import CLASSES, images, shared_net
+from tests.helpers.runs import in_two_processes, on_two_ranks, train_settings
 
 SIZES = {'vit': 32, 'resnet': 64}
 

@@ -10,21 +10,22 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from families import images
-from runs import in_two_processes, train_settings, trainer, write_images
 from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 
-from snnet import SnnetError, StitchableNet, engine
-from snnet.engine import train
+from snnet import SnnetError, StitchableNet
 from snnet.errors import LostRanks
-from snnet.files import sha256
-from snnet.plugins import import_plugins
 from snnet.reparam import structure_of
 from snnet.reparam.scores import Scores
-from snnet.step import Step
+from snnet.training import trainer as engine
+from snnet.training.step import Step
+from snnet.training.trainer import train
+from snnet.utils.files import sha256
+from snnet.utils.plugins import import_plugins
+from tests.helpers.families import images
+from tests.helpers.runs import in_two_processes, train_settings, trainer, write_images
 
-PLUGIN = [str(Path(__file__).parents[1] / 'examples' / 'grow.py')]
+PLUGIN = [str(Path(__file__).parents[2] / 'examples' / 'grow.py')]
 CNN = {'anchors': 'cifar_vgg', 'plugin': PLUGIN, 'num_classes': 10, 'img_size': None, 'opt': 'sgd', 'lr': 0.1}
 TWO = {**CNN, 'anchors': 'cifar_thin8,cifar_thin20'}
 

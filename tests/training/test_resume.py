@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import in_two_processes, train_settings, trainer
 from safetensors.torch import load_file
 from torch import distributed as dist
 
-from snnet import SnnetError, StitchableNet, engine
-from snnet.engine import train
+from snnet import SnnetError, StitchableNet
 from snnet.errors import LostRanks
-from snnet.start import build_net
-from snnet.step import Step
+from snnet.training import trainer as engine
+from snnet.training.initial_net import build_net
+from snnet.training.step import Step
+from snnet.training.trainer import train
+from tests.helpers.runs import in_two_processes, train_settings, trainer
 
 ROOT = __file__.rpartition('/tests/')[0]
 
@@ -181,7 +182,7 @@ def test_a_run_that_is_killed_while_it_initialises_starts_again(tmp_path, monkey
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr('snnet.engine.initialise_layers', kill)
+        patch.setattr('snnet.training.trainer.initialise_layers', kill)
         with pytest.raises(Killed):
             train(train_settings(tmp_path, epochs=0))
     assert not (tmp_path / 'checkpoints').exists()
@@ -191,7 +192,7 @@ def test_a_run_that_is_killed_while_it_initialises_starts_again(tmp_path, monkey
 @pytest.fixture
 def said(caplog, monkeypatch):
     """What a run says; it takes its logger away from pytest."""
-    monkeypatch.setattr('snnet.engine.set_up_logging', lambda *args, **kwargs: None)
+    monkeypatch.setattr('snnet.training.trainer.set_up_logging', lambda *args, **kwargs: None)
     caplog.set_level(logging.DEBUG, 'snnet')
     return caplog
 
@@ -230,7 +231,9 @@ def test_a_full_disk_costs_one_warning_a_checkpoint_and_nothing_else(tmp_path, m
     train(train_settings(tmp_path / 'whole', epochs=1))
     said.clear()
     with monkeypatch.context() as patch:
-        patch.setattr('snnet.checkpoint._fill', lambda *args: (_ for _ in ()).throw(OSError(28, 'No space left')))
+        patch.setattr(
+            'snnet.training.checkpoint._fill', lambda *args: (_ for _ in ()).throw(OSError(28, 'No space left'))
+        )
         train(train_settings(tmp_path / 'full', epochs=1, checkpoint_steps=2))
     warnings = [record.message for record in said.records if record.levelno >= logging.WARNING]
     assert [re.search(r'no checkpoint after step (\d)', text)[1] for text in warnings] == ['0', '2', '3']

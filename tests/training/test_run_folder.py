@@ -6,10 +6,10 @@ import re
 import signal
 
 import pytest
-from runs import train_settings
 
 from snnet.errors import LostRanks, SnnetError
-from snnet.folder import RunFolder
+from snnet.training.run_folder import RunFolder
+from tests.helpers.runs import train_settings
 
 
 def opened(path, world=1, **changes):

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from snnet import Record, SnnetError
-from snnet.config import TrainSettings
-from snnet.sample import SAMPLERS, bins, make_sampler
+from snnet.config.parse import TrainSettings
+from snnet.training.samplers import SAMPLERS, bins, make_sampler
 
 DRAWS = 4000
 # the published GFLOPs of the 71 stitches of DeiT-Ti/S/B, sorted

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from snnet.loader import _leave_signals_to_the_main_process
-from snnet.stop import StopRequest, Watchdog
+from snnet.data.loader import _leave_signals_to_the_main_process
+from snnet.training.signals import StopRequest, Watchdog
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

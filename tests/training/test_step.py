@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CLASSES, images, shared_net, vit
-from families import build as build_net
-from runs import train_settings
 from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 
 from snnet import SnnetError
-from snnet.distributed import Ranks
-from snnet.optim import make_optimizer
-from snnet.step import Batch, Step
+from snnet.training.optimizer import make_optimizer
+from snnet.training.step import Batch, Step
+from snnet.utils.distributed import Ranks
+from tests.helpers.families import CLASSES, images, shared_net, vit
+from tests.helpers.families import build as build_net
+from tests.helpers.runs import train_settings
 
 ONE = Ranks(0, 1, torch.device('cpu'))
 

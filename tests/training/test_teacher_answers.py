@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import train_settings, write_images
 from torch import nn
 
-from snnet import SnnetError, create_stitchable_net, store
-from snnet.config import TrainSettings
-from snnet.data import open_dataset
-from snnet.distill import Answer, DistillationLoss, Question, Teacher
-from snnet.replay import DECIDING, Answers, fingerprint
-from snnet.store import MANIFEST, Store
+from snnet import SnnetError, create_stitchable_net
+from snnet.config.parse import TrainSettings
+from snnet.data.datasets import open_dataset
+from snnet.training import answer_store as store
+from snnet.training.answer_store import MANIFEST, Store
+from snnet.training.distillation import Answer, DistillationLoss, Question, Teacher
+from snnet.training.teacher_answers import DECIDING, Answers, fingerprint
+from tests.helpers.runs import train_settings, write_images
 
 CLASSES, STEPS = 30, 6
 QUESTIONS = {'hard': Question('hard'), 'top 5': Question('soft', 5, 2.0), 'all': Question('soft', 0, 2.0)}

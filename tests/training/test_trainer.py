@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import train_settings, trainer
 from safetensors.torch import load_file
 
 from snnet import SnnetError, StitchableNet, create_stitchable_net
-from snnet.engine import train
 from snnet.errors import reason_of
-from snnet.optim import parameter_groups
-from snnet.step import Batch
+from snnet.training.optimizer import parameter_groups
+from snnet.training.step import Batch
+from snnet.training.trainer import train
+from tests.helpers.runs import train_settings, trainer
 
 
 def weights(folder):

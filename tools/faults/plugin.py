@@ -15,7 +15,7 @@ from typing import Any
 from timm.scheduler.scheduler import Scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from snnet.distill import DistillationLoss
+from snnet.training.distillation import DistillationLoss
 from tools.faults.actions import Fault
 
 

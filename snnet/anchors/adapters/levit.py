@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..line import Anchor, Stage
+from ..anchor import Anchor, Stage
 from .swin import entry_or_none
 
 

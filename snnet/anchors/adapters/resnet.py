@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..line import Anchor, Stage
+from ..anchor import Anchor, Stage
 
 
 class ResNetAnchor(Anchor):

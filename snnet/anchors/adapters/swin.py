@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..line import Anchor, Stage
+from ..anchor import Anchor, Stage
 
 
 class SwinAnchor(Anchor):

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import fx
 
-from ..errors import CannotStitch
-from ..line import Boundary
+from ...errors import CannotStitch
+from ..anchor import Boundary
 from .record import Call, Record
 
 Grids = Callable[[fx.Node], Boundary | None]

@@ -13,11 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ...errors import CannotStitch, reason_of
 from ..boundary import Boundary, boundary_of
-from ..errors import CannotStitch, reason_of
 from .dataflow import Dataflow, needed
 from .record import Record, record
-from .segment import Code, Crossing, Inside, Segment, Steps, Stretch
+from .segment import (
+    Code,
+    Crossing,
+    Inside,
+    Segment,
+    Steps,
+    Stretch,
+)
 from .units import find_items
 
 Size = tuple[int, int, int]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import CannotStitch
+from ...errors import CannotStitch
 from .sizes import Real, Whole, plain
 
 _BY_VALUE = {'__bool__', 'item', 'tolist', '__int__', '__float__', '__index__', 'numpy', '__contains__', 'nonzero'}

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ..errors import CannotStitch
+from ...errors import CannotStitch
 from .dataflow import draws
 from .record import Call, Record, Unknown, check, storage
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..errors import CannotStitch
-from ..line import Anchor, Source, Stage
-from .levit import forget_biases
+from ...errors import CannotStitch
+from ..adapters.levit import forget_biases
+from ..anchor import Anchor, Source, Stage
 from .plan import Plan, Size
 
 

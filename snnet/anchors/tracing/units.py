@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from ...errors import CannotStitch
 from ..boundary import Boundary
-from ..errors import CannotStitch
 from .dataflow import Dataflow, Item, outermost, within
 from .record import Call
 

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from .config import EvalSettings
-from .data import clean_loader, open_dataset
-from .distributed import Ranks
-from .errors import SnnetError
-from .hub import write_records, write_statistics
-from .log import Progress
-from .net import StitchableNet
-from .recalibrate import recalibrate
-from .seeds import generator
+from ..calibration.recalibrate import recalibrate
+from ..config.parse import EvalSettings
+from ..data.datasets import clean_loader, open_dataset
+from ..errors import SnnetError
+from ..net.pretrained import write_records, write_statistics
+from ..net.stitchable_net import StitchableNet
+from ..utils.distributed import Ranks
+from ..utils.log import Progress
+from ..utils.seeds import generator
 
 _log = logging.getLogger(__name__)
 

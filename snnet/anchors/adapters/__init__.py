@@ -1,0 +1,1 @@
+"""One adapter per family: its layout, stem, stages and head."""

@@ -1,0 +1,1 @@
+"""What is computed from a few images: stitch layers by least squares, BatchNorm statistics."""

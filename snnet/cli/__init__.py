@@ -1,0 +1,1 @@
+"""The command `snnet`, one file per subcommand."""

@@ -1,0 +1,1 @@
+"""Settings: their types and defaults, YAML files, command-line flags and recipes."""

@@ -1,0 +1,1 @@
+"""Images: found, ordered, decoded, augmented and batched."""

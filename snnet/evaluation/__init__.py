@@ -1,0 +1,1 @@
+"""The accuracy of every stitch, measured in one pass over the images."""

@@ -1,0 +1,1 @@
+"""Stitches as files (torch.export, ONNX) that run without this package."""

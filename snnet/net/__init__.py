@@ -1,0 +1,1 @@
+"""The stitchable net, the ways to make one, and the ways to run it."""

@@ -1,0 +1,1 @@
+"""The folder of a saved net, on disk or on the Hugging Face Hub."""

@@ -1,0 +1,1 @@
+"""What joins two anchors, and which stitches there are."""
