@@ -65,7 +65,7 @@ def whole(net: snnet.StitchableNet, images: Tensor, args: argparse.Namespace) ->
 
 
 def main() -> None:
-    """Prints costs of first calls, graphs, ratio and the whole net's behaviour."""
+    """Prints costs of first calls, graphs, ratio and the whole net's behavior."""
     parser = argparse.ArgumentParser(description='Blocks compiled one by one against eager and the whole net.')
     parser.add_argument('--anchors', default='test_vit,test_vit2')
     parser.add_argument('--backend', default='inductor')

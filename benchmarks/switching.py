@@ -24,7 +24,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 import snnet
-from snnet.profiling.stopwatch import synchronise
+from snnet.profiling.stopwatch import synchronize
 
 
 def times(calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
@@ -34,10 +34,10 @@ def times(calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.
     for number in range(rounds + 5):
         random.Random(number).shuffle(order)
         for name in order:
-            synchronise(device)
+            synchronize(device)
             begin = time.perf_counter()
             calls[name]()
-            synchronise(device)
+            synchronize(device)
             if number >= 5:
                 found[name].append(1e3 * (time.perf_counter() - begin))
     return found
@@ -71,11 +71,11 @@ def switching(calls: Sequence[Callable[[], object]], rounds: int, device: torch.
     other: list[float] = []
     same: list[float] = []
     for call in random.Random(0).choices(calls, k=rounds):
-        synchronise(device)
+        synchronize(device)
         for spent in (other, same):
             begin = time.perf_counter()
             call()
-            synchronise(device)
+            synchronize(device)
             spent.append(1e3 * (time.perf_counter() - begin))
     print(f'{what}: {ratio({"other": other, "same": same}, "other", "same")} times as long as once more', flush=True)
 

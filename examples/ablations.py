@@ -26,10 +26,10 @@ from timm.models.resnet import BasicBlock
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from snnet import Record, StitchableNet, create_stitchable_net, initialise
+from snnet import Record, StitchableNet, create_stitchable_net, initialize
 from snnet.anchors.weights import load_anchor
 from snnet.budget.frontier import area, mixing_accuracy
-from snnet.calibration.initialise import kaiming
+from snnet.calibration.initialize import kaiming
 from snnet.calibration.recalibrate import recalibrate as recalibrate_norms
 from snnet.config.parse import TrainSettings
 from snnet.net.shared_prefixes import all_logits
@@ -83,7 +83,7 @@ class Bench:
             torch.save(torch.cat(logits), file)
         return torch.load(file, weights_only=True)
 
-    def labelled(self, size: int) -> Iterator[tuple[Tensor, ...]]:
+    def labeled(self, size: int) -> Iterator[tuple[Tensor, ...]]:
         """Batches of a size without end: images, classes, the teacher's logits."""
         epoch = 0
         while True:
@@ -95,7 +95,7 @@ class Bench:
             epoch += 1
 
     def build(self, settings: TrainSettings) -> StitchableNet:
-        """The net with its stitch layers initialised."""
+        """The net with its stitch layers initialized."""
         seed_libraries(settings.seed)
         space = {name: getattr(settings, name) for name in ('window', 'step', 'nearest', 'direction')}
         net = create_stitchable_net(self.anchors, pretrained=False, **space)
@@ -105,7 +105,7 @@ class Bench:
         else:
             order = torch.randperm(len(self.images), generator=generator(settings.seed, 'initialise'))
             clean = self.images[order[: settings.init_samples]]
-            initialise(net, clean.split(100), settings.init_samples, settings.init, ridge=settings.init_ridge)
+            initialize(net, clean.split(100), settings.init_samples, settings.init, ridge=settings.init_ridge)
         return net
 
     def train(self, settings: TrainSettings, passes: float) -> StitchableNet:
@@ -125,7 +125,7 @@ class Bench:
         net.train()
         if settings.freeze_anchors:
             net.anchors.eval()
-        for number, (x, y, logits) in enumerate(islice(self.labelled(settings.batch_size), steps)):
+        for number, (x, y, logits) in enumerate(islice(self.labeled(settings.batch_size), steps)):
             told = question.answer(logits)
             step.answers = lambda _number, _images, told=told: told  # type: ignore[assignment]  # no teacher runs
             step(number, [Batch(number, x, y)], [])

@@ -96,7 +96,7 @@ for _name in (*WIDTHS, *BLOCKS):
 
 
 def load(source: Path, sprites: Iterable[int]) -> tuple[Tensor, Tensor]:
-    """Normalised images (N, 3, 32, 32) of sprites and their classes (N,)."""
+    """Normalized images (N, 3, 32, 32) of sprites and their classes (N,)."""
     parts = [read_sprite(source, number) for number in sprites]
     images = torch.cat([torch.from_numpy(images.copy()) for images, _ in parts]).permute(0, 3, 1, 2) / 255
     labels = torch.tensor([label for _, labels in parts for label in labels])

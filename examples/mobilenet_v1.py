@@ -7,7 +7,7 @@ folders, every other one for training:
 
 SOURCE holds `nips17_test1000_224.tar` (the ImageNet-compatible photographs of NIPS 2017, CC BY 2.0), its list
 `nips17_test1000.csv`, and `mobilenet_v1_{0.25_128,0.5_160,0.75_192}_quant.safetensors`: Google Coral's test networks
-(Apache-2.0), dequantised, with timm's names.
+(Apache-2.0), dequantized, with timm's names.
 """
 
 from __future__ import annotations

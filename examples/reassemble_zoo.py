@@ -59,7 +59,7 @@ class Experiment(DataSettings):
     lr: float = option(1e-3, 'learning rate of AdamW, with cosine to nothing')
 
 
-SCORES = {'score': 1, 'residual': -1, 'naswot': 1, 'naswot_normalised': 1, 'flops': 1, 'before': 1}
+SCORES = {'score': 1, 'residual': -1, 'naswot': 1, 'naswot_normalized': 1, 'flops': 1, 'before': 1}
 """What is known before training, and whether more or less of it is better."""
 
 Images = tuple[Tensor, Tensor]
@@ -94,11 +94,11 @@ class Bench:
         images, settings, begin = self.train[0], self.settings, time.monotonic()
         net = reassembly.reassemble(legs, self.zoo, seams=settings.seams)
         code = reassembly.naswot(net, images[:128].split(64))
-        fits = reassembly.initialise_seams(net, self.zoo, [images[: settings.fitted]], settings.fitted)
+        fits = reassembly.initialize_seams(net, self.zoo, [images[: settings.fitted]], settings.fitted)
         whole = snnet.create_stitchable_net([reassembly.ReassembledAnchor(net)], pretrained=True)
         row = {
             'network': legs, 'flops': whole.records[0].flops, 'params': whole.records[0].params,
-            'naswot': code.plain, 'naswot_normalised': code.normalised,
+            'naswot': code.plain, 'naswot_normalized': code.normalized,
             'residual': float(np.mean([fit.residual for fit in fits])) if fits else 0.0, 'before': self.accuracy(net),
         }  # fmt: skip
         row['loss'] = self.tune(net)
@@ -111,9 +111,9 @@ class Bench:
         settings, (images, classes) = self.settings, self.train
         net.freeze_blocks().train()
         moving = [p for p in net.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(moving, lr=settings.lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(moving, lr=settings.lr, weight_decay=0.0)
         steps = settings.trained // settings.batch_size
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps * settings.epochs))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps * settings.epochs))
         losses: list[float] = []
         for epoch in range(settings.epochs):
             draw = generator(0, 'order', epoch)
@@ -123,9 +123,9 @@ class Bench:
                 mirrored = torch.rand(len(batch), 1, 1, 1, generator=draw) < 0.5
                 x = torch.where(mirrored, images[batch].flip(3), images[batch])
                 loss = F.cross_entropy(net(x), classes[batch])
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 schedule.step()
                 losses.append(float(loss.detach()))
         return float(np.mean(losses)) if losses else float('nan')
@@ -150,7 +150,7 @@ def random_partition(ours: reassembly.Partition, lines: Lines, seed: int) -> rea
                 break
         cuts.append(tuple(cut - first for cut in drawn))
     sets = (tuple(range(ours.stages)),) * len(cuts)
-    return reassembly.Partition(ours.networks, tuple(cuts), sets, ours.centres, float('nan'))
+    return reassembly.Partition(ours.networks, tuple(cuts), sets, ours.centers, float('nan'))
 
 
 def read_images(settings: Experiment, split: str, like: Anchor, count: int | None) -> Images:
@@ -183,11 +183,11 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     left, right = figure.subplots(1, 2, sharey=True)
-    for group, colour in (('network', 'C0'), ('ours', 'C3'), ('random', 'C2'), ('drawn', 'C7')):
+    for group, color in (('network', 'C0'), ('ours', 'C3'), ('random', 'C2'), ('drawn', 'C7')):
         some = [row for row in rows if row['group'].split()[0] == group]
-        left.scatter([row['flops'] / 1e6 for row in some], [row['after'] for row in some], 18, colour, label=group)
+        left.scatter([row['flops'] / 1e6 for row in some], [row['after'] for row in some], 18, color, label=group)
         if group == 'drawn':
-            right.scatter([row['score'] for row in some], [row['after'] for row in some], 18, colour)
+            right.scatter([row['score'] for row in some], [row['after'] for row in some], 18, color)
     left.set(xlabel='MFLOPs', ylabel='top-1 after frozen-tuning')
     left.legend()
     right.set(xlabel="the surrogate's score, of those drawn at random")

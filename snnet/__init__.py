@@ -6,7 +6,7 @@ from .anchors.registry import as_anchor, register_adapter
 from .budget.frontier import Record, frontier
 from .budget.latency_table import Latency, LatencyTable, Setup
 from .budget.select import Selection, select
-from .calibration.initialise import initialise, kaiming
+from .calibration.initialize import initialize, kaiming
 from .calibration.recalibrate import recalibrate
 from .errors import (
     BudgetInfeasible,
@@ -56,7 +56,7 @@ __all__ = [
     'export',
     'export_set',
     'frontier',
-    'initialise',
+    'initialize',
     'kaiming',
     'list_stitches',
     'load_official',

@@ -13,7 +13,7 @@ from .frontier import Record, frontier
 def draw_curve(records: Sequence[Record], path: Path, title: str = '') -> list[Path]:
     """Draws every evaluated stitch, the anchors as stars, the frontier, and the honest baseline.
 
-    The baseline is the line between neighbouring anchors: what randomly mixing the two would give.
+    The baseline is the line between neighboring anchors: what randomly mixing the two would give.
 
     Args:
         records: those without accuracy are left out.

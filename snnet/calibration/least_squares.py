@@ -1,4 +1,4 @@
-"""A least-squares fit from sums over its rows: in float64, centred and scaled, exact where features are collinear."""
+"""A least-squares fit from sums over its rows: in float64, centerd and scaled, exact where features are collinear."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Sums:
     def solve(self, layer: int = 0, ridge: float = 0.0) -> tuple[Tensor, Tensor, LayerFit]:
         """The weight (E, D) and bias (E,) with the least squared error, and a report.
 
-        The front features are centred and scaled to unit variance; Cholesky solves the normal equations, or, where
+        The front features are centerd and scaled to unit variance; Cholesky solves the normal equations, or, where
         that fails or the condition is bad, an eigendecomposition that drops directions without variance.
 
         Args:

@@ -17,7 +17,7 @@ from ..net.batchnorm import (
     attach,
     batch_norms,
     detach,
-    normalising_with,
+    normalizing_with,
 )
 from ..net.part_tree import Node, plant, run_of
 from ..net.stitchable_net import StitchableNet
@@ -39,7 +39,7 @@ def recalibrate(
 
     An anchor's running statistics are a mixture of all stitches after joint training, and before it they are those of
     the anchor alone; neither is what flows through a stitch. Here each BatchNorm gets the exact mean and unbiased
-    variance of its inputs over all images, while the BatchNorms before it normalise with their new statistics: what a
+    variance of its inputs over all images, while the BatchNorms before it normalize with their new statistics: what a
     stitch sees in eval mode, and the same however the images are split into batches and over ranks (but for rounding).
     That takes a run of a part for each of its BatchNorms and one for its output; a place in the tree of parts is
     measured once for all stitches that pass it.
@@ -51,7 +51,7 @@ def recalibrate(
     Args:
         net: a net with BatchNorm in its anchors.
         batches: training images (n, C, H, W), or pairs whose first item they are, augmented as when the weights were
-            trained: BatchNorm normalises what it sees now by what it saw then, and clean images cost points.
+            trained: BatchNorm normalizes what it sees now by what it saw then, and clean images cost points.
         samples: how many images to use; fewer are used, with a warning, where there are fewer. Memory holds the
             features of all of them at three positions or so (4 GB for 1,000 images of 224 pixels in a ResNet-50).
         stitches: ids; all by default. Others run with the statistics of the anchors.
@@ -154,7 +154,7 @@ class _Measurement:
             self.known, self.measured, self.sums = table, None, None
             for i, chunk in enumerate(chunks):
                 try:
-                    with normalising_with(table):
+                    with normalizing_with(table):
                         outputs.append(part(chunk))
                 except _Reached:
                     self._tell(0)

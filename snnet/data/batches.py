@@ -1,4 +1,4 @@
-"""From draws to batches: decoded and augmented by key in loader processes, normalised where they are used."""
+"""From draws to batches: decoded and augmented by key in loader processes, normalized where they are used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     Attributes:
         images: (N, 3, H, W), uint8.
         targets: classes (N,).
-        boxes: what random erasing fills after normalisation.
+        boxes: what random erasing fills after normalization.
         fillings: their values one after the other, float32.
         bad: images that cannot be read, with reasons, in the order of draws.
         lost: whether one of them has no replacement.
@@ -91,7 +91,7 @@ class AugmentedPictures(Dataset[Any]):
         return self._kept[1:]
 
 
-class Normaliser:
+class Normalizer:
     """Puts a batch on a device as float32 images, bit for bit as torchvision's ToTensor, Normalize and erasing do.
 
     Args:
@@ -119,7 +119,7 @@ class Normaliser:
 
 
 class _Canvas:
-    """Stands in for a normalised image: notes what random erasing would write into it."""
+    """Stands in for a normalized image: notes what random erasing would write into it."""
 
     dtype = torch.float32
 

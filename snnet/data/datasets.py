@@ -1,4 +1,4 @@
-"""Images for training, initialisation and evaluation: timm's data sets and transforms, drawn by key."""
+"""Images for training, initialization and evaluation: timm's data sets and transforms, drawn by key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..errors import SnnetError, reason_of
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 from ..utils.seeds import generator, key
-from .batches import AugmentedPictures, Normaliser
+from .batches import AugmentedPictures, Normalizer
 from .decode import Pictures, Quarantine
 from .folder_checks import check_folders
 from .loader import Loader
@@ -75,7 +75,7 @@ def open_dataset(settings: ImageSettings, split: str, net: StitchableNet, classe
 
 
 def clean_transform(net: StitchableNet) -> Any:
-    """Resize, centre crop and normalisation as the first anchor was evaluated."""
+    """Resize, center crop and normalization as the first anchor was evaluated."""
     config = _preprocessing(net)
     return create_transform(is_training=False, **config)
 
@@ -98,7 +98,7 @@ def clean_loader(
     return _batches(source, draws, settings, net, batch_size, device)
 
 
-def initialisation_images(
+def initialization_images(
     settings: TrainSettings, net: StitchableNet, ranks: Ranks
 ) -> tuple[Iterator[tuple[Tensor, Tensor]], int]:
     """This rank's share of the clean images for least squares, and how many they are; a random choice by seed.
@@ -139,7 +139,7 @@ class TrainImages:
 
     Args:
         settings: of the run.
-        net: tells image size and normalisation.
+        net: tells image size and normalization.
         ranks: each rank reads its own share.
 
     Raises:
@@ -152,7 +152,7 @@ class TrainImages:
         self._draws = Draws(settings, len(pictures), ranks)
         self.quarantine = Quarantine(pictures, settings.max_bad_images, ranks, Path(settings.output) / QUARANTINE)
         source = AugmentedPictures(pictures, train_transform(settings, net), random_erasing(settings))
-        self._loader = Loader(source, _normaliser(net, ranks.device), settings.workers, self.quarantine.add)
+        self._loader = Loader(source, _normalizer(net, ranks.device), settings.workers, self.quarantine.add)
         if len(self) == 0:
             raise SnnetError(
                 f'{len(pictures)} images are fewer than one batch of {settings.batch_size} on each of '
@@ -194,7 +194,7 @@ def train_transform(settings: TrainSettings, net: StitchableNet) -> Any:
 
 
 def random_erasing(settings: TrainSettings) -> RandomErasing | None:
-    """timm's random erasing, which comes after normalisation."""
+    """timm's random erasing, which comes after normalization."""
     return RandomErasing(settings.reprob, mode=settings.remode, device='cpu') if settings.reprob > 0 else None
 
 
@@ -217,16 +217,16 @@ def _batches(
     def order(first: int) -> Iterator[list[Draw]]:
         return (list(draws[at : at + batch_size]) for at in range(first * batch_size, len(draws), batch_size))
 
-    return Loader(source, _normaliser(net, device), settings.workers, source.pictures.warn).batches(order)
+    return Loader(source, _normalizer(net, device), settings.workers, source.pictures.warn).batches(order)
 
 
 def _clean_steps(net: StitchableNet) -> Any:
     return create_transform(is_training=False, normalize=False, **_preprocessing(net))
 
 
-def _normaliser(net: StitchableNet, device: torch.device) -> Normaliser:
+def _normalizer(net: StitchableNet, device: torch.device) -> Normalizer:
     config = _preprocessing(net)
-    return Normaliser(config['mean'], config['std'], device)
+    return Normalizer(config['mean'], config['std'], device)
 
 
 def _preprocessing(net: StitchableNet) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def _classes_of(dataset: Any) -> int | None:
 
 
 def _keep_one_bit(transform: Any) -> None:
-    """Lets posterising keep at least one bit a channel; recent Pillow refuses the 0 bits that timm can ask for."""
+    """Lets posterizing keep at least one bit a channel; recent Pillow refuses the 0 bits that timm can ask for."""
     for step in getattr(transform, 'transforms', [transform]):
         policies = getattr(step, 'policy', [getattr(step, 'ops', [])])  # AutoAugment has several, RandAugment one
         for op in (op for policy in policies for op in policy):

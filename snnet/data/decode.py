@@ -149,7 +149,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ('I', 'F'):
         raise ValueError(f"pixels of mode '{image.mode}' have no known range")
     if image.mode == 'P' and 'transparency' in image.info:
-        image = image.convert('RGBA')  # the same colours; Pillow warns of each image that skips this step
+        image = image.convert('RGBA')  # the same colors; Pillow warns of each image that skips this step
     return image.convert('RGB')
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ..errors import SnnetError
-from .batches import AugmentedPictures, Batch, Normaliser, collate
+from .batches import AugmentedPictures, Batch, Normalizer, collate
 from .order import Draw
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Loader:
 
     Args:
         pictures: the augmented images.
-        normaliser: finishes a batch.
+        normalizer: finishes a batch.
         workers: number of processes; 0 reads the images in this one.
         found: is told the index of each image that cannot be read, and the reason.
     """
@@ -45,16 +45,16 @@ class Loader:
     def __init__(
         self,
         pictures: AugmentedPictures,
-        normaliser: Normaliser,
+        normalizer: Normalizer,
         workers: int,
         found: Callable[[int, str], object],
     ) -> None:
-        self._pictures, self._normaliser, self._workers, self._found = pictures, normaliser, workers, found
+        self._pictures, self._normalizer, self._workers, self._found = pictures, normalizer, workers, found
         self._order = _Order()
         self._loader: DataLoader[Any] | None = None
 
     def batches(self, order: Order, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images (N, 3, H, W) and classes (N,) from batch number `first` on.
+        """Normalized images (N, 3, H, W) and classes (N,) from batch number `first` on.
 
         Raises:
             SnnetError: an image cannot be read and has no replacement, or the processes are killed again and again,
@@ -69,7 +69,7 @@ class Loader:
                         raise SnnetError(self._lost(batch))
                     for index, reason in batch.bad:
                         self._found(index, reason)
-                    yield self._normaliser(batch)
+                    yield self._normalizer(batch)
                 return
             except _Killed:
                 killed += 1
@@ -125,7 +125,7 @@ class Loader:
             batch_sampler=self._order,
             collate_fn=collate,
             num_workers=self._workers,
-            pin_memory=self._normaliser.device.type == 'cuda',
+            pin_memory=self._normalizer.device.type == 'cuda',
             generator=torch.Generator(),  # torch's own is not to be moved
             **(with_processes if self._workers else {}),
         )

@@ -87,16 +87,16 @@ def export(
 ) -> Exported:
     """Writes one stitch as a file that runs without this package, and compares the file with eager.
 
-    The file maps `images` (N, C, H, W), normalised, to `logits` (N, classes), in eval mode on the CPU. It holds the
+    The file maps `images` (N, C, H, W), normalized, to `logits` (N, classes), in eval mode on the CPU. It holds the
     stitch's own parameters alone, with the BatchNorm statistics that the stitch has, in the type of the net (bfloat16
     becomes float32 in ONNX, for engines lack it), and says in its metadata what it is: stitch, costs, accuracy, input
-    and normalisation, in the extra file `metadata.json` of a .pt2 and in the `metadata_props` of ONNX. It is read back
+    and normalization, in the extra file `metadata.json` of a .pt2 and in the `metadata_props` of ONNX. It is read back
     from the disk and run, in onnxruntime where it is ONNX, before it takes the name `path`; an older file of that name
     is replaced, and remains where the new one fails.
 
     Args:
         net: a net in any mode, also compiled; or an extracted stitch, of which no costs and no accuracy are known,
-            and whose normalisation is that of its own first anchor. It is not changed.
+            and whose normalization is that of its own first anchor. It is not changed.
         stitch: id; the active one where None, and None for an extracted stitch.
         path: file to write; its folder is made.
         format: 'pt2' (torch.export) or 'onnx'; by default what `path` ends in.

@@ -50,7 +50,7 @@ def export_set(
     """Exports the frontier, thinned to `points` stitches (see `snnet.index.thin`), for a server to pick from.
 
     Each file is written and checked as by `snnet.export`. `index.json` comes last: what all files share (input,
-    normalisation, classes), and a row a file with its name, stitch id, legs, costs, accuracy, SHA-256 and difference to
+    normalization, classes), and a row a file with its name, stitch id, legs, costs, accuracy, SHA-256 and difference to
     eager. `snnet.index.read_index` reads it and `pick` chooses. A set that was interrupted goes on: files that are
     whole and hold what they should are not made again.
 

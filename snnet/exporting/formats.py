@@ -125,13 +125,13 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], path: Pat
     )
     assert made is not None
     model = made.model
-    # weights of stitch layers that run as convolutions: the exporter folds small ones alone, and quantisers need all
+    # weights of stitch layers that run as convolutions: the exporter folds small ones alone, and quantizers need all
     fold_constants(model, should_fold=lambda node: node.op_type == 'Unsqueeze')
     remove_unused_nodes(model)
     ClearMetadataAndDocStringPass()(model)  # stack traces with paths on this machine, larger than many a graph
     inner = [value for node in model.graph for value in node.outputs if not value.is_graph_output()]
     for value in (*inner, *model.graph.initializers.values()):
-        value.shape = value.type = None  # engines infer them, and quantisers trip over those of what they change
+        value.shape = value.type = None  # engines infer them, and quantizers trip over those of what they change
     model.metadata_props.clear()
     model.metadata_props.update({key: as_text(value) for key, value in metadata.items()})
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)

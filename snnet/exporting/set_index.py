@@ -41,7 +41,7 @@ class Index:
 
     Attributes:
         folder: where the files are.
-        about: what all files share: format, input and its size, output, classes, normalisation.
+        about: what all files share: format, input and its size, output, classes, normalization.
         entries: the files, as the index lists them: from cheap to dear.
     """
 

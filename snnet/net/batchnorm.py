@@ -26,7 +26,7 @@ _current: ContextVar[Table | None] = ContextVar('table of BatchNorm statistics',
 
 
 @contextmanager
-def normalising_with(table: Table | None) -> Iterator[None]:
+def normalizing_with(table: Table | None) -> Iterator[None]:
     """Lets the BatchNorms in a table use its statistics within a `with` block, and the others their own."""
     token = _current.set(table)
     try:
@@ -36,7 +36,7 @@ def normalising_with(table: Table | None) -> Iterator[None]:
 
 
 def batch_norms(net: nn.Module) -> dict[str, nn.Module]:
-    """The modules that normalise with running statistics, by name."""
+    """The modules that normalize with running statistics, by name."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     found = {name: module for name, module in net.named_modules() if isinstance(module, kinds)}
     return {name: module for name, module in found.items() if module.running_mean is not None}
@@ -113,7 +113,7 @@ class Statistics:
 class Seal:
     """Notices when a net's parameters are changed in place, by the version counters that autograd keeps of them.
 
-    Optimisers with fused kernels do not count: they train, and `StitchableNet.train` drops statistics anyway.
+    Optimizers with fused kernels do not count: they train, and `StitchableNet.train` drops statistics anyway.
     """
 
     def __init__(self, tensors: Iterable[Tensor], broken: bool = False) -> None:
@@ -133,7 +133,7 @@ class Seal:
 
 
 def attach(modules: Iterable[nn.Module]) -> None:
-    """Lets BatchNorms look for their statistics in the table of `normalising_with` first."""
+    """Lets BatchNorms look for their statistics in the table of `normalizing_with` first."""
     for module in modules:
         kind: Any = type(module)
         if not hasattr(kind, '_plain'):

@@ -69,7 +69,7 @@ def create_stitchable_net(
     check_anchors(built)
     parts = {anchor.name: part_flops(anchor) for anchor in built}
     ordered = _sorted_by_cost(built, parts)
-    warn_of_normalisation(ordered)
+    warn_of_normalization(ordered)
     stitches = list_stitches(ordered, window=window, step=step, nearest=nearest, direction=direction, official=official)
     return measure_costs(StitchableNet(ordered, stitches), parts)
 
@@ -150,14 +150,14 @@ def _sorted_by_cost(anchors: Sequence[Anchor], parts: Mapping[str, PartFlops]) -
     return ordered
 
 
-def warn_of_normalisation(anchors: Sequence[Anchor]) -> None:
-    """All networks see one image, normalised as the first one's: says which of them were trained otherwise."""
+def warn_of_normalization(anchors: Sequence[Anchor]) -> None:
+    """All networks see one image, normalized as the first one's: says which of them were trained otherwise."""
     configs = {anchor.name: resolve_data_config(model=anchor.model, verbose=False) for anchor in anchors}
     first = configs[anchors[0].name]
     for name, config in configs.items():
         for key in ('mean', 'std'):
             if config[key] != first[key]:
                 _log.warning(
-                    '%s was trained with %s %s, but images are normalised as for %s, with %s',
+                    '%s was trained with %s %s, but images are normalized as for %s, with %s',
                     name, key, config[key], anchors[0].name, first[key],
                 )  # fmt: skip

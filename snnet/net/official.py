@@ -39,7 +39,7 @@ _TABLES = ('model', 'state_dict', 'model_ema', 'state_dict_ema')
 _UNCOUNTED = 'num_batches_tracked'
 """Only training with a cumulative average reads these counters, so a file need not hold them."""
 _INERT: list[Any] = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')]
-"""Settings that training scripts save beside the weights: values without behaviour; the second is read as a dict."""
+"""Settings that training scripts save beside the weights: values without behavior; the second is read as a dict."""
 
 
 def load_official(

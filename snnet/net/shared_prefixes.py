@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .batchnorm import Table, normalising_with
+from .batchnorm import Table, normalizing_with
 from .part_tree import Node, plant, run_of
 from .stitchable_net import StitchableNet
 
@@ -66,7 +66,7 @@ def _visit(net: StitchableNet, node: Node, x: Tensor, tables: _Tables) -> Iterat
     if own is None:
         x = run_of(net, node.part)(x)
     else:
-        with normalising_with(own[node.leg]):
+        with normalizing_with(own[node.leg]):
             x = run_of(net, node.part)(x)
     for stitch in node.stitches:
         yield stitch, x

@@ -19,7 +19,7 @@ from ..reparam import fold
 from ..stitching.space import check_anchors
 from ..stitching.stitch import Leg, Stitch
 from ..stitching.stitch_layer import StitchLayer
-from .batchnorm import Statistics, Table, bake, detach, normalising_with
+from .batchnorm import Statistics, Table, bake, detach, normalizing_with
 from .budgeted import Budgeted
 from .extract import ExtractedStitch
 from .pretrained import Pretrained
@@ -125,7 +125,7 @@ class StitchableNet(Budgeted, Pretrained):
             if tables is None:
                 x = self.anchor(leg.anchor).run(x, leg.start, leg.stop)
             else:
-                with normalising_with(tables[i]):
+                with normalizing_with(tables[i]):
                     x = self.anchor(leg.anchor).run(x, leg.start, leg.stop)
         return x
 

@@ -34,7 +34,7 @@ _SAVE_SECONDS = 2.0
 class StopWatch:
     """Times of named calls, each as the milliseconds of the calls of every visit.
 
-    All calls are visited once a round, in an order drawn anew, so that a busy neighbour or a warm processor is spread
+    All calls are visited once a round, in an order drawn anew, so that a busy neighbor or a warm processor is spread
     over all of them. A visit is one call that is not timed (the caches then hold what a server's would that repeats the
     call) and a few that are. Rounds go on until each median is known to `PRECISION`. (torch.utils.benchmark's Timer
     times one statement after another, in blocks whose mean hides the spread, and cannot be taken up again.)
@@ -117,10 +117,10 @@ class StopWatch:
         return times + [self._milliseconds(call) for _ in range(count - 1)]
 
     def _milliseconds(self, call: Call) -> float:
-        synchronise(self.device)
+        synchronize(self.device)
         begin = time.perf_counter()
         call()
-        synchronise(self.device)
+        synchronize(self.device)
         return 1e3 * (time.perf_counter() - begin)
 
     def _save_in_time(self) -> None:
@@ -141,7 +141,7 @@ class StopWatch:
             _log.warning('%s is damaged, so its times are measured anew: %s', file, error)
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits until a device has done what it was given."""
     if device.type != 'cpu':
         torch.accelerator.synchronize(device)

@@ -9,7 +9,7 @@ from .assemble import (
     tabulate,
 )
 from .cka import cka
-from .initialise_joins import initialise_seams
+from .initialize_joins import initialize_seams
 from .naswot import CodeScore, naswot
 from .network import Reassembled, ReassembledAnchor, reassemble
 from .partition import Partition, partition
@@ -32,7 +32,7 @@ __all__ = [
     'draw_assemblies',
     'draw_partition',
     'draw_similarity',
-    'initialise_seams',
+    'initialize_seams',
     'line_sizes',
     'map_costs',
     'measure_similarity',

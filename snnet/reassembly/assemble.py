@@ -3,7 +3,7 @@
 An assembly takes block k of some network at stage k, for k = 0 to K - 1, and no two blocks of one equivalence set. Its
 costs are sums over the blocks and over the seams between them, so all N^K combinations are costed from small tables.
 They are ranked by a surrogate that needs no image: the similarity of what leaves a block to what the next one is used
-to be fed, averaged over the seams. It favours few seams; the paper's own score (naswot.py) can rank the best anew.
+to be fed, averaged over the seams. It favors few seams; the paper's own score (naswot.py) can rank the best anew.
 """
 
 from __future__ import annotations

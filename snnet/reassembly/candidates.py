@@ -10,7 +10,7 @@ from .assemble import Assembly
 from .naswot import CodeScore
 
 RANKS = ('similarity', 'naswot', 'naswot_plain')
-"""What assemblies are ranked by. Plain NASWOT mostly ranks by the number of units; 'naswot' is normalised."""
+"""What assemblies are ranked by. Plain NASWOT mostly ranks by the number of units; 'naswot' is normalized."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Candidate:
         }
         row.update(flops=self.flops, params=self.params, similarity=found.score)
         if self.codes is not None:
-            row.update(naswot=self.codes.normalised, naswot_plain=self.codes.plain, units=self.codes.units)
+            row.update(naswot=self.codes.normalized, naswot_plain=self.codes.plain, units=self.codes.units)
         return row
 
     def ranked_by(self, rank: str) -> float:
@@ -48,7 +48,7 @@ class Candidate:
         if rank == 'similarity':
             return self.assembly.score
         assert self.codes is not None
-        return self.codes.plain if rank == 'naswot_plain' else self.codes.normalised
+        return self.codes.plain if rank == 'naswot_plain' else self.codes.normalized
 
     def line(self, rank: str) -> str:
         """A line of the printed list."""

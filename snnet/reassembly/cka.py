@@ -4,7 +4,7 @@ Of two feature matrices X and Y over the same n images, K = X X^T and L = Y Y^T 
 
     CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))                                 (Kornblith et al. 2019)
 
-'biased' takes HSIC_0 = tr(K H L H) / (n - 1)^2, where H centres, and 'unbiased' takes HSIC_1 of Song et al. 2012:
+'biased' takes HSIC_0 = tr(K H L H) / (n - 1)^2, where H centers, and 'unbiased' takes HSIC_1 of Song et al. 2012:
 where K' and L' are the Grams with zero diagonals,
 
     HSIC_1 = [tr(K' L') + 1'K'1 1'L'1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1'K'L'1] / (n (n - 3))
@@ -99,14 +99,14 @@ class HsicSums:
         if not bool(finite.all()):
             label = self.labels[int((~finite).int().argmax())]
             raise SnnetError(f'{label} are not finite, or too large to square: check weights and images')
-        self.total += _normalised(hsic) if self.estimator == 'published' else hsic
+        self.total += _normalized(hsic) if self.estimator == 'published' else hsic
         self.batches += 1
 
     def cka(self) -> Tensor:
         """CKA of every two boundaries (boundaries, boundaries), float64."""
         if self.estimator == 'published':
             return self.total / self.batches
-        return _normalised(self.total)
+        return _normalized(self.total)
 
 
 def cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, estimator: str = 'unbiased') -> float:
@@ -129,7 +129,7 @@ def cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, estimator: str = 'unbias
 
 
 def gram(features: Tensor) -> Tensor:
-    """The Gram matrix (n, n), float64, of features (n, ...) centred over the images."""
+    """The Gram matrix (n, n), float64, of features (n, ...) centerd over the images."""
     flat = as_matrix(features)
     mean = flat.mean(0)
     return _where_alive(_products(flat, flat, mean), mean)
@@ -158,7 +158,7 @@ def _where_alive(gram: Tensor, mean: Tensor) -> Tensor:
 
 
 def _alive(trace: Tensor, mean: Tensor, n: int) -> Tensor:
-    """1 where centred features with this trace vary, 0 where they are constant; NaN passes as 1."""
+    """1 where centerd features with this trace vary, 0 where they are constant; NaN passes as 1."""
     return (~(trace <= _STILL * n * mean.double().square().sum())).double()
 
 
@@ -166,7 +166,7 @@ def _without_diagonal(grams: Tensor) -> Tensor:
     return grams - torch.diag_embed(grams.diagonal(dim1=-2, dim2=-1))
 
 
-def _normalised(hsic: Tensor) -> Tensor:
+def _normalized(hsic: Tensor) -> Tensor:
     """HSIC of every two over the root of each one's own; 0 where a boundary's own is none."""
     own = hsic.diagonal().clamp(min=0)
     scale = torch.where(own > 0, own, torch.ones_like(own)).rsqrt() * (own > 0)

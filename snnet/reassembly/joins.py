@@ -182,7 +182,7 @@ def _resample_flops(front: Boundary, grid: tuple[int, int]) -> int:
 
 
 def made(make: Callable[[], Made], like: Tensor, generator: torch.Generator) -> Made:
-    """A new part on the device and in the type of a tensor, with torch's usual initialisation drawn from `generator`.
+    """A new part on the device and in the type of a tensor, with torch's usual initialization drawn from `generator`.
 
     Nothing is drawn from torch's own generator.
     """

@@ -36,13 +36,13 @@ class CodeScore:
     Attributes:
         plain: log |det K|, averaged over the batches, where K_ij is the number of units whose code images i and j
             share. It grows with the number of units, and so ranks networks mostly by that.
-        normalised: the same of K / units, the shares of units: at most 0, and comparable between networks of
+        normalized: the same of K / units, the shares of units: at most 0, and comparable between networks of
             different size. It is `plain` less the batch size times log(units).
         units: activations an image.
     """
 
     plain: float
-    normalised: float
+    normalized: float
     units: int
 
 

@@ -42,7 +42,7 @@ def reassemble(
 ) -> Reassembled:
     """Builds a network from legs of a zoo; it holds copies of what the legs need, the zoo stays as it is.
 
-    Seams, new stem and new head start with torch's usual random weights; `initialise_seams` fits the seams.
+    Seams, new stem and new head start with torch's usual random weights; `initialize_seams` fits the seams.
 
     Args:
         legs: such as 'regnety_160[0:2] > regnety_016[23:27]': positions are those of the networks' lines. Where the

@@ -1,13 +1,13 @@
 """Partition of every network of a zoo into K blocks, and of all blocks into K equivalence sets (DeRy, Eq. 2 to 7).
 
-The objective J is the sum over all blocks of the functional similarity S to the centre of their set: the block of the
+The objective J is the sum over all blocks of the functional similarity S to the center of their set: the block of the
 set that is most similar to all of it (the paper's anchor block B_aj; an anchor is a whole network in this package).
 Each block belongs to one set (below Eq. 3), and nothing in Eq. 2 to 5 ties block k of a network to set k: with
 sets='free' a set holds blocks of any depth, and two blocks of one network may share it. With sets='stage', block k of
 every network belongs to set k, so that any choice of one network for each stage is an assembly (Eq. 10 and 11).
 
-S is a sum over a block's two boundaries. So, given the centres, the best partition of each network is an exact dynamic
-programme (lines.py), and, given the partitions, the best centre of a set is an exact medoid; the two alternate.
+S is a sum over a block's two boundaries. So, given the centers, the best partition of each network is an exact dynamic
+programme (lines.py), and, given the partitions, the best center of a set is an exact medoid; the two alternate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import SnnetError
 from ..stitching.stitch import Leg
 from ..utils.seeds import key
 from .partition_lines import Lines
-from .partition_search import State, alternate, published, swap_centres
+from .partition_search import State, alternate, published, swap_centers
 from .similarity import Similarity
 
 SETS = ('free', 'stage')
@@ -29,7 +29,7 @@ STARTS = {'alternating': 64, 'published': 200}
 """Names of the methods, each with its number of starts."""
 
 _SWAPS = 3000
-"""Swaps of a centre that may be tried, about: from all ends in a zoo of few blocks, from none in one of many."""
+"""Swaps of a center that may be tried, about: from all ends in a zoo of few blocks, from none in one of many."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ class Partition:
         networks: names, in the order of the zoo.
         cuts: of each network, the K + 1 positions from 0 to its last between which its blocks lie.
         sets: of each network, the index of the set that each of its blocks belongs to (A of Eq. 2).
-        centres: of each set, the block that is most similar to all of it (B_aj). The published method may leave a
-            set without blocks: its centre is then the one that it had last.
-        objective: J, the sum of S of every block to its centre (Eq. 2).
+        centers: of each set, the block that is most similar to all of it (B_aj). The published method may leave a
+            set without blocks: its center is then the one that it had last.
+        objective: J, the sum of S of every block to its center (Eq. 2).
     """
 
     networks: tuple[str, ...]
     cuts: tuple[tuple[int, ...], ...]
     sets: tuple[tuple[int, ...], ...]
-    centres: tuple[Leg, ...]
+    centers: tuple[Leg, ...]
     objective: float
 
     @property
     def stages(self) -> int:
         """K, the number of blocks of each network."""
-        return len(self.centres)
+        return len(self.centers)
 
     def block(self, network: int | str, stage: int) -> Leg:
         """Block of a network, by index or name, at a stage from 0 to K - 1."""
@@ -80,7 +80,7 @@ def partition(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Partition:
-    """Cuts every network of a zoo into blocks so that blocks of one set are most similar: maximises J (Eq. 2 to 5).
+    """Cuts every network of a zoo into blocks so that blocks of one set are most similar: maximizes J (Eq. 2 to 5).
 
     Args:
         similarity: of all boundaries.
@@ -88,7 +88,7 @@ def partition(
         sizes: of every module of each line, by name of the network (see `line_sizes`).
         epsilon: every block is smaller than (1 + epsilon) / K of its network's line (Eq. 5).
         sets: 'free' lets each block join any set, 'stage' puts block k of each network into set k.
-        method: 'alternating' takes exact steps in turn and, in a small zoo, swaps centres then; 'published' is the
+        method: 'alternating' takes exact steps in turn and, in a small zoo, swaps centers then; 'published' is the
             paper's algorithm of Kernighan-Lin swaps (Eq. 6 and 7) and K-means assignments.
         starts: how many random starts, of which the best end is returned; by default as in `STARTS`.
         seed: of the starts.
@@ -115,7 +115,7 @@ def partition(
     best = [ends[objective] for objective in sorted(ends, reverse=True)]
     if method == 'alternating':
         swapped = best[: _SWAPS // (lines.count * len(lines.start))]
-        best = [swap_centres(lines, state, sets == 'free') for state in swapped] or best
+        best = [swap_centers(lines, state, sets == 'free') for state in swapped] or best
     return _named(lines, max(best, key=lambda state: state.objective))
 
 
@@ -130,6 +130,6 @@ def _named(lines: Lines, state: State) -> Partition:
         lines.names,
         tuple(tuple(row) for row in cuts.tolist()),
         tuple(tuple(row) for row in sets.tolist()),
-        tuple(lines.leg(start, stop) for start, stop in state.centres[order].tolist()),
+        tuple(lines.leg(start, stop) for start, stop in state.centers[order].tolist()),
         state.objective,
     )

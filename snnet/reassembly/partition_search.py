@@ -1,4 +1,4 @@
-"""Climbs of the objective J of a partition: exact steps in turn, swaps of centres, and the paper's own algorithm."""
+"""Climbs of the objective J of a partition: exact steps in turn, swaps of centers, and the paper's own algorithm."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class State:
     Attributes:
         cuts: (networks, K + 1) rows of the similarity matrix.
         sets: (networks x K) set of each block.
-        centres: (K, 2) rows where the centre of each set starts and stops.
+        centers: (K, 2) rows where the center of each set starts and stops.
         objective: J.
     """
 
     cuts: np.ndarray
     sets: np.ndarray
-    centres: np.ndarray
+    centers: np.ndarray
     objective: float
 
 
 def alternate(lines: Lines, free: bool, random: np.random.Generator) -> State:
     """Dynamic programme and medoid in turn, up to a fixed point, from a random start.
 
-    First all networks are cut afresh, even those that own a centre; where J does not grow by that, each of them keeps
-    its centres, so that J cannot fall. Where it does not grow then either, the fixed point is reached.
+    First all networks are cut afresh, even those that own a center; where J does not grow by that, each of them keeps
+    its centers, so that J cannot fall. Where it does not grow then either, the fixed point is reached.
     """
     return _climb(lines, _random_start(lines, free, random), free)
 
@@ -44,7 +44,7 @@ def alternate(lines: Lines, free: bool, random: np.random.Generator) -> State:
 def _climb(lines: Lines, state: State, free: bool) -> State:
     while True:
         for pinned in (False, True):
-            new = _settle(lines, lines.best(_values(lines, state.centres, free, pinned))[0], state.centres, free)
+            new = _settle(lines, lines.best(_values(lines, state.centers, free, pinned))[0], state.centers, free)
             if new is not None and new.objective > state.objective + GAIN:
                 state = new
                 break
@@ -52,48 +52,48 @@ def _climb(lines: Lines, state: State, free: bool) -> State:
             return state
 
 
-def swap_centres(lines: Lines, state: State, free: bool) -> State:
-    """Replaces single centres by any block, each time with the best partition for it, until no swap increases J."""
+def swap_centers(lines: Lines, state: State, free: bool) -> State:
+    """Replaces single centers by any block, each time with the best partition for it, until no swap increases J."""
     swaps = [(k, block) for k in range(lines.count) for block in zip(lines.start, lines.stop, strict=True)]
     improved = True
     while improved:
         improved = False
         for k, block in swaps:
-            centres = state.centres.copy()
-            centres[k] = block
-            values = _values(lines, centres, free, pinned=True)
+            centers = state.centers.copy()
+            centers[k] = block
+            values = _values(lines, centers, free, pinned=True)
             if lines.best_sum(values) <= state.objective + GAIN:
                 continue
-            new = _settle(lines, lines.best(values)[0], centres, free)
+            new = _settle(lines, lines.best(values)[0], centers, free)
             if new is not None and new.objective > state.objective + GAIN:
                 state, improved = _climb(lines, new, free), True
     return state
 
 
 def _random_start(lines: Lines, free: bool, random: np.random.Generator) -> State:
-    """A random partition below the size limit; centres are the blocks of one network or, where free, any of them."""
+    """A random partition below the size limit; centers are the blocks of one network or, where free, any of them."""
     cuts, _ = lines.best(random.random((lines.count, len(lines.start))))
     blocks = np.arange(len(cuts) * lines.count).reshape(len(cuts), -1)
     chosen = blocks[random.integers(len(cuts))]
     if free and random.random() < 0.5:
         chosen = random.choice(blocks.ravel(), lines.count, replace=False)
-    centres = np.stack([cuts[:, :-1].ravel()[chosen], cuts[:, 1:].ravel()[chosen]], 1)
-    state = _settle(lines, cuts, centres, free)
-    assert state is not None  # the centres are blocks of these cuts, and stay in their sets
+    centers = np.stack([cuts[:, :-1].ravel()[chosen], cuts[:, 1:].ravel()[chosen]], 1)
+    state = _settle(lines, cuts, centers, free)
+    assert state is not None  # the centers are blocks of these cuts, and stay in their sets
     return state
 
 
-def _values(lines: Lines, centres: np.ndarray, free: bool, pinned: bool) -> np.ndarray:
-    """Value of every block as the k-th of its network (K, blocks), given the centres (Eq. 3).
+def _values(lines: Lines, centers: np.ndarray, free: bool, pinned: bool) -> np.ndarray:
+    """Value of every block as the k-th of its network (K, blocks), given the centers (Eq. 3).
 
-    Where pinned, a block that overlaps a centre of its own network without being it is forbidden, so that each network
-    keeps the centres it owns.
+    Where pinned, a block that overlaps a center of its own network without being it is forbidden, so that each network
+    keeps the centers it owns.
     """
-    values = lines.s[np.ix_(centres[:, 0], lines.start)] + lines.s[np.ix_(centres[:, 1], lines.stop)]
+    values = lines.s[np.ix_(centers[:, 0], lines.start)] + lines.s[np.ix_(centers[:, 1], lines.stop)]
     if free:
         values = np.repeat(values.max(0)[None], lines.count, 0)
     if pinned:
-        for k, (start, stop) in enumerate(centres):
+        for k, (start, stop) in enumerate(centers):
             same = (lines.start == start) & (lines.stop == stop)
             values[:, (lines.start < stop) & (lines.stop > start) & ~same] = -np.inf
             if not free:
@@ -101,14 +101,14 @@ def _values(lines: Lines, centres: np.ndarray, free: bool, pinned: bool) -> np.n
     return values
 
 
-def _settle(lines: Lines, cuts: np.ndarray, centres: np.ndarray, free: bool) -> State | None:
+def _settle(lines: Lines, cuts: np.ndarray, centers: np.ndarray, free: bool) -> State | None:
     """Assignment and medoid in turn, up to a fixed point, for given cuts; None where a set would be empty."""
     functional = lines.functional(cuts)
     stages = np.tile(np.arange(lines.count), len(cuts))
-    sets = lines.to(centres[:, 0], centres[:, 1], cuts).argmax(0) if free else stages
-    same = (cuts[:, :-1].ravel() == centres[:, :1]) & (cuts[:, 1:].ravel() == centres[:, 1:])
+    sets = lines.to(centers[:, 0], centers[:, 1], cuts).argmax(0) if free else stages
+    same = (cuts[:, :-1].ravel() == centers[:, :1]) & (cuts[:, 1:].ravel() == centers[:, 1:])
     owner, own = np.nonzero(same)
-    sets[own] = owner if free else sets[own]  # a centre is in its set, however much it is like another
+    sets[own] = owner if free else sets[own]  # a center is in its set, however much it is like another
     best = -np.inf
     while True:
         member = sets == np.arange(lines.count)[:, None]
@@ -127,36 +127,36 @@ def _settle(lines: Lines, cuts: np.ndarray, centres: np.ndarray, free: bool) -> 
 
 
 def published(lines: Lines, free: bool, random: np.random.Generator) -> State:
-    """One run of the paper's Algorithm 1: layer swaps, new centres, new assignment, until J grows no more.
+    """One run of the paper's Algorithm 1: layer swaps, new centers, new assignment, until J grows no more.
 
-    A set that loses all its blocks keeps its centre, as in K-means.
+    A set that loses all its blocks keeps its center, as in K-means.
     """
     state = _random_start(lines, free, random)
-    cuts, sets, centres, best = state.cuts.copy(), state.sets, state.centres.copy(), -np.inf
+    cuts, sets, centers, best = state.cuts.copy(), state.sets, state.centers.copy(), -np.inf
     for _ in range(_STEPS):
-        _swap_layers(lines, cuts, sets.reshape(len(cuts), -1), centres)
+        _swap_layers(lines, cuts, sets.reshape(len(cuts), -1), centers)
         starts, stops = cuts[:, :-1].ravel(), cuts[:, 1:].ravel()
         functional = lines.functional(cuts)
         for j in np.unique(sets):
             medoid = np.where(sets == j, (sets == j) @ functional, -np.inf).argmax()
-            centres[j] = starts[medoid], stops[medoid]
-        to_centres = lines.to(centres[:, 0], centres[:, 1], cuts)
+            centers[j] = starts[medoid], stops[medoid]
+        to_centers = lines.to(centers[:, 0], centers[:, 1], cuts)
         if free:
-            sets = to_centres.argmax(0)
-        objective = float(to_centres[sets, np.arange(len(sets))].sum())
+            sets = to_centers.argmax(0)
+        objective = float(to_centers[sets, np.arange(len(sets))].sum())
         if objective <= best + GAIN:
             break
-        best, state = objective, State(cuts.copy(), sets, centres.copy(), objective)
+        best, state = objective, State(cuts.copy(), sets, centers.copy(), objective)
     return state
 
 
-def _swap_layers(lines: Lines, cuts: np.ndarray, sets: np.ndarray, centres: np.ndarray) -> None:
-    """Moves each cut by one module where that increases J most, in place (Eq. 6 and 7); assignment and centres stay."""
+def _swap_layers(lines: Lines, cuts: np.ndarray, sets: np.ndarray, centers: np.ndarray) -> None:
+    """Moves each cut by one module where that increases J most, in place (Eq. 6 and 7); assignment and centers stay."""
 
     def value(start: int, stop: int, which: int) -> float:
         if (start, stop) not in lines.allowed:
             return -np.inf
-        return lines.s[start, centres[which, 0]] + lines.s[stop, centres[which, 1]]
+        return lines.s[start, centers[which, 0]] + lines.s[stop, centers[which, 1]]
 
     for row, which in zip(cuts, sets, strict=True):
         for k in range(1, len(row) - 1):

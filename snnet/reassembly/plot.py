@@ -47,7 +47,7 @@ def draw_similarity(similarity: Similarity, path: Path, title: str = '') -> list
 
 
 def draw_partition(partition: Partition, path: Path, title: str = '') -> list[Path]:
-    """Draws every network as a bar cut into its blocks, coloured by equivalence set; centres have a frame.
+    """Draws every network as a bar cut into its blocks, colored by equivalence set; centers have a frame.
 
     Args:
         partition: what to draw.
@@ -67,11 +67,11 @@ def draw_partition(partition: Partition, path: Path, title: str = '') -> list[Pa
         for k, which in enumerate(sets):
             block = partition.block(i, k)
             start, stop = partition.cuts[i][k], partition.cuts[i][k + 1]
-            style = {'edgecolor': 'black' if block in partition.centres else 'white', 'linewidth': 1.5}
+            style = {'edgecolor': 'black' if block in partition.centers else 'white', 'linewidth': 1.5}
             axes.barh(i, (stop - start) / last, 0.8, start / last, color=f'C{which % 10}', **style)
             axes.text((start + stop) / 2 / last, i, f'{start}:{stop}', ha='center', va='center', fontsize=7)
     _name_rows(axes, partition.networks)
-    axes.set(xlabel='depth (share of the modules of the line); framed: centre of the set', title=title)
+    axes.set(xlabel='depth (share of the modules of the line); framed: center of the set', title=title)
     axes.legend(
         handles=[_patch(f'C{which % 10}', f'set {which + 1}') for which in range(partition.stages)],
         loc='upper left',
@@ -81,7 +81,7 @@ def draw_partition(partition: Partition, path: Path, title: str = '') -> list[Pa
 
 
 def draw_assemblies(assemblies: Sequence[Assembly], partition: Partition, path: Path, title: str = '') -> list[Path]:
-    """Draws assemblies, the best on top, as bars of blocks coloured by network and named by it.
+    """Draws assemblies, the best on top, as bars of blocks colored by network and named by it.
 
     Args:
         assemblies: at least one.
@@ -99,8 +99,8 @@ def draw_assemblies(assemblies: Sequence[Assembly], partition: Partition, path: 
     axes = figure.add_subplot()
     for i, assembly in enumerate(assemblies):
         for k, block in enumerate(assembly.blocks):
-            colour = f'C{partition.networks.index(block.anchor) % 10}'
-            axes.barh(i, 1, 0.8, k, color=colour, alpha=0.6, edgecolor='white', linewidth=1.5)
+            color = f'C{partition.networks.index(block.anchor) % 10}'
+            axes.barh(i, 1, 0.8, k, color=color, alpha=0.6, edgecolor='white', linewidth=1.5)
             text = f'{block.anchor}\n{block.start}:{block.stop}'
             axes.text(k + 0.5, i, text, ha='center', va='center', fontsize=7)
     _name_rows(axes, [f'{a.score:.3f}  {a.flops / 1e9:.3g} GFLOPs  {a.params / 1e6:.3g} M' for a in assemblies])
@@ -109,10 +109,10 @@ def draw_assemblies(assemblies: Sequence[Assembly], partition: Partition, path: 
     return save_figure(figure, path)
 
 
-def _patch(colour: str, label: str) -> Any:
+def _patch(color: str, label: str) -> Any:
     from matplotlib.patches import Patch
 
-    return Patch(color=colour, label=label)
+    return Patch(color=color, label=label)
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:

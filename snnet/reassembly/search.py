@@ -17,7 +17,7 @@ from ..config.parse import ReassembleSettings, to_yaml
 from ..data.datasets import drawn_images, open_dataset
 from ..errors import BudgetInfeasible, CannotStitch, SnnetError
 from ..net.costs import PartFlops, part_flops
-from ..net.create import create_stitchable_net, load_zoo, warn_of_normalisation
+from ..net.create import create_stitchable_net, load_zoo, warn_of_normalization
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import ranks
 from ..utils.files import clear_temporaries, write_text
@@ -64,7 +64,7 @@ class Workshop:
             self.zoo = load_zoo(settings.zoo, pretrained=settings.pretrained, img_size=settings.img_size)
         self.anchors = [anchor.to(self.device).eval() for anchor in self.zoo.values()]
         reassembly.check_zoo(self.anchors)
-        warn_of_normalisation(self.anchors)
+        warn_of_normalization(self.anchors)
         first = create_stitchable_net(self.anchors[:1], pretrained=settings.pretrained)
         self.images = open_dataset(settings, settings.split, first, classes_matter=False)
         self.first = first
@@ -165,7 +165,7 @@ class Workshop:
         images = self._held(net, settings.init_samples)
         samples = sum(map(len, images))
         progress = Progress(samples * len(network.seams), 'images for least squares')
-        fits = reassembly.initialise_seams(
+        fits = reassembly.initialize_seams(
             network, self.zoo, images, samples, progress.update, ridge=settings.init_ridge
         )
         progress.close()

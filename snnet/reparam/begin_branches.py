@@ -1,4 +1,4 @@
-"""How branches begin: initialisations, and what an input says of the statistics that their BatchNorms start with."""
+"""How branches begin: initializations, and what an input says of the statistics that their BatchNorms start with."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def cut_branches(block: Block, kinds: Sequence[str], x: Tensor | None = None) ->
 
 
 def check_init(init: str) -> None:
-    """Refuses an initialisation that does not exist.
+    """Refuses an initialization that does not exist.
 
     Raises:
         SnnetError: names those that there are.

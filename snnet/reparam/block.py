@@ -68,7 +68,7 @@ class Block(nn.Module):
     def set_main(self, weight: Tensor, bias: Tensor, x: Tensor | None = None) -> None:
         """Lets the main branch be this kernel and bias in eval mode, whatever its BatchNorm's statistics are.
 
-        The BatchNorm keeps what it scales by, so that kernel and optimiser go on in their units.
+        The BatchNorm keeps what it scales by, so that kernel and optimizer go on in their units.
 
         Args:
             weight: (out, in / groups, rows, columns).

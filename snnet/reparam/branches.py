@@ -38,7 +38,7 @@ class Branch(nn.Module):
                     parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last BatchNorm normalises: (N, in, H, W) to (N, out, H', W')."""
+        """What the last BatchNorm normalizes: (N, in, H, W) to (N, out, H', W')."""
         raise NotImplementedError
 
     def linear(self) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ class Branch(nn.Module):
 
 
 class Part(Branch):
-    """A kernel that covers a part of the window, around its centre: 1 x 1, 1 x k or k x 1."""
+    """A kernel that covers a part of the window, around its center: 1 x 1, 1 x k or k x 1."""
 
     rows = columns = False
     """Whether it is as high, and as wide, as the window."""
@@ -73,7 +73,7 @@ class Part(Branch):
     def __init__(self, window: Window) -> None:
         super().__init__(window)
         size = window.kernel[0] if self.rows else 1, window.kernel[1] if self.columns else 1
-        self.at = 0 if self.rows else window.centre[0], 0 if self.columns else window.centre[1]
+        self.at = 0 if self.rows else window.center[0], 0 if self.columns else window.center[1]
         self.weight = nn.Parameter(torch.empty(window.channels[1], window.inputs, *size))
 
     @override

@@ -1,4 +1,4 @@
-"""What must follow when a network grows: optimiser, moving average, the other processes of a run."""
+"""What must follow when a network grows: optimizer, moving average, the other processes of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Thing = TypeVar('_Thing')
 
 
 class Attached:
-    """What must follow when a model grows: its optimiser, its moving average, the other processes of a run.
+    """What must follow when a model grows: its optimizer, its moving average, the other processes of a run.
 
     Args:
         model: grows.
@@ -54,7 +54,7 @@ class Attached:
         self.biased: set[str] = set()
 
     def trains(self, weight: nn.Parameter) -> bool:
-        """Whether the optimiser, if it is known, holds a parameter."""
+        """Whether the optimizer, if it is known, holds a parameter."""
         return self.groups is None or self.groups.holds(weight)
 
     def agreed(self, decision: _Thing) -> _Thing:
@@ -63,7 +63,7 @@ class Attached:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Lets the optimiser forget what is gone after a `with` block, and anchors find what is new."""
+        """Lets the optimizer forget what is gone after a `with` block, and anchors find what is new."""
         before = set(self.model.parameters())
         yield
         if self.groups is not None:
@@ -72,7 +72,7 @@ class Attached:
             refresh_anchors(network)
 
     def follow(self, name: str, block: Block) -> None:
-        """After a change of a block: the first process's numbers, and the same branches for average and optimiser."""
+        """After a change of a block: the first process's numbers, and the same branches for average and optimizer."""
         if self.ranks is not None:
             self.ranks.copy_first(iter(block.state_dict().values()))
         if self.average is not None:
@@ -94,11 +94,11 @@ class Attached:
                 self.groups.add(self.model.get_submodule(name))
 
     def names(self) -> list[list[str | None]] | None:
-        """The names in the optimiser's groups (see `Groups.names`)."""
+        """The names in the optimizer's groups (see `Groups.names`)."""
         return None if self.groups is None else self.groups.names()
 
     def restored(self, structure: Mapping[str, Sequence[str]], groups: Sequence[Sequence[str | None]] | None) -> None:
-        """After a structure was restored: the optimiser has its parameters, in the order that they had."""
+        """After a structure was restored: the optimizer has its parameters, in the order that they had."""
         self.biased = {name for name, kinds in structure.items() if BIAS in kinds}
         if self.groups is not None:
             for name in structure:
@@ -108,7 +108,7 @@ class Attached:
 
 
 class Groups:
-    """The groups of an optimiser.
+    """The groups of an optimizer.
 
     Args:
         optimizer: holds parameters of the network.
@@ -119,7 +119,7 @@ class Groups:
         self.optimizer, self.network = optimizer, network
 
     def holds(self, parameter: nn.Parameter) -> bool:
-        """Whether the optimiser trains a parameter."""
+        """Whether the optimizer trains a parameter."""
         return any(parameter is own for group in self.optimizer.param_groups for own in group['params'])
 
     def add(self, module: nn.Module) -> None:
@@ -151,19 +151,19 @@ class Groups:
         return [[names.get(id(p)) for p in group['params']] for group in self.optimizer.param_groups]
 
     def arrange(self, saved: Sequence[Sequence[str | None]]) -> None:
-        """Puts the parameters into the groups and the order that `names` gave: optimisers number what they save.
+        """Puts the parameters into the groups and the order that `names` gave: optimizers number what they save.
 
         Raises:
-            SnnetError: the optimiser has other groups or other parameters.
+            SnnetError: the optimizer has other groups or other parameters.
         """
         groups = self.optimizer.param_groups
         if len(groups) != len(saved):
-            raise SnnetError(f'the checkpoint is of an optimiser of {len(saved)} groups, this one has {len(groups)}')
+            raise SnnetError(f'the checkpoint is of an optimizer of {len(saved)} groups, this one has {len(groups)}')
         named = dict(self.network.named_parameters())
         trained, wanted = ({name for group in of for name in group if name} for of in (self.names(), saved))
         if trained != wanted:
             odd = ', '.join(sorted(trained ^ wanted)[:3])
-            raise SnnetError(f'the checkpoint is of an optimiser of other parameters: they differ in {odd}')
+            raise SnnetError(f'the checkpoint is of an optimizer of other parameters: they differ in {odd}')
         for group, now, names in zip(groups, self.names(), saved, strict=True):
             others = iter([p for p, name in zip(group['params'], now, strict=True) if name is None])
             group['params'][:] = [next(others) if name is None else named[name] for name in names]

@@ -43,7 +43,7 @@ class Change(NamedTuple):
 class Grower:
     """Grows branches beside the convolutions of a network while it is trained (DyRep).
 
-    Call `observe` after each backward pass and `step` after each step of the optimiser (or once an epoch). Every
+    Call `observe` after each backward pass and `step` after each step of the optimizer (or once an epoch). Every
     `every` calls of `step` an interval ends: weak branches are cut, then the best-scored module gets branches, and
     neither changes what the network computes. `fold` ends it: the plain network again.
 
@@ -201,7 +201,7 @@ class Grower:
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Structure, scores and counts, fit for JSON; weights are the model's, moments the optimiser's."""
+        """Structure, scores and counts, fit for JSON; weights are the model's, moments the optimizer's."""
         return {
             'format': FORMAT,
             'calls': self._calls,
@@ -215,7 +215,7 @@ class Grower:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up a state: structure first. The weights and the optimiser's moments are to be loaded after it.
+        """Takes up a state: structure first. The weights and the optimizer's moments are to be loaded after it.
 
         Raises:
             SnnetError: no such state, or a structure that does not match the model.
@@ -255,7 +255,7 @@ class Grower:
             if not weight.requires_grad:
                 refused[name] = 'its weight is frozen'
             elif not self.attached.trains(weight):
-                refused[name] = 'the optimiser does not hold its weight'
+                refused[name] = 'the optimizer does not hold its weight'
         for name, reason in refused.items():
             _log.warning('%s gets no branches: %s', name, reason)
         modules = {name: module for name, module in found.items() if name not in refused}

@@ -53,7 +53,7 @@ class Window:
         return self.channels[0] // self.groups
 
     @property
-    def centre(self) -> tuple[int, int]:
+    def center(self) -> tuple[int, int]:
         """The tap in the middle of the kernel (before the middle of an even one)."""
         return (self.kernel[0] - 1) // 2, (self.kernel[1] - 1) // 2
 

@@ -52,7 +52,7 @@ def expand(
         The network.
 
     Raises:
-        SnnetError: an unknown kind, name or initialisation; a named module that can have no branches; nothing to grow.
+        SnnetError: an unknown kind, name or initialization; a named module that can have no branches; nothing to grow.
     """
     check_kinds(kinds)
     check_init(init)

@@ -74,7 +74,7 @@ def _is_only_front_matter(text: str) -> bool:
 
 
 def _license(text: str) -> str:
-    """The licence in the front matter of a card."""
+    """The license in the front matter of a card."""
     found = re.search(r'^license: *(\S.*)$', text.partition('\n---')[0], re.MULTILINE)
     return found[1].strip() if found else 'unknown'
 
@@ -116,7 +116,7 @@ import snnet
 
 net = snnet.StitchableNet.from_pretrained('{name}')  # a folder with these files, or OWNER/NAME on the hub
 net.select_for_budget(flops={budget:.2e})  # most multiply-adds an image; params=... limits parameters
-logits = net(images)  # (N, 3, height, width), here {size}, normalised as for {config['anchors'][0]['name']}
+logits = net(images)  # (N, 3, height, width), here {size}, normalized as for {config['anchors'][0]['name']}
 ```"""
 
 

@@ -97,7 +97,7 @@ def choose(
     fastest: all that wait now could be answered in time at this level, with some to spare, lest it is missing later;
     the batch answers as many a second as arrive, or else leaves nobody waiting; and after it the fastest level could
     answer all that wait and all that may come meanwhile, in time for the next to come. One level more may run where it
-    leaves nobody waiting: of all mixtures that bear a rate, that of two neighbours on the frontier is the best.
+    leaves nobody waiting: of all mixtures that bear a rate, that of two neighbors on the frontier is the best.
 
     Args:
         choices: to choose from.

@@ -52,7 +52,7 @@ class Outcome:
         dropped: admitted ones given up before they ran.
         late: answered after their deadline.
         mean, p50, p99: milliseconds from arrival to answer of those answered.
-        utilisation: share of the time in which the worker ran, in percent.
+        utilization: share of the time in which the worker ran, in percent.
     """
 
     requests: int
@@ -65,7 +65,7 @@ class Outcome:
     mean: float
     p50: float
     p99: float
-    utilisation: float
+    utilization: float
 
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -205,5 +205,5 @@ def _outcome(arrived: np.ndarray, due: np.ndarray, answers: _Answers) -> Outcome
         mean=float(latency.mean()) if len(latency) else math.nan,
         p50=float(p50),
         p99=float(p99),
-        utilisation=100 * answers.busy / end if end > 0 else 100.0,
+        utilization=100 * answers.busy / end if end > 0 else 100.0,
     )

@@ -89,7 +89,7 @@ def table(rows: Sequence[Row]) -> str:
         name = row.policy if row.stitch is None else f'{row.policy} {row.stitch}'
         lines.append(
             f'{row.load:>5.2f} {row.rate:>8.4g}  {name:<14}{o.attainment:>10.3f}{o.accuracy:>8.2f}{o.effective:>10.2f}'
-            f'{o.p50:>9.4g}{o.p99:>9.4g}{o.refused:>9}{o.late + o.dropped:>7}{o.utilisation:>8.1f}'
+            f'{o.p50:>9.4g}{o.p99:>9.4g}{o.refused:>9}{o.late + o.dropped:>7}{o.utilization:>8.1f}'
         )
     return '\n'.join(lines)
 

@@ -64,7 +64,7 @@ def list_stitches(
 ) -> tuple[Stitch, ...]:
     """All stitches of anchors given from small to large, in the published order of ids.
 
-    Anchors come first; then, stage by stage, pair by pair, join by join, the stitches of neighbours. Without the
+    Anchors come first; then, stage by stage, pair by pair, join by join, the stitches of neighbors. Without the
     nearest-anchor rule follow the pairs further apart (Ti-B) and the chains of three anchors (Ti-S-B). Two ways list
     all that from small to large, then from large to small with stitch layers of their own, then, without the
     nearest-anchor rule, the chains that leave an anchor for another and return to it (SN-Netv2).
@@ -72,14 +72,14 @@ def list_stitches(
     Args:
         anchors: from small to large, with distinct names; one alone makes one stitch, itself.
         window, step: width and advance of the paired rule's sliding window.
-        nearest: stitch only neighbours in cost.
+        nearest: stitch only neighbors in cost.
         direction: 'fast_to_slow' goes from the smaller anchor to the larger, 'slow_to_fast' the other way, 'two_way'
             is both.
         official: share the stitch layers of the unpaired rule as the published implementation does.
 
     Raises:
         SnnetError: an option out of range, or no anchors.
-        CannotStitch: anchors of different class counts or image sizes, or neighbours without a common grid.
+        CannotStitch: anchors of different class counts or image sizes, or neighbors without a common grid.
     """
     if window < 1 or step < 1:
         raise SnnetError(f'window and step are at least 1, but window={window} and step={step} were asked for')

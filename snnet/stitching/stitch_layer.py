@@ -41,7 +41,7 @@ class StitchLayer(nn.Linear):
         self.register_parameter('up', None)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Kaiming initialisation as in torch's layers: uniform within 1 / sqrt(front channels), drawn on the CPU."""
+        """Kaiming initialization as in torch's layers: uniform within 1 / sqrt(front channels), drawn on the CPU."""
         bound = 1 / math.sqrt(self.in_features)
         with torch.no_grad():
             for parameter in (self.weight, self.bias):
@@ -52,7 +52,7 @@ class StitchLayer(nn.Linear):
 
         Args:
             rank: of the update; no more than the narrower side has channels is ever needed, or used.
-            generator: draws A as in Kaiming's initialisation, on the CPU; B is zero.
+            generator: draws A as in Kaiming's initialization, on the CPU; B is zero.
 
         Raises:
             SnnetError: a rank below one, or an update that is already there.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..calibration.initialise import METHODS
+from ..calibration.initialize import METHODS
 from ..config.parse import TrainSettings
 from ..errors import SnnetError
 from ..utils.modes import autocast

@@ -53,7 +53,7 @@ class State:
         """Everything else, fit for JSON.
 
         Raises:
-            SnnetError: the optimiser keeps lists of tensors or the like.
+            SnnetError: the optimizer keeps lists of tensors or the like.
         """
         rows = self._rows()
         moments = {i: {k: v for k, v in row.items() if not isinstance(v, Tensor)} for i, row in rows['moment'].items()}
@@ -82,7 +82,7 @@ class State:
         self.scaler.load_state_dict(values['scaler'])
 
     def _rows(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """What the optimiser keeps of each parameter and of each group of them."""
+        """What the optimizer keeps of each parameter and of each group of them."""
         state = self.optimizer.state_dict()
         found = {'moment': state['state'].items(), 'group': enumerate(state['param_groups'])}
         return {kind: {str(i): row for i, row in rows} for kind, rows in found.items()}
@@ -112,7 +112,7 @@ class Checkpoints:
             values: what else to keep; `loss` decides which checkpoint is the best.
 
         Raises:
-            SnnetError: a weight or moment is not finite, or the optimiser keeps what a checkpoint cannot hold.
+            SnnetError: a weight or moment is not finite, or the optimizer keeps what a checkpoint cannot hold.
         """
         final = self.folder / f'step-{step:08}'
         if final.exists():  # verified when the run began, or written by it: equal bits
@@ -161,12 +161,12 @@ class Checkpoints:
         """Takes up the checkpoint of this step, which `newest` has verified.
 
         Raises:
-            SnnetError: it belongs to other networks or another optimiser.
+            SnnetError: it belongs to other networks or another optimizer.
         """
         path = self.folder / f'step-{step:08}'
         values = json.loads((path / _VALUES).read_text(encoding='utf-8'))
         try:
-            # on the CPU first: optimisers count steps there, and put the moments where their parameters are
+            # on the CPU first: optimizers count steps there, and put the moments where their parameters are
             state.load(load_file(path / _TENSORS), values)
         except (SafetensorError, RuntimeError, LookupError, ValueError) as error:
             raise SnnetError(
@@ -207,7 +207,7 @@ def _under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
-    """A moment in its parameter's memory format, which fused optimisers take for granted without a look."""
+    """A moment in its parameter's memory format, which fused optimizers take for granted without a look."""
     if moment.dim() < 2 or moment.shape != parameter.shape:
         return moment
     return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)

@@ -82,12 +82,12 @@ class Question:
 
 
 class Teacher(nn.Module):
-    """A frozen network in eval mode that takes images normalised for the student.
+    """A frozen network in eval mode that takes images normalized for the student.
 
     Args:
         model: the network.
-        mean, std: how its own images are normalised, a value a channel.
-        student_mean, student_std: how the images it is given are normalised.
+        mean, std: how its own images are normalized, a value a channel.
+        student_mean, student_std: how the images it is given are normalized.
     """
 
     scale: Tensor

@@ -1,13 +1,13 @@
-"""What a training run begins with: the net of its settings, with initialised stitch layers."""
+"""What a training run begins with: the net of its settings, with initialized stitch layers."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 
-from ..calibration.initialise import initialise, kaiming
+from ..calibration.initialize import initialize, kaiming
 from ..config.parse import TrainSettings
-from ..data.datasets import initialisation_images
+from ..data.datasets import initialization_images
 from ..net.create import create_stitchable_net
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
@@ -32,7 +32,7 @@ def build_net(settings: TrainSettings) -> StitchableNet:
     )
 
 
-def initialise_layers(settings: TrainSettings, net: StitchableNet, ranks: Ranks, alive: Callable[[], object]) -> None:
+def initialize_layers(settings: TrainSettings, net: StitchableNet, ranks: Ranks, alive: Callable[[], object]) -> None:
     """Sets the stitch layers by least squares, with a report a layer, or by Kaiming's random choice.
 
     Args:
@@ -46,7 +46,7 @@ def initialise_layers(settings: TrainSettings, net: StitchableNet, ranks: Ranks,
     if settings.init == 'kaiming':
         kaiming(net, generator(settings.seed, 'kaiming'))
         return
-    images, share = initialisation_images(settings, net, ranks)
+    images, share = initialization_images(settings, net, ranks)
     reduce = ranks.all_reduce if ranks.world > 1 else None
     progress = Progress(share, 'images for least squares', quiet=not ranks.first)
 
@@ -54,7 +54,7 @@ def initialise_layers(settings: TrainSettings, net: StitchableNet, ranks: Ranks,
         alive()
         progress.update(count)
 
-    fits = initialise(net, images, max(1, share), settings.init, reduce, note, settings.init_ridge)
+    fits = initialize(net, images, max(1, share), settings.init, reduce, note, settings.init_ridge)
     progress.close()
     for fit in fits:
         _log.debug(

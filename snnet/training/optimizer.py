@@ -1,4 +1,4 @@
-"""Optimiser and schedule of a net: timm's, with a learning rate for the anchors and one for the stitch layers."""
+"""Optimizer and schedule of a net: timm's, with a learning rate for the anchors and one for the stitch layers."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def parameter_groups(net: StitchableNet, settings: TrainSettings) -> list[dict[s
 
 
 def make_optimizer(net: StitchableNet, settings: TrainSettings) -> torch.optim.Optimizer:
-    """timm's optimiser of the name in the settings.
+    """timm's optimizer of the name in the settings.
 
     Raises:
-        SnnetError: timm knows no such optimiser.
+        SnnetError: timm knows no such optimizer.
     """
     groups = parameter_groups(net, settings)
     try:
         fused = {'fused': True} if settings.fused else {}
         return create_optimizer_v2(groups, opt=settings.opt, lr=settings.lr, momentum=settings.momentum, **fused)
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
-        raise SnnetError(f"timm has no optimiser '{settings.opt}' for these settings: {error}") from None
+        raise SnnetError(f"timm has no optimizer '{settings.opt}' for these settings: {error}") from None
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> Scheduler:
@@ -63,7 +63,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, ste
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=settings.sched,
-            num_epochs=max(1, settings.epochs),  # no epochs: initialise only
+            num_epochs=max(1, settings.epochs),  # no epochs: initialize only
             warmup_epochs=settings.warmup_epochs if settings.epochs else 0,
             warmup_lr=settings.warmup_lr,
             min_lr=settings.min_lr,

@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from ..config.parse import TrainSettings
-from ..data.datasets import TrainImages, initialisation_images
+from ..data.datasets import TrainImages, initialization_images
 from ..errors import SnnetError
 from ..evaluation.prepare_statistics import recalibrate_in_sight
 from ..net.batchnorm import batch_norms
@@ -28,7 +28,7 @@ from ..utils.seeds import generator, key, seed_libraries
 from .check_settings import check
 from .checkpoint import Checkpoints, State
 from .growth import make_grower, told
-from .initial_net import build_net, initialise_layers
+from .initial_net import build_net, initialize_layers
 from .run_folder import RunFolder
 from .signals import StopRequest, Watchdog
 from .step import Batch, Step
@@ -256,10 +256,10 @@ class Trainer:
             )
 
     def _start(self) -> None:
-        """Initialises the stitch layers, and the branches that are there from the start."""
-        initialise_layers(self.settings, self.net, self.ranks, self.watchdog.alive)
+        """Initializes the stitch layers, and the branches that are there from the start."""
+        initialize_layers(self.settings, self.net, self.ranks, self.watchdog.alive)
         if self.grower is not None and self.settings.grow_static:
-            images, _ = initialisation_images(self.settings, self.net, self.ranks)
+            images, _ = initialization_images(self.settings, self.net, self.ranks)
             self.grower.grow_all(next((batch for batch, _ in images), None))
             self.step.follow()
         if self.ranks.first:

@@ -417,7 +417,7 @@ def test_traced_networks_are_stitched(small, large, tmp_path):
     x = images(64)
     snnet.measure_costs(net)
     costs = [(r.flops, r.params) for r in net.records]
-    snnet.initialise(net, [images(64, 8)], samples=8)
+    snnet.initialize(net, [images(64, 8)], samples=8)
     assert len(net.stitches) >= 4
     assert costs[0] < costs[2] < costs[1]
     with torch.no_grad():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import snnet
-from snnet.calibration.initialise import Sums
+from snnet.calibration.initialize import Sums
 from tests.helpers.families import NETS, family_net, images, shared_net
 
 ROWS = 600
@@ -102,9 +102,9 @@ def with_ridge(front, end, ridge):
 
 def test_a_ridge_solves_the_problem_with_rows_that_ask_for_small_scaled_weights():
     front, end = features(24, 0, offset=5), features(40, 1)
-    centred = front - front.mean(0)
-    scale = centred.square().sum(0).sqrt()
-    more = torch.cat([centred / scale, 0.3**0.5 * torch.eye(24, dtype=front.dtype)])
+    centerd = front - front.mean(0)
+    scale = centerd.square().sum(0).sqrt()
+    more = torch.cat([centerd / scale, 0.3**0.5 * torch.eye(24, dtype=front.dtype)])
     wanted = torch.linalg.lstsq(more, torch.cat([end - end.mean(0), torch.zeros(24, 40, dtype=end.dtype)])).solution
     weight, bias, fit = with_ridge(front, end, 0.3)
     torch.testing.assert_close(weight.T * scale[:, None], wanted)
@@ -132,13 +132,13 @@ def test_the_larger_the_ridge_the_smaller_the_weight_and_the_better_the_conditio
     assert (found[0][2].rank, found[1][2].rank) == (23, 24)
 
 
-def test_initialising_with_a_ridge_reaches_every_layer_and_a_bad_one_is_refused():
+def test_initializing_with_a_ridge_reaches_every_layer_and_a_bad_one_is_refused():
     net, x = family_net('vit'), images(32, 24)
-    plain, ridged = snnet.initialise(net, [x], samples=24), snnet.initialise(net, [x], samples=24, ridge=0.5)
+    plain, ridged = snnet.initialize(net, [x], samples=24), snnet.initialize(net, [x], samples=24, ridge=0.5)
     assert all(a.residual < b.residual for a, b in zip(plain, ridged, strict=True))
     for ridge in (-0.1, float('nan'), float('inf')):
         with pytest.raises(snnet.SnnetError, match=f'ridge .* not {ridge}'):
-            snnet.initialise(net, [x], samples=24, ridge=ridge)
+            snnet.initialize(net, [x], samples=24, ridge=ridge)
 
 
 def test_sums_add_up_however_the_rows_are_split():
@@ -175,7 +175,7 @@ def solutions_by_hand(net, layer, x):
 def test_a_shared_layer_is_fitted_to_all_its_joins_at_once(name):
     net, x = shared_net(name), images(shared_net(name).input_size[1], 24)
     before = {key: value.clone() for key, value in net.state_dict().items() if key.startswith('anchors')}
-    fits = snnet.initialise(net, [x], samples=24)
+    fits = snnet.initialize(net, [x], samples=24)
     assert [fit.layer for fit in fits] == list(range(len(net.stitch_layers)))
     for fit in fits:
         pairs, _ = solutions_by_hand(net, fit.layer, x)
@@ -192,7 +192,7 @@ def test_a_shared_layer_is_fitted_to_all_its_joins_at_once(name):
 
 def test_by_the_mean_a_shared_layer_is_the_mean_of_the_solutions_of_its_joins():
     net, x = family_net('vit'), images(32, 24)
-    snnet.initialise(net, [x], samples=24, method='mean')
+    snnet.initialize(net, [x], samples=24, method='mean')
     for index in range(len(net.stitch_layers)):
         _, solutions = solutions_by_hand(net, index, x)
         assert len(solutions) > 1

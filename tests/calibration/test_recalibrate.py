@@ -43,7 +43,7 @@ def nets():
 
 
 @pytest.mark.parametrize('name', CNNS)
-def test_every_batch_norm_of_every_stitch_sees_the_mean_and_variance_that_it_normalises_with(nets, name):
+def test_every_batch_norm_of_every_stitch_sees_the_mean_and_variance_that_it_normalizes_with(nets, name):
     net, _ = nets[name]
     seen = {}
     norms = batch_norms(net)
@@ -182,8 +182,8 @@ def load_a_block(net):
     net.anchor(1).model.layer1.load_state_dict(net.anchor(1).model.layer1.state_dict())
 
 
-def initialise(net):
-    snnet.initialise(net, [SAMPLES], samples=10)
+def initialize(net):
+    snnet.initialize(net, [SAMPLES], samples=10)
 
 
 def step(net):
@@ -192,7 +192,7 @@ def step(net):
     optimizer.step()
 
 
-@pytest.mark.parametrize('change', [train_mode, load, load_a_block, initialise, step])
+@pytest.mark.parametrize('change', [train_mode, load, load_a_block, initialize, step])
 def test_statistics_are_never_used_with_other_weights(nets, tmp_path, change, caplog):
     net = copy.deepcopy(nets['resnet'][0])
     assert net.statistics is not None

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from snnet import SnnetError, create_stitchable_net
-from snnet.data.datasets import TrainImages, clean_loader, initialisation_images, open_dataset, train_transform
+from snnet.data.datasets import TrainImages, clean_loader, initialization_images, open_dataset, train_transform
 from snnet.utils.distributed import Ranks
 from snnet.utils.seeds import generator, key, seeded_libraries
 from tests.helpers.runs import train_settings, write_images
@@ -85,13 +85,13 @@ def test_repeated_augmentation_shows_an_image_several_times_and_each_time_otherw
     assert len({draw.key for draw in draws}) == 24
 
 
-def test_posterising_never_asks_pillow_for_zero_bits(net):
+def test_posterizing_never_asks_pillow_for_zero_bits(net):
     transform = train_transform(settings_of('unused'), net)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     steps = [step for step in transform.transforms if hasattr(step, 'ops')]
-    posterise = [op for step in steps for op in step.ops if op.name.startswith('Posterize')]
-    assert posterise
-    for op in posterise:
+    posterize = [op for step in steps for op in step.ops if op.name.startswith('Posterize')]
+    assert posterize
+    for op in posterize:
         assert op.level_fn(10, op.hparams) == (1,)
         op.prob, op.magnitude, op.magnitude_std = 1.0, 10, 0
         assert op(image).size == (32, 32)
@@ -101,10 +101,10 @@ def pixels_of(batches):
     return {image.numpy().tobytes() for images, _ in batches for image in images}
 
 
-def test_initialisation_takes_a_random_choice_that_the_ranks_share(net, folder):
+def test_initialization_takes_a_random_choice_that_the_ranks_share(net, folder):
     settings = settings_of(folder, init_samples=9)
-    whole, count = initialisation_images(settings, net, ALONE)
-    shares = [initialisation_images(settings, net, Ranks(rank, 2, torch.device('cpu'))) for rank in (0, 1)]
+    whole, count = initialization_images(settings, net, ALONE)
+    shares = [initialization_images(settings, net, Ranks(rank, 2, torch.device('cpu'))) for rank in (0, 1)]
     assert count == 9
     assert [n for _, n in shares] == [5, 4]
     chosen = pixels_of(whole)

@@ -17,7 +17,7 @@ from timm.data import create_dataset
 from torch import distributed as dist
 
 from snnet import SnnetError, create_stitchable_net
-from snnet.data.datasets import TrainImages, clean_loader, initialisation_images, open_dataset
+from snnet.data.datasets import TrainImages, clean_loader, initialization_images, open_dataset
 from snnet.data.decode import Pictures, Quarantine, Unreadable
 from snnet.utils.distributed import Ranks
 from tests.helpers.runs import train_settings, write_images
@@ -234,8 +234,8 @@ def test_evaluation_refuses_an_image_that_cannot_be_read(net, folder, workers):
     assert sum(len(x) for x, _ in clean_loader(settings, dataset, net, range(8), 4)) == 8
 
 
-def test_initialisation_puts_another_image_in_the_place_of_a_bad_one(net, folder, caplog):
-    batches, count = initialisation_images(settings_of(folder, init_samples=24), net, ALONE)
+def test_initialization_puts_another_image_in_the_place_of_a_bad_one(net, folder, caplog):
+    batches, count = initialization_images(settings_of(folder, init_samples=24), net, ALONE)
     assert sum(len(x) for x, _ in batches) == count == 24
     assert len([record for record in caplog.records if 'cannot be read' in record.message]) == 2
 

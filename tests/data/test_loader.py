@@ -13,7 +13,7 @@ from timm.data import create_transform
 
 import snnet.data.loader
 from snnet import SnnetError, create_stitchable_net
-from snnet.data.batches import AugmentedPictures, Batch, Normaliser, collate
+from snnet.data.batches import AugmentedPictures, Batch, Normalizer, collate
 from snnet.data.datasets import TrainImages, open_dataset, train_transform
 from snnet.data.decode import Pictures
 from snnet.data.loader import Loader
@@ -51,7 +51,7 @@ def transform_of_timm(settings, net):
         color_jitter=settings.color_jitter, auto_augment=settings.aa, interpolation=settings.train_interpolation,
         mean=HALF, std=HALF, re_prob=settings.reprob, re_mode=settings.remode,
     )  # fmt: skip
-    whole.transforms[2] = config.transforms[2]  # RandAugment without posterising to 0 bits
+    whole.transforms[2] = config.transforms[2]  # RandAugment without posterizing to 0 bits
     return whole
 
 
@@ -77,7 +77,7 @@ def test_uint8_from_the_processes_ends_as_the_very_floats_of_timms_own_transform
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_every_level_of_every_channel_is_normalised_to_the_last_bit(device):
+def test_every_level_of_every_channel_is_normalized_to_the_last_bit(device):
     if device == 'cuda' and not torch.cuda.is_available():
         pytest.skip('no GPU')
     levels = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
@@ -92,7 +92,7 @@ def test_every_level_of_every_channel_is_normalised_to_the_last_bit(device):
             (3, 16, 16), no_aug=True, is_training=True, mean=mean, std=std, interpolation='nearest'
         )
         batch = Batch(levels.expand(2, 3, 16, 16), torch.zeros(2), [], torch.empty(0), [], False)
-        ours, _ = Normaliser(mean, std, torch.device(device))(batch)
+        ours, _ = Normalizer(mean, std, torch.device(device))(batch)
         assert torch.equal(ours[1].cpu(), steps(image))
 
 
@@ -127,7 +127,7 @@ def test_a_batch_holds_the_fillings_of_its_own_images():
         canvas[:, 0:2, 1:4] = torch.randn(3, 2, 3)
 
     items = [AugmentedPictures(Decodes(9), pixels, erase_top_left)[Draw(i, i)] for i in range(3)]
-    images, targets = Normaliser((0.0,) * 3, (1.0,) * 3, CPU)(collate(items))
+    images, targets = Normalizer((0.0,) * 3, (1.0,) * 3, CPU)(collate(items))
     for i in range(3):
         seed_cpu(i)
         assert torch.equal(images[i, :, 0:2, 1:4], torch.randn(3, 2, 3))
@@ -153,7 +153,7 @@ def pass_of(loader, first=0):
 
 def loader_of(tmp_path, workers=2):
     source = AugmentedPictures(Decodes(20), Slow(tmp_path / 'obstacle'))
-    return Loader(source, Normaliser((0.0,) * 3, (1.0,) * 3, CPU), workers, lambda *bad: None)
+    return Loader(source, Normalizer((0.0,) * 3, (1.0,) * 3, CPU), workers, lambda *bad: None)
 
 
 def children():
@@ -203,7 +203,7 @@ class Deadly:
 
 
 def test_processes_that_are_killed_each_time_end_in_a_sentence(quick):
-    loader = Loader(AugmentedPictures(Decodes(20), Deadly()), Normaliser(MEAN, STD, CPU), 1, lambda *bad: None)
+    loader = Loader(AugmentedPictures(Decodes(20), Deadly()), Normalizer(MEAN, STD, CPU), 1, lambda *bad: None)
     with pytest.raises(SnnetError, match=r'killed again and again.*memory.*lower --workers \(1\)') as error:
         list(pass_of(loader))
     assert '\n' not in str(error.value)
@@ -259,7 +259,7 @@ def test_a_pass_that_was_broken_off_does_not_mix_with_the_next(tmp_path):
 def test_processes_end_with_a_pass_that_does_not_end_well(tmp_path, ending):
     before = set(children())
     transform = Wrong() if ending == 'error' else pixels
-    loader = Loader(AugmentedPictures(Decodes(20), transform), Normaliser(MEAN, STD, CPU), 2, lambda *bad: None)
+    loader = Loader(AugmentedPictures(Decodes(20), transform), Normalizer(MEAN, STD, CPU), 2, lambda *bad: None)
     batches = pass_of(loader)
     try:
         next(batches)
@@ -292,7 +292,7 @@ class Wrong:
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_an_error_in_a_transform_is_no_killed_process_and_no_bad_image(workers):
-    loader = Loader(AugmentedPictures(Decodes(20), Wrong()), Normaliser(MEAN, STD, CPU), workers, lambda *bad: None)
+    loader = Loader(AugmentedPictures(Decodes(20), Wrong()), Normalizer(MEAN, STD, CPU), workers, lambda *bad: None)
     with pytest.raises(OSError, match='a bug'):
         list(pass_of(loader))
 

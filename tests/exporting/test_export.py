@@ -236,7 +236,7 @@ def test_a_fixed_batch_takes_that_size_alone(tmp_path):
     assert [size.dim_value for size in onnx.load(path).graph.input[0].type.tensor_type.shape.dim] == [1, 3, 32, 32]
 
 
-class Specialised(nn.Module):
+class Specialized(nn.Module):
     """A block whose graph holds for one batch size only."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ class Specialised(nn.Module):
 
 def test_what_has_no_graph_for_every_batch_is_refused(tmp_path):
     net = family_net('vit')
-    net.anchor(0).model.blocks[1] = Specialised()
+    net.anchor(0).model.blocks[1] = Specialized()
     with pytest.raises(snnet.SnnetError, match=r'small\[:\] cannot be exported to .* \(a fixed batch'):
         export(net, 0, tmp_path / 'a.pt2')
     assert list(tmp_path.iterdir()) == []
@@ -331,7 +331,7 @@ def int8_error(run: Callable[[Tensor], Tensor], net: snnet.StitchableNet, stitch
         return float((run(x) - wanted).abs().max() / wanted.abs().max())
 
 
-def test_an_extracted_stitch_is_quantised_by_torchao_and_exported(tmp_path):
+def test_an_extracted_stitch_is_quantized_by_torchao_and_exported(tmp_path):
     quantization = pytest.importorskip('torchao.quantization')
     net = wide_net()
     module = net.extract(3)
@@ -345,7 +345,7 @@ def test_an_extracted_stitch_is_quantised_by_torchao_and_exported(tmp_path):
     assert done.path.stat().st_size < plain.stat().st_size / 2
 
 
-def test_an_exported_stitch_is_quantised_by_onnxruntime(tmp_path):
+def test_an_exported_stitch_is_quantized_by_onnxruntime(tmp_path):
     quantization = pytest.importorskip('onnxruntime.quantization')
     net, path, small = wide_net(), tmp_path / 'a.onnx', tmp_path / 'int8.onnx'
     export(net, 3, path)

@@ -33,7 +33,7 @@ def made_up(networks, stages, seed=0, free=False, holes=0.0):
     random = np.random.default_rng(seed)
     sets = random.integers(0, stages, (networks, stages)) if free else np.tile(np.arange(stages), (networks, 1))
     names = tuple(f'n{i}' for i in range(networks))
-    centres = tuple(Leg('n0', k, k + 1) for k in range(stages))
+    centers = tuple(Leg('n0', k, k + 1) for k in range(stages))
     cuts = (tuple(range(stages + 1)),) * networks
     seams = random.integers(1, 50, (stages - 1, networks, networks, 2)).astype(float)
     seams[random.random(seams.shape[:3]) < holes] = np.inf
@@ -41,7 +41,7 @@ def made_up(networks, stages, seed=0, free=False, holes=0.0):
     seams[:, range(networks), range(networks)] = 0
     scores[:, range(networks), range(networks)] = 1
     costs = random.integers(1, 1000, (stages, networks, 2)).astype(float)
-    partition = Partition(names, cuts, tuple(tuple(row) for row in sets.tolist()), centres, 0.0)
+    partition = Partition(names, cuts, tuple(tuple(row) for row in sets.tolist()), centers, 0.0)
     return Tables(partition, costs, seams, scores)
 
 
@@ -148,7 +148,7 @@ def test_a_zoo_without_any_assembly_says_why():
         rank_assemblies(made_up(4, 3, holes=1.0))
     tables = made_up(4, 3)
     alike = Tables(
-        Partition(tables.partition.networks, tables.partition.cuts, ((0, 0, 1),) * 4, tables.partition.centres, 0.0),
+        Partition(tables.partition.networks, tables.partition.cuts, ((0, 0, 1),) * 4, tables.partition.centers, 0.0),
         *(tables.costs, tables.seams, tables.scores),
     )
     with pytest.raises(CannotStitch, match="sets='stage'"):
@@ -177,10 +177,10 @@ def zoo():
 def example(anchors):
     """A partition of the small zoo into three blocks by hand, and a similarity."""
     cuts = ((0, 2, 4, 8), (0, 2, 5, 15), (0, 1, 2, 4))
-    centres = tuple(Leg('cnn', a, b) for a, b in itertools.pairwise(cuts[0]))
+    centers = tuple(Leg('cnn', a, b) for a, b in itertools.pairwise(cuts[0]))
     boundaries = tuple((a.name, p) for a in anchors for p in range(len(a.boundaries)))
     values = np.random.default_rng(0).random((len(boundaries),) * 2)
-    partition = Partition(tuple(a.name for a in anchors), cuts, ((0, 1, 2),) * 3, centres, 1.0)
+    partition = Partition(tuple(a.name for a in anchors), cuts, ((0, 1, 2),) * 3, centers, 1.0)
     return partition, Similarity(boundaries, (values + values.T) / 2)
 
 

@@ -66,7 +66,7 @@ def test_the_score_is_the_log_determinant_of_shared_codes(activation):
     assert sign == 1
     assert found.plain == pytest.approx(expected, rel=1e-9)
     assert found.units == 300
-    assert found.normalised == pytest.approx(np.linalg.slogdet(kernel(model.before.detach()) / 300)[1], rel=1e-9)
+    assert found.normalized == pytest.approx(np.linalg.slogdet(kernel(model.before.detach()) / 300)[1], rel=1e-9)
 
 
 def test_batches_are_averaged():
@@ -80,7 +80,7 @@ def test_batches_are_averaged():
 def test_only_the_plain_score_grows_with_the_number_of_units():
     small, large = (naswot(network(units=units), [rows(seed=i) for i in range(4)]) for units in (400, 4000))
     assert large.plain - small.plain == pytest.approx(8 * math.log(10), abs=1.5)
-    assert large.normalised == pytest.approx(small.normalised, abs=1.5)
+    assert large.normalized == pytest.approx(small.normalized, abs=1.5)
 
 
 def test_an_image_that_occurs_twice_costs_much_and_stays_finite():
@@ -98,7 +98,7 @@ def test_real_networks_are_scored_and_left_as_they_were(name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = naswot(model, [images(size, 4)])
     assert math.isfinite(found.plain)
-    assert found.normalised <= 0
+    assert found.normalized <= 0
     assert found.units > 500
     assert naswot(model, [images(size, 4)]) == found
     assert model.training

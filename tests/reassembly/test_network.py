@@ -17,7 +17,7 @@ from snnet import Boundary, CannotStitch, Leg, SnnetError, StitchableNet
 from snnet.anchors.anchor import Anchor, Stage
 from snnet.evaluation.evaluate import evaluate
 from snnet.net.create import load_folder, load_zoo
-from snnet.reassembly.initialise_joins import initialise_seams
+from snnet.reassembly.initialize_joins import initialize_seams
 from snnet.reassembly.joins import Seam, behind_seam, relayout
 from snnet.reassembly.network import Reassembled, reassemble
 from snnet.reassembly.published_flops import published_flops
@@ -374,7 +374,7 @@ def test_least_squares_finds_the_identity_between_legs_of_one_network(name, seam
     net = reassemble(
         f'{name}[:3] > {name}[3:6] > {name}[6:]' if name != 'vit' else 'vit[:2] > vit[2:]', zoo(), seams=seams
     )
-    fits = initialise_seams(net.eval(), zoo(), [images(64, 40, seed) for seed in (1, 2)], 80)
+    fits = initialize_seams(net.eval(), zoo(), [images(64, 40, seed) for seed in (1, 2)], 80)
     assert [fit.layer for fit in fits] == list(range(len(net.seams)))
     assert max(fit.residual for fit in fits) < 1e-6
     torch.testing.assert_close(net(images(64)), zoo()[name](images(64)), rtol=1e-3, atol=1e-3)
@@ -386,7 +386,7 @@ def test_least_squares_finds_the_identity_between_legs_of_one_network(name, seam
 )
 def test_the_residual_is_what_the_published_seam_misses(legs):
     net, x = reassemble(legs, zoo()).eval(), images(64, 20)
-    (fit,) = initialise_seams(net, zoo(), [x], 20)
+    (fit,) = initialize_seams(net, zoo(), [x], 20)
     seam, leg = net.seam(0), net.plan[1]
     own = zoo()[leg.anchor]
     with torch.no_grad():
@@ -402,7 +402,7 @@ def test_the_residual_is_what_the_published_seam_misses(legs):
 def test_memory_of_the_fit_does_not_hold_the_images_and_bad_input_is_refused():
     net = network()
     told = []
-    initialise_seams(net, zoo(), [images(64, 6)], 6, told.append)
+    initialize_seams(net, zoo(), [images(64, 6)], 6, told.append)
     assert told == [4, 2] * len(net.seams)
     for batches, options, hint in (
         (iter([images(64)]), {}, 'no iterator'),
@@ -412,9 +412,9 @@ def test_memory_of_the_fit_does_not_hold_the_images_and_bad_input_is_refused():
         ([images(64)], {'ridge': -1.0}, 'ridge'),
     ):
         with pytest.raises(SnnetError, match=hint):
-            initialise_seams(net, zoo(), batches, **options)
+            initialize_seams(net, zoo(), batches, **options)
     with pytest.raises(SnnetError, match="the zoo lacks 'swin'"):
-        initialise_seams(net, {'cnn': zoo()['cnn']}, [images(64)])
+        initialize_seams(net, {'cnn': zoo()['cnn']}, [images(64)])
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def all_cuts(size, blocks, epsilon):
 
 
 def brute_force(similarity, blocks, sizes, epsilon, sets):
-    """The largest J over all partitions and, where sets are free, over all choices of centres among the blocks."""
+    """The largest J over all partitions and, where sets are free, over all choices of centers among the blocks."""
     options = [all_cuts(sizes[name], blocks, epsilon) for name in similarity.positions]
     first = [similarity.span(name).start for name in similarity.positions]
     best = -np.inf
@@ -57,15 +57,15 @@ def brute_force(similarity, blocks, sizes, epsilon, sets):
         if sets == 'stage':
             best = max(best, sum(s[k::blocks, k::blocks].sum(1).max() for k in range(blocks)))
         else:
-            centres = np.array(list(itertools.combinations(range(len(s)), blocks)))
-            best = max(best, s[centres].max(1).sum(1).max())
+            centers = np.array(list(itertools.combinations(range(len(s)), blocks)))
+            best = max(best, s[centers].max(1).sum(1).max())
     return best
 
 
 def objective(similarity, found):
     """J by its definition (Eq. 2)."""
     return sum(
-        similarity.functional(found.block(i, k), found.centres[which])
+        similarity.functional(found.block(i, k), found.centers[which])
         for i, sets in enumerate(found.sets)
         for k, which in enumerate(sets)
     )
@@ -97,25 +97,25 @@ def test_a_partition_is_what_it_says(method, sets, seed):
     if sets == 'stage':
         assert set(found.sets) == {(0, 1, 2, 3)}
     if method == 'alternating':
-        for j, centre in enumerate(found.centres):
+        for j, center in enumerate(found.centers):
             members = found.members(j)
             totals = {leg: sum(similarity.functional(other, leg) for other in members) for leg in members}
-            assert totals[centre] == pytest.approx(max(totals.values()), abs=1e-9)
+            assert totals[center] == pytest.approx(max(totals.values()), abs=1e-9)
         for i, own in enumerate(found.sets if sets == 'free' else ()):
             for k, which in enumerate(own):
-                to = [similarity.functional(found.block(i, k), centre) for centre in found.centres]
+                to = [similarity.functional(found.block(i, k), center) for center in found.centers]
                 assert to[which] == pytest.approx(max(to), abs=1e-9)
 
 
 @pytest.mark.parametrize('free', [True, False])
 @pytest.mark.parametrize('pinned', [True, False])
-def test_given_centres_the_dynamic_programme_finds_the_best_cuts(free, pinned):
+def test_given_centers_the_dynamic_programme_finds_the_best_cuts(free, pinned):
     lengths, blocks = (8, 6, 7), 3
     similarity, sizes = random_zoo(lengths, 5), random_sizes(lengths, 5)
     lines = Lines(similarity, blocks, sizes, 0.8)
-    centres = np.array([[1, 4], [10, 12], [4, 6]])
-    cuts, sums = lines.best(_values(lines, centres, free, pinned))
-    legs = [lines.leg(*centre) for centre in centres]
+    centers = np.array([[1, 4], [10, 12], [4, 6]])
+    cuts, sums = lines.best(_values(lines, centers, free, pinned))
+    legs = [lines.leg(*center) for center in centers]
     for i, name in enumerate(lines.names):
         values = {}
         for option in all_cuts(sizes[name], blocks, 0.8):
@@ -134,37 +134,37 @@ def test_given_centres_the_dynamic_programme_finds_the_best_cuts(free, pinned):
 
 
 @pytest.mark.parametrize('free', [True, False])
-@pytest.mark.parametrize('seed', [0, 1, 21, 39])  # of the last two, an end needs centres to be kept
+@pytest.mark.parametrize('seed', [0, 1, 21, 39])  # of the last two, an end needs centers to be kept
 def test_no_exact_step_increases_the_objective_of_an_end(free, seed):
     lengths = (9, 12, 7, 10)
     lines = Lines(random_zoo(lengths, seed), 3, nodes(lengths), 0.9)
     end = alternate(lines, free, np.random.default_rng(seed))
     for pinned in (False, True):
-        cuts, sums = lines.best(_values(lines, end.centres, free, pinned))
-        settled = _settle(lines, cuts, end.centres, free)
+        cuts, sums = lines.best(_values(lines, end.centers, free, pinned))
+        settled = _settle(lines, cuts, end.centers, free)
         assert settled is None or settled.objective <= end.objective + 1e-9
-    assert sums.sum() == pytest.approx(end.objective, abs=1e-9)  # the best cuts with its centres are its own
+    assert sums.sum() == pytest.approx(end.objective, abs=1e-9)  # the best cuts with its centers are its own
 
 
 def test_a_layer_swap_moves_a_cut_by_one_module_to_where_it_is_best_within_the_limit():
     matrix = np.zeros((14, 14))
     matrix[[2, 3, 4, 5], 10] = matrix[10, [2, 3, 4, 5]] = [0.1, 0.2, 0.5, 0.9]
     lines = Lines(zoo((6, 6), matrix), 2, nodes((6, 6)), 0.5)
-    cuts, centres = np.array([[0, 2, 6], [7, 10, 13]]), np.array([[7, 10], [10, 13]])
+    cuts, centers = np.array([[0, 2, 6], [7, 10, 13]]), np.array([[7, 10], [10, 13]])
     for expected in (3, 4, 4):  # five modules would be more than the limit of less than 4.5
-        _swap_layers(lines, cuts, np.array([[0, 1], [0, 1]]), centres)
+        _swap_layers(lines, cuts, np.array([[0, 1], [0, 1]]), centers)
         assert cuts[0].tolist() == [0, expected, 6]
 
 
-def test_no_set_of_given_cuts_is_left_empty_or_without_its_centre():
+def test_no_set_of_given_cuts_is_left_empty_or_without_its_center():
     similarity = zoo((4, 4), np.ones((10, 10)))  # all blocks are alike: every tie there is
     lines = Lines(similarity, 2, nodes((4, 4)), 0.5)
     cuts = np.array([[0, 2, 4], [5, 7, 9]])
-    assert _settle(lines, cuts, np.array([[0, 1], [1, 3]]), True) is None  # of these centres, one takes all
+    assert _settle(lines, cuts, np.array([[0, 1], [1, 3]]), True) is None  # of these centers, one takes all
     state = _settle(lines, cuts, np.array([[0, 2], [7, 9]]), True)
     assert np.bincount(state.sets).tolist() == [3, 1]
     found = partition(similarity, 2, nodes((4, 4)), epsilon=0.5)
-    assert all(found.centres[j] in found.members(j) for j in range(2))
+    assert all(found.centers[j] in found.members(j) for j in range(2))
     assert found.objective == 8
 
 

@@ -18,7 +18,7 @@ SIZE = 64
 
 
 def orthonormal(rows=100, columns=18, seed=0):
-    """Centred orthonormal columns."""
+    """Centerd orthonormal columns."""
     values = np.random.default_rng(seed).normal(size=(rows, columns))
     return np.linalg.qr(values - values.mean(0))[0]
 

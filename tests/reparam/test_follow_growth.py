@@ -62,7 +62,7 @@ def test_a_killed_run_goes_on_bit_for_bit(stop, score, adam):
     assert resumed.grower.state_dict() == whole.grower.state_dict()
 
 
-def test_it_goes_on_with_an_optimiser_made_after_the_structure_was_restored():
+def test_it_goes_on_with_an_optimizer_made_after_the_structure_was_restored():
     whole, killed = Run(), Run()
     whole.go(7)
     killed.go(5)
@@ -125,7 +125,7 @@ def test_other_branches_and_other_states_are_refused():
     with pytest.raises(SnnetError, match='no state of a Grower in format 1, but None'):
         run.grower.load_state_dict({})
     state = json.loads(run.state()[0])
-    with pytest.raises(SnnetError, match='is of an optimiser of 1 groups, this one has 2'):
+    with pytest.raises(SnnetError, match='is of an optimizer of 1 groups, this one has 2'):
         run.grower.load_state_dict({**state, 'groups': state['groups'][:1]})
     with pytest.raises(SnnetError, match="no module 'gone'"):
         run.grower.load_state_dict({**state, 'grids': {'gone': [1, 1]}})

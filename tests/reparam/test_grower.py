@@ -189,7 +189,7 @@ def test_a_block_without_branches_is_a_plain_convolution_again():
     assert {id(p) for p in optimizer.state} <= {id(p) for p in after.values()}
 
 
-def test_the_optimiser_holds_every_parameter_once_and_no_dead_one():
+def test_the_optimizer_holds_every_parameter_once_and_no_dead_one():
     model = small()
     optimizer = sgd(model)
     grower = Grower(model, 1, optimizer=optimizer, kinds=DBB)

@@ -82,7 +82,7 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, command, hin
     assert not (tmp_path / 'out').exists()
 
 
-def test_two_processes_initialise_as_one_does(debug_run, tmp_path):
+def test_two_processes_initialize_as_one_does(debug_run, tmp_path):
     one, two = tmp_path / 'one', tmp_path / 'two'
     run('train.py', *DEBUG, '--output', one, '--epochs', '0')
     run('train.py', *DEBUG, '--output', two, '--epochs', '0', processes=2)

@@ -90,7 +90,7 @@ def test_recalibrated_statistics_are_told(tmp_path):
     assert f'{len(net.stitches)} stitches have BatchNorm statistics of their own, from 6 images' in card(tmp_path)
 
 
-def test_a_card_that_nobody_edited_follows_the_net_and_keeps_its_licence(tmp_path):
+def test_a_card_that_nobody_edited_follows_the_net_and_keeps_its_license(tmp_path):
     three_vits().save_pretrained(tmp_path, license='mit')
     family_net('vit').save_pretrained(tmp_path)
     assert card(tmp_path).count('# small > large') == 1

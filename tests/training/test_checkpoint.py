@@ -300,7 +300,7 @@ def fewer_parameters(state):
 
 
 @pytest.mark.parametrize('change', [another_net, two_groups, fewer_parameters])
-def test_a_checkpoint_of_another_net_or_optimiser_is_refused_with_a_sentence(two, change):
+def test_a_checkpoint_of_another_net_or_optimizer_is_refused_with_a_sentence(two, change):
     checkpoints, _ = two
     state = make()
     state.optimizer = torch.optim.AdamW(change(state))
@@ -309,7 +309,7 @@ def test_a_checkpoint_of_another_net_or_optimiser_is_refused_with_a_sentence(two
     assert '\n' not in str(error.value)
 
 
-def test_an_optimiser_whose_state_is_no_table_of_tensors_is_refused(tmp_path):
+def test_an_optimizer_whose_state_is_no_table_of_tensors_is_refused(tmp_path):
     state = make()
     state.optimizer.state[state.modules['net'][3].bias]['Q'] = [torch.eye(2)]  # as timm's Kron keeps it
     with pytest.raises(SnnetError, match=r'AdamW keeps what no checkpoint can hold .* choose another --opt'):

@@ -57,7 +57,7 @@ def close(one, other):
 
 
 def exchanged(ranks, stitches):
-    """Gradients after an exchange where each rank has run one of two stitches, and the bytes that travelled."""
+    """Gradients after an exchange where each rank has run one of two stitches, and the bytes that traveled."""
     net, sent = net_of('vit'), []
     exchange = Exchange(net, ranks)
     all_reduce = dist.all_reduce

@@ -177,12 +177,12 @@ def test_a_signal_in_the_last_step_ends_a_run_that_is_done(tmp_path, monkeypatch
     assert train(train_settings(tmp_path)) == tmp_path / 'net'
 
 
-def test_a_run_that_is_killed_while_it_initialises_starts_again(tmp_path, monkeypatch):
+def test_a_run_that_is_killed_while_it_initializes_starts_again(tmp_path, monkeypatch):
     def kill(*args):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr('snnet.training.trainer.initialise_layers', kill)
+        patch.setattr('snnet.training.trainer.initialize_layers', kill)
         with pytest.raises(Killed):
             train(train_settings(tmp_path, epochs=0))
     assert not (tmp_path / 'checkpoints').exists()
@@ -293,7 +293,7 @@ def test_the_average_of_the_weights_is_what_is_saved(tmp_path):
     assert not all(torch.equal(saved[name], value) for name, value in net.items())
 
 
-def test_the_watchdog_hears_of_every_part_of_the_initialisation_and_of_every_step(tmp_path):
+def test_the_watchdog_hears_of_every_part_of_the_initialization_and_of_every_step(tmp_path):
     alive = []
     with trainer(train_settings(tmp_path, epochs=1)) as run:
         run.watchdog.alive = lambda: alive.append(run.step.skips)

@@ -215,7 +215,7 @@ def test_channels_last_gives_the_same_gradients_to_rounding(family):
     close(gradients(plain), gradients(last), rtol=2e-3)
 
 
-def test_the_fused_optimiser_moves_weights_as_the_plain_one():
+def test_the_fused_optimizer_moves_weights_as_the_plain_one():
     plain, fused = make(), make(fused=True)
     for number in range(3):
         for step in (plain, fused):
@@ -226,7 +226,7 @@ def test_the_fused_optimiser_moves_weights_as_the_plain_one():
 
 
 @pytest.mark.parametrize('opt', ['lamb', 'momentum', 'adan'])
-def test_an_optimiser_that_has_no_fused_form_is_refused_in_a_sentence(opt):
+def test_an_optimizer_that_has_no_fused_form_is_refused_in_a_sentence(opt):
     settings = train_settings(Path('unused'), opt=opt, fused=True)
     if opt == 'momentum':
         assert make_optimizer(shared_net('vit'), settings)  # torch has a fused SGD

@@ -286,7 +286,7 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
 def test_answers_to_other_images_are_refused(tmp_path):
     run(tmp_path)
     opened = Store(tmp_path, {'of': 'test'})
-    assert opened.get(0, images(0) + 1e-4) is not None  # normalised elsewhere
+    assert opened.get(0, images(0) + 1e-4) is not None  # normalized elsewhere
     for others in (images(1), images(0).flip(0), images(0)[:3]):
         with pytest.raises(SnnetError, match='to other images than those of step 0'):
             opened.get(0, others)

@@ -91,7 +91,7 @@ def test_the_schedule_warms_up_and_ends_low_for_both_rates(tmp_path):
     assert max(row['stitch_lr'] for row in rows) == pytest.approx(1e-2, rel=0.1)
 
 
-def test_no_epochs_means_initialisation_alone(tmp_path):
+def test_no_epochs_means_initialization_alone(tmp_path):
     folder = train(train_settings(tmp_path / 'run', epochs=0))
     assert StitchableNet.from_pretrained(folder).stitch_layers[0].weight.abs().sum() > 0
 
@@ -109,7 +109,7 @@ def test_options_train(tmp_path, options):
         ({'anchors': 'test_vit', 'freeze_anchors': True}, 'nothing to train'),
         ({'anchors': 'test_vit,tset_vit2'}, "unknown network 'tset_vit2'; did you mean test_vit2"),
         ({'init': 'random'}, 'init is one of joint, mean, kaiming'),
-        ({'opt': 'adamm'}, "no optimiser 'adamm'"),
+        ({'opt': 'adamm'}, "no optimizer 'adamm'"),
         ({'sched': 'cosin'}, "no schedule 'cosin'"),
         ({'warmup_epochs': 2}, 'warm-up of 2 epochs'),
         ({'batch_size': 0}, 'batch_size is at least 1'),

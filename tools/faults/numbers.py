@@ -42,7 +42,7 @@ def nan_weight(lab: Lab) -> str:
     return _stopped(lab, lab.train(2, max_skips=SKIPS), max_skips=SKIPS, exact=False)
 
 
-@kind('NaN in a moment of the optimiser', often=4, lost=STEPS)
+@kind('NaN in a moment of the optimizer', often=4, lost=STEPS)
 def nan_moment(lab: Lab) -> str:
     """The next update makes a weight of it."""
     world = lab.random.choice((1, 2))

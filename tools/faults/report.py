@@ -51,7 +51,7 @@ def markdown(results: Sequence[Result], command: str) -> str:
         f'{os.cpu_count()} cores.',
         '',
         'Every fault is triggered by progress (a step, an operation on a file), never by the clock. "Bit-identical" '
-        'means: weights of the net, optimiser moments of the last checkpoint and `log.jsonl` are those of a run that '
+        'means: weights of the net, optimizer moments of the last checkpoint and `log.jsonl` are those of a run that '
         'was never disturbed. After each death all visible checkpoints must verify.',
         '',
         'An injection is repeated by its name and number: '

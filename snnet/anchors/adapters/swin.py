@@ -26,7 +26,7 @@ class SwinAnchor(Anchor):
         return self.model.forward_head(self.model.norm(x))
 
     def tied(self, position: int, module: nn.Module) -> bool:
-        """Shifted windows: their mask is made for one grid, and on others it may hide the wrong neighbours."""
+        """Shifted windows: their mask is made for one grid, and on others it may hide the wrong neighbors."""
         return getattr(module, 'attn_mask', None) is not None and not getattr(module, 'dynamic_mask', False)
 
 

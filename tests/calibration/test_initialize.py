@@ -14,16 +14,16 @@ def layers_of(net):
     return torch.cat([p.detach().flatten() for p in net.stitch_layers.parameters()])
 
 
-def initialised(net, batches, **options):
-    fits = snnet.initialise(net, batches, **options)
+def initialized(net, batches, **options):
+    fits = snnet.initialize(net, batches, **options)
     return layers_of(net), fits
 
 
 @pytest.mark.parametrize('sizes', [[24], [5, 19], [16, 8], [1] * 24])
 def test_it_does_not_matter_how_images_are_batched(sizes):
     net, x = family_net('vit'), images(32, 24)
-    expected, _ = initialised(net, [x], samples=24)
-    actual, fits = initialised(net, x.split(sizes), samples=24)
+    expected, _ = initialized(net, [x], samples=24)
+    actual, fits = initialized(net, x.split(sizes), samples=24)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     assert all(fit.rows % (24 * 17) == 0 for fit in fits)
 
@@ -31,7 +31,7 @@ def test_it_does_not_matter_how_images_are_batched(sizes):
 @pytest.mark.parametrize('samples', [1, 7, 16, 17])
 def test_exactly_so_many_images_are_used_as_were_asked_for(samples):
     net = family_net('vit of other depth')
-    expected, _ = initialised(net, [images(32, 30)[:samples]], samples=samples)
+    expected, _ = initialized(net, [images(32, 30)[:samples]], samples=samples)
     drawn = []
 
     def batches():
@@ -39,7 +39,7 @@ def test_exactly_so_many_images_are_used_as_were_asked_for(samples):
             drawn.append(len(batch))
             yield batch
 
-    actual, fits = initialised(net, batches(), samples=samples)
+    actual, fits = initialized(net, batches(), samples=samples)
     joins = {(s.legs[0].stop, s.legs[1].start, *s.layers) for s in net.stitches[2:]}
     for fit in fits:
         assert fit.rows == samples * 17 * sum(layer == fit.layer for *_, layer in joins)
@@ -49,14 +49,14 @@ def test_exactly_so_many_images_are_used_as_were_asked_for(samples):
 
 def test_batches_may_come_with_labels():
     net, x = family_net('vit'), images(32, 8)
-    expected, _ = initialised(net, [x], samples=8)
-    assert torch.equal(initialised(net, [(x, torch.zeros(8))], samples=8)[0], expected)
+    expected, _ = initialized(net, [x], samples=8)
+    assert torch.equal(initialized(net, [(x, torch.zeros(8))], samples=8)[0], expected)
 
 
 @pytest.mark.parametrize('method', ['joint', 'mean'])
 def test_ranks_that_add_their_sums_up_all_get_what_one_rank_gets(method):
     x = images(32, 20)
-    expected, expected_fits = initialised(three_vits(), [x], samples=20, method=method)
+    expected, expected_fits = initialized(three_vits(), [x], samples=20, method=method)
     meeting, slots, found = threading.Barrier(2), [None, None], [None, None]
     nets = [three_vits(), three_vits()]
 
@@ -68,7 +68,7 @@ def test_ranks_that_add_their_sums_up_all_get_what_one_rank_gets(method):
             meeting.wait(60)
 
         part = [x[:13], x[13:]][rank]
-        found[rank] = initialised(nets[rank], [part], samples=len(part), method=method, all_reduce=all_reduce)
+        found[rank] = initialized(nets[rank], [part], samples=len(part), method=method, all_reduce=all_reduce)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
@@ -88,7 +88,7 @@ def test_features_that_are_not_finite_are_refused_naming_the_anchor_and_change_n
     before = layers_of(net)
     net.anchor(which).model.blocks[0].mlp.fc2.bias.data[0] = bad
     with pytest.raises(SnnetError, match=f'{name} gives features that are not finite'):
-        snnet.initialise(net, [images(32, 4)], samples=4)
+        snnet.initialize(net, [images(32, 4)], samples=4)
     assert torch.equal(layers_of(net), before)
 
 
@@ -98,26 +98,26 @@ def test_zero_images_are_refused(name, empty_batches):
     net = family_net(name)
     before = layers_of(net)
     with pytest.raises(SnnetError, match='no images'):
-        snnet.initialise(net, [images(net.input_size[1], 0)] * empty_batches)
+        snnet.initialize(net, [images(net.input_size[1], 0)] * empty_batches)
     assert torch.equal(layers_of(net), before)
 
 
 @pytest.mark.parametrize('samples', [0, -3])
 def test_asking_for_no_images_is_refused(samples):
     with pytest.raises(SnnetError, match=f'samples={samples}'):
-        snnet.initialise(family_net('vit'), [images(32)], samples=samples)
+        snnet.initialize(family_net('vit'), [images(32)], samples=samples)
 
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(SnnetError, match="joint or mean, not 'median'"):
-        snnet.initialise(family_net('vit'), [images(32)], method='median')
+        snnet.initialize(family_net('vit'), [images(32)], method='median')
 
 
 def test_fewer_images_than_asked_for_are_used_with_a_warning(caplog):
     net = family_net('vit')
-    expected, _ = initialised(net, [images(32, 6)], samples=6)
+    expected, _ = initialized(net, [images(32, 6)], samples=6)
     assert 'images' not in caplog.text
-    assert torch.equal(initialised(net, [images(32, 6)], samples=100)[0], expected)
+    assert torch.equal(initialized(net, [images(32, 6)], samples=100)[0], expected)
     assert '6 images' in caplog.text
     assert '100 were asked for' in caplog.text
 
@@ -125,12 +125,12 @@ def test_fewer_images_than_asked_for_are_used_with_a_warning(caplog):
 @pytest.mark.parametrize('mode', [True, False])
 def test_every_module_keeps_its_mode_and_statistics_and_dropout_stay_out(mode):
     net = family_net('resnet')
-    expected, _ = initialised(net, [images(64, 8)], samples=8)
+    expected, _ = initialized(net, [images(64, 8)], samples=8)
     net.train(mode)
     net.anchor(0).model.layer2.train(not mode)
     modes = [module.training for module in net.modules()]
     buffers = [buffer.clone() for buffer in net.buffers()]
-    actual, _ = initialised(net, [images(64, 8)], samples=8)
+    actual, _ = initialized(net, [images(64, 8)], samples=8)
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(a, b) for a, b in zip(net.buffers(), buffers, strict=True))
     assert torch.equal(actual, expected)
@@ -140,7 +140,7 @@ def test_it_works_where_only_stitch_layers_train_and_leaves_no_gradient():
     net = family_net('vit')
     for parameter in net.anchors.parameters():
         parameter.requires_grad_(False)
-    snnet.initialise(net, [images(32, 4)], samples=4)
+    snnet.initialize(net, [images(32, 4)], samples=4)
     assert all(p.requires_grad and p.grad is None and p.is_leaf for p in net.stitch_layers.parameters())
 
 
@@ -150,7 +150,7 @@ def test_anchors_that_are_alike_are_stitched_without_loss():
     pair = snnet.create_stitchable_net([net.anchor(0), twin], pretrained=False, step=2).eval()
     straight = [i for i, s in enumerate(pair.stitches) if len(s.legs) == 2 and s.legs[0].stop == s.legs[1].start]
     alone = snnet.StitchableNet(list(pair.anchors), [snnet.Stitch(pair.stitches[i].legs, (0,)) for i in straight[:1]])
-    fits = snnet.initialise(alone.eval(), [images(32, 24)], samples=24)
+    fits = snnet.initialize(alone.eval(), [images(32, 24)], samples=24)
     assert fits[0].residual < 1e-10
     with torch.no_grad():
         torch.testing.assert_close(alone(images(32), stitch=0), twin(images(32)), rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Least-squares initialisation of the seams of a reassembled network, one after the other."""
+"""Least-squares initialization of the seams of a reassembled network, one after the other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WEAK = 1e-3
 
 
 @torch.no_grad()
-def initialise_seams(
+def initialize_seams(
     net: Reassembled,
     zoo: Mapping[str, Anchor],
     batches: Iterable[Tensor | Sequence[Any]],
@@ -51,7 +51,7 @@ def initialise_seams(
             a loader.
         samples: how many images to use; fewer are used, with a warning, where there are fewer.
         progress: is told the number of images after each part of them, `samples` in all for each seam.
-        ridge: shrinks the maps, as in `snnet.initialise`.
+        ridge: shrinks the maps, as in `snnet.initialize`.
 
     Returns:
         One report a seam (before the LeakyReLU, with what the shift could not take up).
@@ -61,7 +61,7 @@ def initialise_seams(
             are not finite.
     """
     if samples < 1:
-        raise SnnetError(f'at least one image is needed to initialise, samples={samples} was asked for')
+        raise SnnetError(f'at least one image is needed to initialize, samples={samples} was asked for')
     if not 0 <= ridge < math.inf:
         raise SnnetError(f'ridge is zero or a positive finite number, not {ridge}')
     if isinstance(batches, Iterator):
@@ -73,9 +73,9 @@ def initialise_seams(
     for index in range(len(net.seams)):
         sums, used = _accumulate(net, zoo[net.plan[index + 1].anchor], index, batches, samples, progress)
         if used == 0:
-            raise SnnetError('no images to initialise the seams with')
+            raise SnnetError('no images to initialize the seams with')
         if used < samples and index == 0:
-            _log.warning('initialising with %d images, for there are no more (%d were asked for)', used, samples)
+            _log.warning('initializing with %d images, for there are no more (%d were asked for)', used, samples)
         if not all(bool(tensor.isfinite().all()) for tensor in sums.tensors()):
             raise SnnetError(f'features at seam {index} ({net.seams[index]}) are not finite: check weights and images')
         fits.append(_assign(net.seam(index), sums, index, ridge))
@@ -127,14 +127,14 @@ def _assign(seam: Seam, sums: Sums, index: int, ridge: float) -> LayerFit:
         seam.map.bias.copy_(bias)
         return fit
     mean, rows = sums.front / sums.rows, sums.rows
-    scale, centre = torch.ones_like(mean), torch.zeros_like(mean)
+    scale, center = torch.ones_like(mean), torch.zeros_like(mean)
     norm: Any = seam.norm
     if seam.inside.layout == 'NCHW':  # BatchNorm
         variance: Tensor = (sums.front_front.diagonal() - sums.front * mean).clamp(min=0) / (rows - 1).clamp(min=1)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
-        scale, centre = (variance + float(norm.eps)).sqrt(), mean
-    weight, shift, missed = _without_bias(sums, weight, scale, centre)
+        scale, center = (variance + float(norm.eps)).sqrt(), mean
+    weight, shift, missed = _without_bias(sums, weight, scale, center)
     nn.init.ones_(norm.weight)
     norm.bias.copy_(shift)
     linear: Any = seam.map
@@ -142,18 +142,18 @@ def _assign(seam: Seam, sums: Sums, index: int, ridge: float) -> LayerFit:
     return replace(fit, residual=missed)
 
 
-def _without_bias(sums: Sums, weight: Tensor, scale: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, float]:
+def _without_bias(sums: Sums, weight: Tensor, scale: Tensor, center: Tensor) -> tuple[Tensor, Tensor, float]:
     """The weight and the shift of the norm that do well without a bias, and the residual that they leave.
 
-    With z = (x - centre) / scale the seam gives W (z + s). Given W, the best s is a least-squares solution of W s =
+    With z = (x - center) / scale the seam gives W (z + s). Given W, the best s is a least-squares solution of W s =
     what a bias would add, which is exact where the end is no wider than the front. Where it is wider, W is fitted once
     more, to that s: the shift becomes one more direction of the front, which takes up the bias but for a fraction.
     """
     rows = sums.rows
-    mean, target = (sums.front / rows - centre) / scale, sums.end / rows
-    second = sums.front_front / rows - torch.outer(sums.front / rows, centre)
-    second = (second - torch.outer(centre, sums.front / rows - centre)) / torch.outer(scale, scale)
-    cross = (sums.front_end / rows - torch.outer(centre, target)) / scale[:, None]
+    mean, target = (sums.front / rows - center) / scale, sums.end / rows
+    second = sums.front_front / rows - torch.outer(sums.front / rows, center)
+    second = (second - torch.outer(center, sums.front / rows - center)) / torch.outer(scale, scale)
+    cross = (sums.front_end / rows - torch.outer(center, target)) / scale[:, None]
     power = sums.end_end / rows
     spread = (power - target @ target).clamp(min=torch.finfo(rows.dtype).tiny)
 

@@ -1,6 +1,6 @@
-"""Least-squares initialisation: sums against the straightforward way, in time and memory, in one run.
+"""Least-squares initialization: sums against the straightforward way, in time and memory, in one run.
 
-    python benchmarks/initialise.py --images 100 --pairs 3
+    python benchmarks/initialize.py --images 100 --pairs 3
 
 The straightforward way keeps all features of all images and calls a float32 pseudo-inverse for each position, then
 averages the solutions that share a layer. Both get the same images and the same networks (DeiT-Ti/S/B without
@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 
 import snnet
-from snnet.calibration.initialise import initialise
+from snnet.calibration.initialize import initialize
 
 ANCHORS = 'deit_tiny,deit_small,deit_base'
 Way = Callable[[snnet.StitchableNet, torch.Tensor], None]
@@ -47,7 +47,7 @@ def straightforward(net: snnet.StitchableNet, images: torch.Tensor) -> None:
 
 def ours(net: snnet.StitchableNet, images: torch.Tensor) -> None:
     """Float64 sums, a joint fit a layer."""
-    initialise(net, [images], samples=len(images))
+    initialize(net, [images], samples=len(images))
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Least-squares initialisation of the stitch layers from sums (SN-Net, Eq. 4 and 5; the sums are ours)."""
+"""Least-squares initialization of the stitch layers from sums (SN-Net, Eq. 4 and 5; the sums are ours)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Place:
     layer: int
 
 
-def initialise(
+def initialize(
     net: StitchableNet,
     batches: Iterable[Tensor | Sequence[Any]],
     samples: int = 100,
@@ -48,7 +48,7 @@ def initialise(
 
     Args:
         net: the net; only its stitch layers change.
-        batches: clean images (n, C, H, W), or pairs whose first item they are, normalised as for inference.
+        batches: clean images (n, C, H, W), or pairs whose first item they are, normalized as for inference.
         samples: how many images to use; fewer are used, with a warning, where there are fewer.
         method: 'joint' fits all joins that share a layer together, 'mean' averages their solutions (as published).
         all_reduce: adds a tensor up over ranks in place; `samples` then counts the images of this rank.
@@ -65,7 +65,7 @@ def initialise(
     if method not in METHODS:
         raise SnnetError(f"method is {' or '.join(METHODS)}, not '{method}'")
     if samples < 1:
-        raise SnnetError(f'at least one image is needed to initialise, samples={samples} was asked for')
+        raise SnnetError(f'at least one image is needed to initialize, samples={samples} was asked for')
     if not 0 <= ridge < math.inf:
         raise SnnetError(f'ridge is zero or a positive finite number, not {ridge}')
     places = _places(net)
@@ -83,14 +83,14 @@ def initialise(
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise SnnetError(_culprit(groups, sums))
     if int(count) == 0:
-        raise SnnetError('no images to initialise the stitch layers with')
+        raise SnnetError('no images to initialize the stitch layers with')
     if all_reduce is None and used < samples:
-        _log.warning('initialising with %d images, for there are no more (%d were asked for)', used, samples)
+        _log.warning('initializing with %d images, for there are no more (%d were asked for)', used, samples)
     return _assign(net, groups, sums, ridge)
 
 
 def kaiming(net: StitchableNet, generator: torch.Generator) -> None:
-    """Sets every stitch layer to torch's default (Kaiming) initialisation, drawn from `generator` on the CPU."""
+    """Sets every stitch layer to torch's default (Kaiming) initialization, drawn from `generator` on the CPU."""
     for layer in map(net.layer, range(len(net.stitch_layers))):
         layer.reset_parameters(generator)
 
