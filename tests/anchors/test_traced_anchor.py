@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import random
 from functools import cache, partial
-from pathlib import Path
 
 import pytest
 import timm
@@ -20,10 +18,9 @@ from snnet.anchors.tracing.dataflow import cut_points
 from snnet.anchors.tracing.traced_anchor import TracedAnchor
 from snnet.anchors.weights import load_anchor
 from tests.helpers.families import build, images, levit, shake, swin
+from tests.helpers.published_numbers import published_table
 
-ORACLE = Path(__file__).parents[3] / 'shared' / 'oracle' / 'dery_zoo_lines.json'
-if not ORACLE.exists():
-    ORACLE = Path('/work/shared/oracle/dery_zoo_lines.json')
+LINES = published_table('dery_zoo_lines')
 
 
 def pvt(width=8, name='pvt_v2_b0', **args):
@@ -306,13 +303,12 @@ def test_known_networks_have_their_number_of_blocks(name, blocks):
     assert sum(map(len, anchor.blocks())) == blocks
 
 
-@pytest.mark.skipif(not ORACLE.exists(), reason='needs ../shared/oracle/dery_zoo_lines.json')
 @pytest.mark.parametrize('wrap', ['found', 'traced'])
-@pytest.mark.parametrize('name', json.loads(ORACLE.read_text()) if ORACLE.exists() else [])
+@pytest.mark.parametrize('name', LINES)
 def test_published_lines_have_their_shapes_and_parameters(name, wrap):
-    published = json.loads(ORACLE.read_text())[name]
+    expected = LINES[name]
     with torch.device('meta'):
-        model = timm.create_model(published['timm'])
+        model = timm.create_model(expected['timm'])
     size = (3, 224, 224)
     anchor = TracedAnchor(model, name, size) if wrap == 'traced' else as_anchor(model, name, input_size=size)
     parameters = dict(model.named_parameters())
@@ -326,7 +322,7 @@ def test_published_lines_have_their_shapes_and_parameters(name, wrap):
         }
         for i, module in enumerate(anchor.line())
     ]
-    assert found == published['nodes']
+    assert found == expected['nodes']
 
 
 def brute_force(before):

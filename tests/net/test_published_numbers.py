@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
 import snnet
 from snnet.anchors.weights import load_anchor
+from tests.helpers.published_numbers import published_table
 
-ORACLE = Path(__file__).parents[3] / 'shared' / 'oracle'
 DEIT, SWIN, RESNET = 'deit_tiny,deit_small,deit_base', 'swin_tiny,swin_small,swin_base', 'resnet18,resnet50'
-FILES = {DEIT: 'deit_ti_s_b.json', SWIN: 'swin_ti_s_b.json', RESNET: 'resnet18_resnet50.json'}
+FILES = {DEIT: 'deit_ti_s_b', SWIN: 'swin_ti_s_b', RESNET: 'resnet18_resnet50'}
 
 
 MODELS: dict[str, snnet.Anchor] = {}
@@ -115,10 +112,7 @@ def test_published_size_of_the_whole_net(names, total):
 
 @pytest.mark.parametrize('names', FILES)
 def test_every_published_row(names):
-    path = ORACLE / FILES[names]
-    if not path.exists():
-        pytest.skip(f'{path} is not there')
-    net, table = family(names), json.loads(path.read_text())
+    net, table = family(names), published_table(FILES[names])
     anchors = anchors_of(net)
     assert [sum(p.numel() for p in anchor.parameters()) for anchor in anchors] == table['anchor_params']
     assert [[len(span) for span in anchor.blocks()] for anchor in anchors] == table['anchor_depths']

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from functools import cache, partial
-from pathlib import Path
 
 import pytest
 import timm
@@ -23,9 +22,9 @@ from snnet.reassembly.network import Reassembled, reassemble
 from snnet.reassembly.published_flops import published_flops
 from snnet.training.trainer import train
 from tests.helpers.families import FAMILIES, images, levit, shake, swin, vit
+from tests.helpers.published_numbers import published_table
 from tests.helpers.runs import eval_settings, train_settings
 
-PUBLISHED = Path(__file__).parents[3] / 'shared' / 'oracle' / 'dery_models.json'
 NAMES = ('DeRy(4,10,3)', 'DeRy(4,30,6)', 'DeRy(4,90,20)')
 
 ZOO = {
@@ -87,9 +86,7 @@ def on_paper(name: str) -> Anchor:
 
 
 def published(name: str) -> tuple[Reassembled, dict]:
-    if not PUBLISHED.is_file():
-        pytest.skip(f'{PUBLISHED} is not there')
-    about = json.loads(PUBLISHED.read_text())['models'][name]
+    about = published_table('dery_models')['models'][name]
     places = [(b['timm_model'].split(' ')[0].partition('.')[0], *b['node_range']) for b in about['blocks']]
     legs = [Leg(anchor, first, last + 1) for anchor, first, last in places]
     anchors = {leg.anchor: on_paper(leg.anchor) for leg in legs}
