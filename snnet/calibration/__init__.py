@@ -1,1 +1,1 @@
-"""What is computed from a few images: stitch layers by least squares, BatchNorm statistics."""
+"""What is computed from a few images: stitch layers by least squares, and BatchNorm statistics per stitch."""

@@ -1,10 +1,10 @@
-"""Least-squares initialization of the stitch layers from sums (SN-Net, Eq. 4 and 5; the sums are ours)."""
+"""Least-squares initialization of the stitch layers (SN-Net, Eq. 4 and 5), from sums instead of stored features."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +14,27 @@ from torch import Tensor
 from ..anchors.anchor import Anchor
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
+from ..stitching.layout import feature_vectors
 from ..utils.modes import eval_mode
+from .image_chunks import image_chunks
 from .least_squares import LayerFit, Sums
 
 _log = logging.getLogger(__name__)
 METHODS = ('joint', 'mean')
 
-_CHUNK = 4
+CHUNK = 4
 """Images whose features are held at a time, so that memory grows neither with the samples nor with the batch."""
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A join as the fit sees it: features of two anchors that one layer shall map onto each other."""
+class FittedJoin:
+    """A join as the fit sees it: one layer shall map the front's features onto the end's.
+
+    Attributes:
+        front: name of the anchor that the front leg runs, and the position at which it stops.
+        end: name of the anchor that the end leg runs, and the position at which it starts.
+        layer: index of the stitch layer.
+    """
 
     front: tuple[str, int]
     end: tuple[str, int]
@@ -44,20 +52,21 @@ def initialize(
 ) -> list[LayerFit]:
     """Sets every stitch layer to the least-squares map from its front's features to its end's.
 
-    Each anchor runs once over the images, in eval mode; memory does not grow with their number.
+    Each anchor runs once over the images, in eval mode. Memory does not grow with their number.
 
     Args:
         net: the net; only its stitch layers change.
         batches: clean images (n, C, H, W), or pairs whose first item they are, normalized as for inference.
-        samples: how many images to use; fewer are used, with a warning, where there are fewer.
-        method: 'joint' fits all joins that share a layer together, 'mean' averages their solutions (as published).
-        all_reduce: adds a tensor up over ranks in place; `samples` then counts the images of this rank.
-        progress: is told the number of images after each part of them.
-        ridge: shrinks the maps: added to the diagonal of the correlation matrix of the front features (float32 `pinv`,
-            as published, does it in silence, for it drops the directions with the least variance).
+        samples: how many images to use; if there are fewer, those are used, with a warning.
+        method: 'joint' fits all joins that share a layer together; 'mean' averages their solutions (as published).
+        all_reduce: sums a tensor over ranks in place; `samples` then counts the images of this rank.
+        progress: called with the number of images after each part of them.
+        ridge: shrinks the maps: added to the diagonal of the correlation matrix of the front features. (The published
+            code solves with `pinv` in float32, which has a similar effect: it drops the directions with the least
+            variance.)
 
     Returns:
-        One report a stitch layer.
+        One report per stitch layer.
 
     Raises:
         SnnetError: no images, an unknown method, a ridge out of range, or features that are not finite.
@@ -65,13 +74,13 @@ def initialize(
     if method not in METHODS:
         raise SnnetError(f"method is {' or '.join(METHODS)}, not '{method}'")
     if samples < 1:
-        raise SnnetError(f'at least one image is needed to initialize, samples={samples} was asked for')
+        raise SnnetError(f'at least one image is needed to initialize, but samples={samples} was given')
     if not 0 <= ridge < math.inf:
         raise SnnetError(f'ridge is zero or a positive finite number, not {ridge}')
-    places = _places(net)
-    groups = [[p for p in places if p.layer == layer] for layer in range(len(net.stitch_layers))]
+    joins = _joins(net)
+    groups = [[join for join in joins if join.layer == layer] for layer in range(len(net.stitch_layers))]
     if method == 'mean':
-        groups = [[place] for group in groups for place in group]
+        groups = [[join] for group in groups for join in group]
     device = next(net.parameters()).device
     sums = [Sums(*_widths(net, group[0]), device) for group in groups]
     used = _accumulate(net, batches, samples, groups, sums, progress)
@@ -81,11 +90,11 @@ def initialize(
         for tensor in (*tensors, count):
             all_reduce(tensor)
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise SnnetError(_culprit(groups, sums))
+        raise SnnetError(_first_infinite(groups, sums))
     if int(count) == 0:
         raise SnnetError('no images to initialize the stitch layers with')
     if all_reduce is None and used < samples:
-        _log.warning('initializing with %d images, for there are no more (%d were asked for)', used, samples)
+        _log.warning('initializing with all %d images there are (%d were asked for)', used, samples)
     return _assign(net, groups, sums, ridge)
 
 
@@ -95,78 +104,77 @@ def kaiming(net: StitchableNet, generator: torch.Generator) -> None:
         layer.reset_parameters(generator)
 
 
-def _places(net: StitchableNet) -> list[_Place]:
+def _joins(net: StitchableNet) -> list[FittedJoin]:
     """Every join of the net once, in the order of ids."""
-    found: dict[_Place, None] = {}
+    found: dict[FittedJoin, None] = {}
     for stitch in net.stitches:
         for layer, front, end in zip(stitch.layers, stitch.legs, stitch.legs[1:], strict=False):
             assert front.stop is not None
             assert end.start is not None
-            found[_Place((front.anchor, front.stop), (end.anchor, end.start), layer)] = None
+            found[FittedJoin((front.anchor, front.stop), (end.anchor, end.start), layer)] = None
     return list(found)
 
 
-def _widths(net: StitchableNet, place: _Place) -> tuple[int, int]:
-    layer = net.layer(place.layer)
+def _widths(net: StitchableNet, join: FittedJoin) -> tuple[int, int]:
+    layer = net.layer(join.layer)
     return layer.in_features, layer.out_features
 
 
 @torch.no_grad()
 def _accumulate(
     net: StitchableNet,
-    batches: Iterable[Any],
+    batches: Iterable[Tensor | Sequence[Any]],
     samples: int,
-    groups: list[list[_Place]],
-    sums: list[Sums],
+    groups: Sequence[Sequence[FittedJoin]],
+    sums: Sequence[Sums],
     progress: Callable[[int], object] | None,
 ) -> int:
-    """Adds up to `samples` images to the sums; returns how many there were."""
+    """Adds the features of up to `samples` images to the sums; returns how many images there were."""
     wanted: dict[str, set[int]] = {}
-    for place in (place for group in groups for place in group):
-        for name, position in (place.front, place.end):
+    for join in (join for group in groups for join in group):
+        for name, position in (join.front, join.end):
             wanted.setdefault(name, set()).add(position)
     device = next(net.parameters()).device
     used = 0
     with eval_mode(net):
-        for batch in batches:
-            images = (batch if isinstance(batch, Tensor) else batch[0])[: samples - used]
-            for chunk in images.split(_CHUNK) if len(images) else ():
-                rows = {
-                    (name, position): x
-                    for name, positions in wanted.items()
-                    for position, x in _features(net.anchor(name), chunk.to(device), positions)
-                }
-                _add_rows(rows, groups, sums)
-                if progress is not None:
-                    progress(len(chunk))
+        for images, _ in image_chunks(batches, samples, CHUNK):
+            features = {
+                (name, position): x
+                for name, positions in wanted.items()
+                for position, x in _features(net.anchor(name), images.to(device), positions)
+            }
+            _add_features(features, groups, sums)
             used += len(images)
-            if used >= samples:
-                break
+            if progress is not None:
+                progress(len(images))
     return used
 
 
-def _add_rows(rows: dict[tuple[str, int], Tensor], groups: list[list[_Place]], sums: list[Sums]) -> None:
-    """Adds the features of one chunk; each front's Gram matrix is computed once."""
+def _add_features(
+    features: dict[tuple[str, int], Tensor], groups: Sequence[Sequence[FittedJoin]], sums: Sequence[Sums]
+) -> None:
+    """Adds the features (N, D) of one chunk, by anchor and position; each front's Gram matrix is computed once."""
     grams: dict[tuple[str, int], Tensor] = {}
     for group, total in zip(groups, sums, strict=True):
-        for front in dict.fromkeys(place.front for place in group):
-            features = rows[front].double()
-            if front not in grams:
-                grams[front] = features.T @ features
-            total.add(features, grams[front], [rows[p.end].double() for p in group if p.front == front])
+        for position in dict.fromkeys(join.front for join in group):
+            front = features[position].double()  # (N, D)
+            if position not in grams:
+                grams[position] = front.T @ front  # (D, D)
+            total.add(front, grams[position], [features[j.end].double() for j in group if j.front == position])
 
 
-def _features(anchor: Anchor, images: Tensor, positions: set[int]) -> Iterable[tuple[int, Tensor]]:
+def _features(anchor: Anchor, images: Tensor, positions: set[int]) -> Iterator[tuple[int, Tensor]]:
     """Features (n * tokens, channels) at each of the positions, from one pass."""
     x, at = images, None
     for position in sorted(positions):
         x = anchor.run(x, at, position)
         at = position
-        vectors = x.movedim(1, -1) if anchor.boundaries[position].layout == 'NCHW' else x
-        yield position, vectors.reshape(-1, vectors.shape[-1])
+        yield position, feature_vectors(x, anchor.boundaries[position].layout)
 
 
-def _assign(net: StitchableNet, groups: list[list[_Place]], sums: list[Sums], ridge: float) -> list[LayerFit]:
+def _assign(
+    net: StitchableNet, groups: Sequence[Sequence[FittedJoin]], sums: Sequence[Sums], ridge: float
+) -> list[LayerFit]:
     """Writes the solutions (the mean of several for one layer) into the stitch layers."""
     solutions: dict[int, list[tuple[Tensor, Tensor, LayerFit]]] = {}
     for group, total in zip(groups, sums, strict=True):
@@ -196,7 +204,7 @@ def _summary(layer: int, reports: Sequence[LayerFit]) -> LayerFit:
     )
 
 
-def _culprit(groups: list[list[_Place]], sums: list[Sums]) -> str:
+def _first_infinite(groups: Sequence[Sequence[FittedJoin]], sums: Sequence[Sums]) -> str:
     """Names the first features that are not finite."""
     for group, total in zip(groups, sums, strict=True):
         for values, (name, position) in ((total.front, group[0].front), (total.end, group[0].end)):

@@ -1,4 +1,14 @@
-"""A least-squares fit from sums over its rows: in float64, centerd and scaled, exact where features are collinear."""
+"""A least-squares fit from sums over feature vectors (SN-Net, Eq. 4 and 5).
+
+With front features A (N, D) and end features B (N, E) of the same images, the stitch layer's weight M (D, E) and bias
+b (E,) minimize ||A M + b - B||^2 (Eq. 4). The paper solves it by M = A^+ B (Eq. 5), which needs all N feature vectors
+at once. Here the normal equations are solved instead: with A and B centered on their means,
+
+    (A^T A) M = A^T B,    b = mean(B) - mean(A) M,
+
+and A^T A (D, D) and A^T B (D, E) are sums over rows, which add up over images, ranks and joins. The sums are float64,
+and A is scaled to unit variance, so that a channel of large values costs the others no digits.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +46,22 @@ class LayerFit:
 
 
 class Sums:
-    """Float64 sums over rows from which a least-squares fit follows; they add over batches, ranks and joins.
+    """Float64 sums over rows (feature vectors) from which a least-squares fit follows.
+
+    Sums of two sets of rows add up to the sums of both.
 
     Args:
-        front_channels, end_channels: widths of the features.
+        front_channels: D, width of the front features A (N, D).
+        end_channels: E, width of the end features B (N, E).
         device: where the sums live.
+
+    Attributes:
+        rows: N (1,).
+        front: sum of the rows of A (D,).
+        end: sum of the rows of B (E,).
+        front_front: A^T A (D, D).
+        front_end: A^T B (D, E).
+        end_end: squared Frobenius norm of B (1,).
     """
 
     def __init__(self, front_channels: int, end_channels: int, device: torch.device) -> None:
@@ -59,8 +80,14 @@ class Sums:
         return [self.rows, self.front, self.end, self.front_front, self.front_end, self.end_end]
 
     def add(self, front: Tensor, gram: Tensor, ends: Sequence[Tensor]) -> None:
-        """Adds rows: front features (n, D) with their Gram matrix (D, D), paired with each of the ends (n, E)."""
-        total = ends[0] if len(ends) == 1 else torch.stack(list(ends)).sum(0)
+        """Adds n rows, once for each of the ends that the front is paired with.
+
+        Args:
+            front: A (n, D).
+            gram: A^T A (D, D), which the caller may share among several fits.
+            ends: one or more B (n, E).
+        """
+        total = ends[0] if len(ends) == 1 else torch.stack(list(ends)).sum(0)  # (n, E)
         self.rows += len(front) * len(ends)
         self.front += front.sum(0) * len(ends)
         self.end += total.sum(0)
@@ -69,28 +96,31 @@ class Sums:
         self.end_end += sum(end.square().sum() for end in ends)
 
     def solve(self, layer: int = 0, ridge: float = 0.0) -> tuple[Tensor, Tensor, LayerFit]:
-        """The weight (E, D) and bias (E,) with the least squared error, and a report.
+        """The weight and bias with the least squared error.
 
-        The front features are centerd and scaled to unit variance; Cholesky solves the normal equations, or, where
-        that fails or the condition is bad, an eigendecomposition that drops directions without variance.
+        Cholesky's decomposition solves the scaled normal equations. Where it fails, or where their condition is bad,
+        an eigendecomposition does, without the directions that have no variance.
 
         Args:
             layer: index for the report.
-            ridge: added to the unit diagonal of the correlation matrix: shrinks the weight, and so predictions towards
-                the mean of the end features. Rank and condition are those of what is solved.
+            ridge: added to the unit diagonal of the correlation matrix. It shrinks the weight, and so moves
+                predictions towards the mean of the end features. Rank and condition are those of what is solved.
+
+        Returns:
+            The weight M^T (E, D), the bias b (E,), and a report.
         """
         rows = self.rows.clamp(min=1)
-        front_mean, end_mean = self.front / rows, self.end / rows
-        covariance = self.front_front - torch.outer(self.front, front_mean)
-        cross = self.front_end - torch.outer(self.front, end_mean)
-        variance = covariance.diagonal()
+        front_mean, end_mean = self.front / rows, self.end / rows  # (D,), (E,)
+        covariance = self.front_front - torch.outer(self.front, front_mean)  # N cov(A, A): (D, D)
+        cross = self.front_end - torch.outer(self.front, end_mean)  # N cov(A, B): (D, E)
+        variance = covariance.diagonal()  # (D,)
         alive = variance > _CUTOFF * self.front_front.diagonal()
-        scale = torch.where(alive, variance, torch.ones_like(variance)).rsqrt() * alive
-        correlation = covariance * torch.outer(scale, scale)
+        scale = torch.where(alive, variance, torch.ones_like(variance)).rsqrt() * alive  # S: (D,)
+        correlation = covariance * torch.outer(scale, scale)  # S cov S: (D, D), ones on the diagonal
         correlation += ridge * torch.diag(alive.to(correlation))
-        scaled, rank, condition = _solve_symmetric(correlation, cross * scale[:, None], alive)
-        weight = scaled * scale[:, None]
-        total = self.end_end - (self.end * end_mean).sum()
+        scaled, rank, condition = _solve_symmetric(correlation, cross * scale[:, None], alive)  # S^-1 M: (D, E)
+        weight = scaled * scale[:, None]  # M: (D, E)
+        total = self.end_end - (self.end * end_mean).sum()  # ||B - mean(B)||^2
         explained = 2 * (weight * cross).sum() - (weight * (covariance @ weight)).sum()
         residual = float(((total - explained) / total.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0))
         fit = LayerFit(layer, residual, rank, len(variance), condition, int(self.rows))
@@ -98,7 +128,16 @@ class Sums:
 
 
 def _solve_symmetric(matrix: Tensor, right: Tensor, alive: Tensor) -> tuple[Tensor, int, float]:
-    """Solution of matrix @ x = right, the rank and the condition number of a correlation matrix."""
+    """Solves C X = R for a correlation matrix C.
+
+    Args:
+        matrix: C (D, D), with zero rows and columns where a channel has no variance.
+        right: R (D, E).
+        alive: which channels have variance (D,).
+
+    Returns:
+        X (D, E), the rank and the condition number of C.
+    """
     dead = (~alive).to(matrix)
     factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag(dead))
     if not int(failed):
@@ -106,9 +145,9 @@ def _solve_symmetric(matrix: Tensor, right: Tensor, alive: Tensor) -> tuple[Tens
         condition = float(torch.linalg.matrix_norm(matrix, 1) * torch.linalg.matrix_norm(inverse, 1))
         if condition < _WORST_CONDITION:
             return torch.cholesky_solve(right, factor), int(alive.sum()), condition if bool(alive.all()) else torch.inf
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = torch.linalg.eigh(matrix)  # C = V diag(values) V^T: (D,), (D, D)
     keep = values > _CUTOFF * values[-1].clamp(min=torch.finfo(values.dtype).tiny)
     inverse_values = torch.where(keep, 1 / torch.where(keep, values, torch.ones_like(values)), torch.zeros_like(values))
     rank = int(keep.sum())
     condition = float(values[-1] / values[0]) if rank == len(values) else torch.inf
-    return vectors @ (inverse_values[:, None] * (vectors.T @ right)), rank, condition
+    return vectors @ (inverse_values[:, None] * (vectors.T @ right)), rank, condition  # V diag(1 / values) V^T R

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anchors.anchor import Anchor
+from ..calibration.image_chunks import image_chunks
+from ..calibration.initialize import CHUNK
 from ..calibration.least_squares import LayerFit, Sums
 from ..errors import SnnetError
+from ..stitching.layout import feature_vectors
 from ..stitching.stitch_layer import StitchLayer
 from ..utils.modes import eval_mode
 from .joins import SLOPE, Seam, relayout
 from .network import Reassembled
 
 _log = logging.getLogger(__name__)
-_CHUNK = 4
-"""Images whose features are held at a time, so that memory grows neither with the samples nor with the batch."""
 _WEAK = 1e-3
 """Directions of the weight that are weaker than this share of its strongest one are not used to take up a bias."""
 
@@ -92,18 +93,14 @@ def _accumulate(
     start = net.plan[index + 1].start
     assert start is not None  # behind a seam
     with eval_mode(net), eval_mode(own):
-        for batch in batches:
-            images = (batch if isinstance(batch, Tensor) else batch[0])[: samples - used]
-            for chunk in images.split(_CHUNK) if len(images) else ():
-                x = chunk.to(weight.device, weight.dtype)
-                target = relayout(own.run(x, None, start), own.boundaries[start], seam.end)
-                front, end = _rows(seam, net.run_to_seam(x, index), target)
-                sums.add(front, front.T @ front, [end])
-                if progress is not None:
-                    progress(len(chunk))
+        for images, _ in image_chunks(batches, samples, CHUNK):
+            x = images.to(weight.device, weight.dtype)
+            target = relayout(own.run(x, None, start), own.boundaries[start], seam.end)
+            front, end = _rows(seam, net.run_to_seam(x, index), target)
+            sums.add(front, front.T @ front, [end])
             used += len(images)
-            if used >= samples:
-                break
+            if progress is not None:
+                progress(len(images))
     return sums, used
 
 
@@ -111,13 +108,12 @@ def _rows(seam: Seam, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """What the map shall take and give, feature vector by feature vector, in float64."""
     x = relayout(x, seam.front, seam.inside).double()
     target = relayout(target, seam.end, replace(seam.inside, channels=seam.end.channels)).double()
-    if seam.inside.layout == 'NCHW':
-        x, target = x.movedim(1, -1), target.movedim(1, -1)
+    x, target = feature_vectors(x, seam.inside.layout), feature_vectors(target, seam.inside.layout)
     if seam.kind == 'published':
         target = torch.where(target < 0, target / SLOPE, target)  # before the LeakyReLU
         if isinstance(seam.norm, nn.LayerNorm):
             x = F.layer_norm(x, x.shape[-1:], eps=seam.norm.eps)
-    return x.reshape(-1, x.shape[-1]), target.reshape(-1, target.shape[-1])
+    return x, target
 
 
 def _assign(seam: Seam, sums: Sums, index: int, ridge: float) -> LayerFit:

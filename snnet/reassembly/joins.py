@@ -8,20 +8,18 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anchors.anchor import Boundary
 from ..errors import SnnetError
+from ..stitching.layout import to_layout
 from ..stitching.stitch_layer import StitchLayer
 
 KINDS = ('published', 'plain')
 """What a seam is made of: norm, 1x1 map without bias, LeakyReLU as in the paper; or a plain 1x1 map with bias."""
 SLOPE = 0.1
 """Of the published seams' LeakyReLU below zero."""
-
-_AXES = {'NCHW': 'n c h w', 'NHWC': 'n h w c', 'NLC': 'n (h w) c'}
 
 Made = TypeVar('Made', bound=nn.Module)
 
@@ -33,13 +31,10 @@ def relayout(x: Tensor, given: Boundary, wanted: Boundary) -> Tensor:
     tokens are untouched where both boundaries have as many, and dropped where the wanted one has none.
     """
     prefix, x = x[:, : wanted.prefix], x[:, given.prefix :] if given.prefix else x
-    sizes = dict(zip('hw', given.grid, strict=True)) if given.layout == 'NLC' else {}
-    layout = given.layout
     if given.grid != wanted.grid:
-        maps = rearrange(x, f'{_AXES[layout]} -> {_AXES["NCHW"]}', **sizes)
-        x, layout, sizes = _resample(maps, given.grid, wanted.grid), 'NCHW', {}
-    if layout != wanted.layout:
-        x = rearrange(x, f'{_AXES[layout]} -> {_AXES[wanted.layout]}', **sizes)
+        x = _resample(to_layout(x, given, 'NCHW'), given.grid, wanted.grid)
+        given = replace(wanted, layout='NCHW')
+    x = to_layout(x, given, wanted.layout)
     return torch.cat([prefix, x], dim=1) if wanted.prefix else x
 
 

@@ -9,6 +9,7 @@ import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from ..stitching.layout import to_layout
 from ..stitching.stitch_layer import StitchLayer
 from .branches import (
     CONVOLUTION,
@@ -167,7 +168,7 @@ class RepStitchLayer(Block, StitchLayer):
             y = y.squeeze(-1).transpose(1, 2)
         elif self.front.layout == 'NHWC':
             y = y.permute(0, 2, 3, 1)
-        return self.converted(y)
+        return to_layout(y, self.front, self.end.layout)
 
 
 GROWN: dict[type[nn.Module], type[Block]] = {block.plain: block for block in (RepConv2d, RepConv2dSame, RepStitchLayer)}

@@ -6,21 +6,19 @@ import copy
 import math
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anchors.anchor import Boundary
+from ..anchors.boundary import Boundary
 from ..errors import CannotStitch, SnnetError
-
-_AXES = {'NCHW': 'n c h w', 'NHWC': 'n h w c', 'NLC': 'n (h w) c'}
+from .layout import to_layout
 
 
 class StitchLayer(nn.Linear):
-    """Maps every feature vector of the front to the end's width: 1x1 with bias, no norm, no activation.
+    """Maps every feature vector of the front to the end's width: 1x1 with bias, without norm or activation.
 
-    Prefix tokens are mapped like any other. Weight (end channels, front channels) and bias (end channels) are a linear
-    layer's; on NCHW features they run as a 1x1 convolution.
+    Prefix tokens are mapped like any other token. Weight (end channels, front channels) and bias (end channels) are
+    those of a linear layer; NCHW features go through a 1x1 convolution.
 
     After `start_update` the weight is frozen and a low-rank update is trained in its place (SN-Netv2): the layer maps
     by W + B A / r, where A is `down` (r, front channels) and B is `up` (end channels, r). `merge` ends that.
@@ -28,6 +26,9 @@ class StitchLayer(nn.Linear):
     Args:
         front: boundary at which the front leg stops.
         end: boundary at which the end leg starts.
+
+    Raises:
+        CannotStitch: grid or prefix tokens of the two differ.
     """
 
     def __init__(self, front: Boundary, end: Boundary) -> None:
@@ -48,23 +49,23 @@ class StitchLayer(nn.Linear):
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 
     def start_update(self, rank: int, generator: torch.Generator | None = None) -> None:
-        """Freezes the weight and adds a low-rank update, which changes nothing until it is trained; the bias trains on.
+        """Freezes the weight and adds a low-rank update, without effect until it is trained; the bias still trains.
 
         Args:
-            rank: of the update; no more than the narrower side has channels is ever needed, or used.
+            rank: of the update; reduced to the width of the narrower side where it is larger.
             generator: draws A as in Kaiming's initialization, on the CPU; B is zero.
 
         Raises:
-            SnnetError: a rank below one, or an update that is already there.
+            SnnetError: a rank below one, or the layer has an update already.
         """
         if rank < 1:
             raise SnnetError(f"the rank of a stitch layer's update is at least 1, not {rank}")
         if self.down is not None:
-            raise SnnetError('the stitch layer has an update already: merge it before another one starts')
+            raise SnnetError('the stitch layer has an update already: merge it before starting another one')
         rank, bound = min(rank, *self.weight.shape), 1 / math.sqrt(self.in_features)
         down = torch.empty(rank, self.in_features).uniform_(-bound, bound, generator=generator)
-        self.down = nn.Parameter(down.to(self.weight))
-        self.up = nn.Parameter(self.weight.new_zeros(self.out_features, rank))
+        self.down = nn.Parameter(down.to(self.weight))  # A (r, front channels)
+        self.up = nn.Parameter(self.weight.new_zeros(self.out_features, rank))  # B (end channels, r)
         self.weight.requires_grad_(False)
 
     def merge(self) -> None:
@@ -83,7 +84,7 @@ class StitchLayer(nn.Linear):
         return layer
 
     def whole_weight(self) -> Tensor:
-        """The weight with its update (end channels, front channels)."""
+        """The weight with its update, W + B A / r: (end channels, front channels)."""
         if self.down is None or self.up is None:
             return self.weight
         return self.weight + self.up @ self.down / len(self.down)
@@ -95,19 +96,11 @@ class StitchLayer(nn.Linear):
             x = F.conv2d(x, weight[:, :, None, None], self.bias)
         else:
             x = F.linear(x, weight, self.bias)
-        return self.converted(x)
-
-    def converted(self, x: Tensor) -> Tensor:
-        """Features in the front's layout to the end's layout."""
-        if self.front.layout == self.end.layout:
-            return x
-        pattern = f'{_AXES[self.front.layout]} -> {_AXES[self.end.layout]}'
-        sizes = dict(zip('hw', self.front.grid, strict=True)) if self.front.layout == 'NLC' else {}
-        return rearrange(x, pattern, **sizes)
+        return to_layout(x, self.front, self.end.layout)
 
     @property
     def flops(self) -> int:
-        """Multiply-adds an image."""
+        """Multiply-adds per image."""
         return self.front.tokens * self.in_features * self.out_features
 
     def extra_repr(self) -> str:

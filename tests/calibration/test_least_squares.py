@@ -102,9 +102,9 @@ def with_ridge(front, end, ridge):
 
 def test_a_ridge_solves_the_problem_with_rows_that_ask_for_small_scaled_weights():
     front, end = features(24, 0, offset=5), features(40, 1)
-    centerd = front - front.mean(0)
-    scale = centerd.square().sum(0).sqrt()
-    more = torch.cat([centerd / scale, 0.3**0.5 * torch.eye(24, dtype=front.dtype)])
+    centered = front - front.mean(0)
+    scale = centered.square().sum(0).sqrt()
+    more = torch.cat([centered / scale, 0.3**0.5 * torch.eye(24, dtype=front.dtype)])
     wanted = torch.linalg.lstsq(more, torch.cat([end - end.mean(0), torch.zeros(24, 40, dtype=end.dtype)])).solution
     weight, bias, fit = with_ridge(front, end, 0.3)
     torch.testing.assert_close(weight.T * scale[:, None], wanted)
