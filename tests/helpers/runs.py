@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def trainer(settings: TrainSettings) -> Iterator[Trainer]:
         yield Trainer(settings, group, RunFolder(settings, group.world), stop, watchdog)
 
 
+def forkserver() -> ForkServerContext:
+    """Starts processes that are forked from one that has imported the package and knows none of our threads."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(
+        ['timm', 'fvcore.nn', 'torchvision', 'snnet.training.trainer', 'snnet.evaluation.evaluate']
+    )
+    return context
+
+
 def on_two_ranks(function: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
     """What a function, given a `Ranks` and `args`, returns on each of two processes joined by gloo."""
     with tempfile.TemporaryDirectory() as folder:
@@ -65,11 +75,9 @@ def on_two_ranks(function: Callable[..., Any], *args: Any, timeout: float = 60) 
 def in_two_processes(function: Callable[..., Any], *args: Any) -> list[Any]:
     """What a function, given 0 or 1 and `args`, returns in each of two processes; None where that ended before.
 
-    It must be one that another process can import; what it raises is raised here. The processes are forked from one
-    that has imported the package already, and know none of this one's threads.
+    It must be one that another process can import; what it raises is raised here.
     """
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['timm', 'fvcore.nn', 'torchvision', 'snnet.training.trainer'])
+    context = forkserver()
     pipes = [context.Pipe(duplex=False) for _ in range(2)]
     for rank, (_, end) in enumerate(pipes):
         context.Process(target=_told, args=(end, function, rank, *args), daemon=True).start()

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,33 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.scripts import Script, run_script
+
 ROOT = Path(__file__).parents[2]
 DEBUG = ['--config', str(ROOT / 'configs' / 'debug.yaml')]
-
-
-def start(*command, processes=1):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore'}
-    command = [*launcher, str(ROOT / command[0]), *map(str, command[1:])]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-    )
-
-
-def ended(process):
-    try:
-        out, told = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, told)
-
-
-def run(*command, check=True, processes=1):
-    done = ended(start(*command, processes=processes))
-    assert not check or done.returncode == 0, done.stderr
-    return done
 
 
 def rows_of(file):
@@ -48,14 +22,14 @@ def rows_of(file):
 @pytest.fixture(scope='module')
 def debug_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('debug') / 'run'
-    return folder, run('train.py', *DEBUG, '--output', folder)
+    return folder, run_script('train.py', *DEBUG, '--output', folder)
 
 
 def test_the_debug_config_trains_and_evaluates_and_says_how_to_go_on(debug_run):
     folder, done = debug_run
     assert 'next: python eval_stitches.py' in done.stderr
     assert 'left' in done.stderr
-    evaluated = run('eval_stitches.py', folder / 'net', '--dataset', 'generated/16', '--workers', '0')
+    evaluated = run_script('eval_stitches.py', folder / 'net', '--dataset', 'generated/16', '--workers', '0')
     assert '* anchors' in evaluated.stdout
     names = {path.name for path in (folder / 'net' / 'evaluation').iterdir()}
     assert names == {'stitches.jsonl', 'hits.safetensors', 'curve.png', 'curve.svg'}
@@ -74,7 +48,7 @@ def test_the_debug_config_trains_and_evaluates_and_says_how_to_go_on(debug_run):
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, command, hint):
-    done = run(*command, '--output', tmp_path / 'out', check=False)
+    done = run_script(*command, '--output', tmp_path / 'out', check=False)
     assert done.returncode == 2
     message = done.stderr.strip().splitlines()[-1]
     assert 'Traceback' not in done.stderr
@@ -84,8 +58,8 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, command, hin
 
 def test_two_processes_initialize_as_one_does(debug_run, tmp_path):
     one, two = tmp_path / 'one', tmp_path / 'two'
-    run('train.py', *DEBUG, '--output', one, '--epochs', '0')
-    run('train.py', *DEBUG, '--output', two, '--epochs', '0', processes=2)
+    run_script('train.py', *DEBUG, '--output', one, '--epochs', '0')
+    run_script('train.py', *DEBUG, '--output', two, '--epochs', '0', ranks=2)
     first, second = (load_file(folder / 'net' / 'model.safetensors') for folder in (one, two))
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
@@ -94,27 +68,27 @@ def test_two_processes_initialize_as_one_does(debug_run, tmp_path):
 def test_two_processes_that_are_told_to_end_lose_no_step_and_go_on_with_the_same_command(tmp_path):
     command = ['train.py', *DEBUG, '--stitch-per-rank', '--dataset', 'generated/40', '--batch-size', '4']
     command += ['--epochs', '4', '--log-interval', '1', '--teacher', 'none', '--output', tmp_path]
-    process = start(*command, processes=2)
+    process = Script(*command, ranks=2)
     log = tmp_path / 'log.jsonl'
-    while process.poll() is None and not (log.exists() and log.stat().st_size):
+    while process.running and not (log.exists() and log.stat().st_size):
         time.sleep(0.01)
     process.terminate()
-    told = ended(process).stderr
+    told = process.end().stderr
     step = int(re.search(r'stopped after step (\d+) of 20; the same command goes on', told)[1])
     assert len(rows_of(log)) == step
     assert not (tmp_path / 'net').exists()
-    assert f'goes on after step {step} of 20' in run(*command, processes=2).stderr
+    assert f'goes on after step {step} of 20' in run_script(*command, ranks=2).stderr
     assert [row['step'] for row in rows_of(log)] == list(range(20))
 
 
 def test_two_processes_evaluate_as_one_does(debug_run, tmp_path):
     folder, _ = debug_run
     options = ['--dataset', 'generated/21', '--batch-size', '4', '--workers', '0', '--stitches', '0-5']
-    for processes in (1, 2):
-        run('eval_stitches.py', folder / 'net', *options, '--output', tmp_path / str(processes), processes=processes)
-    one, two = (rows_of(tmp_path / str(processes) / 'stitches.jsonl') for processes in (1, 2))
+    for ranks in (1, 2):
+        run_script('eval_stitches.py', folder / 'net', *options, '--output', tmp_path / str(ranks), ranks=ranks)
+    one, two = (rows_of(tmp_path / str(ranks) / 'stitches.jsonl') for ranks in (1, 2))
     assert [row['n'] for row in two] == [21] * 6
-    first, second = (load_file(tmp_path / str(processes) / 'hits.safetensors') for processes in (1, 2))
+    first, second = (load_file(tmp_path / str(ranks) / 'hits.safetensors') for ranks in (1, 2))
     assert torch.equal(first['hits'], second['hits'])
     for a, b in zip(one, two, strict=True):
         assert a['loss'] == pytest.approx(b['loss'], abs=1e-9)
