@@ -24,6 +24,7 @@ from snnet.reparam import (
 from snnet.reparam.branches import Squeezed
 from snnet.reparam.kernel_window import Window
 from tests.helpers.families import shake
+from tests.helpers.rounding import rounding
 
 
 def conv_of(kernel, channels=(8, 8), seed=0, kind=nn.Conv2d, dtype=torch.float64, **options):
@@ -94,14 +95,15 @@ def test_padding_that_follows_the_input_is_followed(stride, size):
     assert type(conv) is Conv2dSame
 
 
-def test_float32_loses_a_millionth_at_most():
+def test_in_float32_branches_and_folding_differ_by_rounding_alone():
     x = maps(64, (9, 9), dtype=torch.float32)
     conv = conv_of(3, (64, 32), padding=1, dtype=torch.float32)
     plain = conv(x)
     expand(conv, images=x).eval()
-    assert distance(conv(x), plain) <= 1e-6
+    bound = rounding(torch.float32, terms=64 * 3 * 3)
+    assert distance(conv(x), plain) <= bound
     before = trained(conv)(x)
-    assert distance(fold(conv)(x), before) <= 1e-6
+    assert distance(fold(conv)(x), before) <= bound
 
 
 @torch.no_grad()
