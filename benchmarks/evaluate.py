@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 import snnet
+from snnet.anchors.flops import part_flops
 from snnet.config.parse import EvalSettings
 from snnet.data.datasets import clean_loader, open_dataset
-from snnet.net.costs import part_flops
 from snnet.net.part_tree import Part, plant
 from snnet.net.shared_prefixes import all_logits
 

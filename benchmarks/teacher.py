@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import snnet
-from snnet.anchors.weights import resolve
+from snnet.anchors.names import resolve
 from snnet.training.answer_store import Store
 from snnet.training.distillation import DistillationLoss, Question, Teacher
 from snnet.training.samplers import StratifiedSampler

@@ -1,7 +1,8 @@
 """Elastic neural networks made of pretrained ones: anchors, stitches, and one net that runs at any budget."""
 
 from . import reparam
-from .anchors.anchor import Anchor, Boundary, Source, Stage
+from .anchors.anchor import Anchor, Source, Stage
+from .anchors.boundary import Boundary
 from .anchors.registry import as_anchor, register_adapter
 from .budget.frontier import Record, frontier
 from .budget.latency_table import Latency, LatencyTable, Setup

@@ -1,4 +1,4 @@
-"""Anchors of every family: `as_anchor` finds the adapter of a network or traces it, `register_adapter` adds one."""
+"""Networks of every family as anchors: `as_anchor` finds the adapter or traces, `register_adapter` adds one."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def as_anchor(
     A class without an adapter is traced: the line is found in the network's own dataflow, for the given image size.
 
     Args:
-        model: any network of images whose features flow, somewhere, through single tensors.
+        model: an image classifier whose features pass through single tensors somewhere.
         name: what stitches and messages call it; timm's architecture name by default.
-        input_size: channels, height, width of an image; by default what the model was made for, or what timm's
-            pretrained config says.
-        source: how `timm.create_model` makes it again; what timm noted in the model by default.
+        input_size: channels, height and width of an image; by default those that the model was made for, or those in
+            timm's pretrained config.
+        source: how `timm.create_model` makes it again; by default what timm noted in the model.
         official: end stitches as the published implementation did.
 
     Raises:
-        CannotStitch: the class has no adapter and the network cannot be traced, or has no two blocks.
-        SnnetError: no input size to be found.
+        CannotStitch: the class has no adapter, and the network cannot be traced or has fewer than two blocks.
+        SnnetError: the input size is unknown.
     """
     config = getattr(model, 'pretrained_cfg', None) or {}
     size = input_size or _image_size(model) or config.get('input_size')

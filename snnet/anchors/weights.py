@@ -1,81 +1,25 @@
-"""Names of networks, and where their weights come from: the papers' tags, any timm name, or a local file."""
+"""Networks with the weights that a user asked for: timm's pretrained ones, a local file, or none."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import get_pretrained_cfg, is_model, list_models, load_state_dict
+from timm.models import get_pretrained_cfg, load_state_dict
 from torch import Tensor, nn
 
-from ..errors import NoWeights, SnnetError, did_you_mean, reason_of
+from ..errors import NoWeights, SnnetError, reason_of
 from .anchor import Anchor, Source
+from .names import NamedNetwork, resolve
 from .registry import as_anchor
 
 _log = logging.getLogger(__name__)
 
-ALIASES = {
-    **{f'deit_{size}': f'deit_{size}_patch16_224.fb_in1k' for size in ('tiny', 'small', 'base')},
-    **{f'swin_{size}': f'swin_{size}_patch4_window7_224.ms_in22k_ft_in1k' for size in ('tiny', 'small', 'base')},
-    'resnet18': 'resnet18.tv_in1k',
-    'resnet50': 'resnet50.a1_in1k',
-    **{f'levit_{width}': f'levit_{width}.fb_dist_in1k' for width in ('128s', '128', '192', '256', '384')},
-    'regnety_160': 'regnety_160.deit_in1k',
-    **{f'vit_{size}': f'vit_{size}_patch16_224.augreg_in21k_ft_in1k' for size in ('tiny', 'small', 'base')},
-}
-"""The checkpoints that the papers used, where timm's own defaults differ, and short names."""
 
-
-@dataclass(frozen=True)
-class Named:
-    """What a user asked for with NAME or NAME=FILE.
-
-    Attributes:
-        name: as given; what stitches and messages call the network.
-        model: timm's name for it, with the tag of the weights where one was chosen.
-        file: local weights, or None for timm's pretrained ones.
-    """
-
-    name: str
-    model: str
-    file: Path | None = None
-
-
-def resolve(text: str) -> Named:
-    """Looks up an alias, a timm name with or without tag, or NAME=FILE.
-
-    Raises:
-        SnnetError: no such network or tag.
-        NoWeights: the file is not there.
-    """
-    name, equals, file = (part.strip() for part in text.partition('='))
-    model = ALIASES.get(name, name)
-    architecture, _, tag = model.partition('.')
-    if not is_model(architecture):
-        known = [*ALIASES, *list_models()]
-        raise SnnetError(
-            f"unknown network '{name}'{did_you_mean(name, known) or ': timm.list_models() lists the names'}"
-        )
-    tags = [full.partition('.')[2] for full in list_models(architecture, pretrained=True)]
-    if tag and tag not in tags:
-        raise SnnetError(f"{architecture} has no weights tagged '{tag}', only {', '.join(tags)}")
-    if equals and not Path(file).is_file():
-        raise NoWeights(f"{name}: there is no file '{file}'")
-    return Named(name, model, Path(file) if equals else None)
-
-
-def is_folder(text: str) -> bool:
-    """Whether a user means a folder rather than a network that timm has under that name."""
-    name = ALIASES.get(text, text).partition('.')[0]
-    return '=' not in text and not is_model(name) and Path(text).is_dir()
-
-
-def load_model(named: Named, *, pretrained: bool, num_classes: int | None = None, **args: Any) -> nn.Module:
+def load_model(named: NamedNetwork, *, pretrained: bool, num_classes: int | None = None, **args: Any) -> nn.Module:
     """Makes the network as timm does, with the weights that were asked for.
 
     Args:
@@ -102,7 +46,7 @@ def load_model(named: Named, *, pretrained: bool, num_classes: int | None = None
         raise _explained(named, args, error) from error
 
 
-def _load_file(named: Named, num_classes: int | None, args: dict[str, Any]) -> nn.Module:
+def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any]) -> nn.Module:
     """The network with the weights of a local file, every one of them; then a new classifier if that was asked for."""
     state = _read(named)
     overlay: dict[str, Any] = {'state_dict': state}
@@ -122,7 +66,7 @@ def _load_file(named: Named, num_classes: int | None, args: dict[str, Any]) -> n
     return model
 
 
-def _explained(named: Named, args: dict[str, Any], error: Exception) -> SnnetError:
+def _explained(named: NamedNetwork, args: dict[str, Any], error: Exception) -> SnnetError:
     """The error of `timm.create_model` in one sentence: wrong arguments, weights that do not fit, or no weights."""
     try:
         timm.create_model(named.model, pretrained=False, **args)
@@ -178,7 +122,7 @@ def load_anchor(
     return as_anchor(model, named.name, input_size=size, source=Source(named.model, args), official=official)
 
 
-def _read(named: Named) -> dict[str, Tensor]:
+def _read(named: NamedNetwork) -> dict[str, Tensor]:
     """The tensors of a local file, without unpickling anything but tensors."""
     try:
         state = load_state_dict(str(named.file))
@@ -189,7 +133,7 @@ def _read(named: Named) -> dict[str, Tensor]:
     return state
 
 
-def classes_held(named: Named, state: Mapping[str, Tensor]) -> int | None:
+def classes_held(named: NamedNetwork, state: Mapping[str, Tensor]) -> int | None:
     """Rows of the classifier in a file, or None where it has none under the name that timm gives it."""
     config = get_pretrained_cfg(named.model)
     classifier = getattr(config, 'classifier', None) or ()
@@ -198,7 +142,7 @@ def classes_held(named: Named, state: Mapping[str, Tensor]) -> int | None:
     return rows[0] if rows else None
 
 
-def _misfit(named: Named, message: str) -> str:
+def _misfit(named: NamedNetwork, message: str) -> str:
     """torch's list of keys that do not fit, in one sentence."""
     lines = [line.strip() for line in message.splitlines()]
     shapes = [m for line in lines if (m := re.match(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', line))]

@@ -164,7 +164,7 @@ class Cut:
             _log.warning('%s is exported in float32, for onnxruntime has no bfloat16 on a CPU', module.stitch)
             self.module.float()
         for anchor in anchors_of(module):
-            anchor.forget_caches()
+            anchor.clear_caches()
         self.input_size: tuple[int, int, int] = first.input_size
         self.preprocessing = resolve_data_config({'input_size': first.input_size}, model=first.model, verbose=False)
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, RecompileError, TorchDynamoException
 from torch._dynamo.utils import counters
 
-from ..anchors.anchor import Absent, Anchor
+from ..anchors.anchor import Anchor
+from ..anchors.cut import Absent
 from ..errors import reason_of
 from ..utils.log import Progress
 from .stitchable_net import StitchableNet
@@ -96,7 +97,7 @@ def warm_up(net: nn.Module, images: Tensor, quiet: bool = False) -> int:
         with torch.random.fork_rng(devices):
             for batch in batches:
                 for anchor in anchors:
-                    anchor.forget_caches()  # the call that fills them has a graph of its own
+                    anchor.clear_caches()  # the call that fills them has a graph of its own
                 for run in 2 * runs:
                     _run(run, batch, net)
                     progress.update(1, f'{_graphs() - first} graphs')
@@ -106,7 +107,7 @@ def warm_up(net: nn.Module, images: Tensor, quiet: bool = False) -> int:
             for buffer, value in values:
                 buffer.copy_(value)
         for anchor in anchors:
-            anchor.forget_caches()
+            anchor.clear_caches()
     _log.info('compiled %d graphs in %.0f s', _graphs() - first, time.monotonic() - begin)
     return _graphs() - first
 

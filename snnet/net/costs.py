@@ -1,60 +1,14 @@
-"""FLOPs and parameters of every stitch, summed from parts traced once an anchor. Only this file imports fvcore."""
+"""FLOPs and parameters of every stitch, summed from the parts of its anchors."""
 
 from __future__ import annotations
 
-import logging
-import math
-import re
-import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
-import torch
-from fvcore.nn import FlopCountAnalysis
-from torch import Tensor, nn
-
-from ..anchors.anchor import Anchor
+from ..anchors.flops import PartFlops, part_flops
 from ..reparam import folded
-from ..stitching.stitch import Leg
 from ..stitching.stitch_layer import merged_state
-from ..utils.modes import eval_mode
 from .stitchable_net import StitchableNet
-
-_log = logging.getLogger(__name__)
-_HEAVY = re.compile(r'attention|matmul|conv|linear|bmm|addmm|einsum|baddbmm|::mm$')
-
-_Run = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class PartFlops:
-    """Multiply-adds an image of the parts of an anchor's line.
-
-    Attributes:
-        stem, modules, head: of the stem, of each module of the line, of the head.
-        published_head: of the head as the published implementation ran it behind a stitch layer.
-    """
-
-    stem: int
-    modules: tuple[int, ...]
-    head: int
-    published_head: int
-
-    @property
-    def whole(self) -> int:
-        """Of the anchor from image to logits."""
-        return self.stem + sum(self.modules) + self.head
-
-    def of(self, leg: Leg, official: bool) -> int:
-        """Of one leg."""
-        total = sum(self.modules[leg.start : leg.stop])
-        if leg.start is None:
-            total += self.stem
-        if leg.stop is None:
-            total += self.published_head if official and leg.start is not None else self.head
-        return total
 
 
 def measure_costs(net: StitchableNet, parts: Mapping[str, PartFlops] | None = None) -> StitchableNet:
@@ -66,7 +20,7 @@ def measure_costs(net: StitchableNet, parts: Mapping[str, PartFlops] | None = No
 
     Args:
         net: the net.
-        parts: the anchors' `part_flops` by name, where they were counted before.
+        parts: `part_flops` of the anchors by name, where they were counted before.
     """
     plain = folded(net)
     if parts is None:
@@ -74,72 +28,8 @@ def measure_costs(net: StitchableNet, parts: Mapping[str, PartFlops] | None = No
     sizes = {name: tensor.numel() for name, tensor in merged_state(plain).items()}
     for i, stitch in enumerate(net.stitches):
         flops = sum(net.layer(layer).flops for layer in stitch.layers)
-        flops += sum(parts[leg.anchor].of(leg, net.anchor(leg.anchor).official) for leg in stitch.legs)
+        for leg in stitch.legs:
+            flops += parts[leg.anchor].of_run(leg.start, leg.stop, net.anchor(leg.anchor).official)
         params = sum(sizes[name] for name in plain.parameter_names(i) & sizes.keys())
         net.records[i] = replace(net.records[i], flops=flops, params=params)
     return net
-
-
-def part_flops(anchor: Anchor) -> PartFlops:
-    """Counts every part of an anchor in one trace; warns of operations that look costly and cannot be counted."""
-    parts: list[_Run] = [anchor.stem, *anchor.line()]
-    heads: list[_Run] = [anchor.head, anchor.published_head]
-    analysis = trace(_Parts(anchor, parts, heads), anchor.input_size)
-    counts = analysis.by_module()
-    missed = uncounted(analysis)
-    if missed:
-        _log.warning(
-            '%s: FLOPs leave out operations that cannot be counted: %s', anchor.name, ', '.join(sorted(missed))
-        )
-    flops = [int(counts[f'parts.{i}']) for i in range(len(parts) + len(heads))]
-    return PartFlops(flops[0], tuple(flops[1 : len(parts)]), *flops[len(parts) :])
-
-
-def trace(network: nn.Module, input_size: tuple[int, int, int]) -> FlopCountAnalysis:
-    """fvcore's analysis of a network for one image, in eval mode, with fused attention counted."""
-    weight = next(network.parameters())
-    image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
-    with eval_mode(network), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # tracing warns of every shape that it takes as a constant
-        analysis = FlopCountAnalysis(network, image).ancestor_mode('caller')
-        analysis.set_op_handle('aten::scaled_dot_product_attention', _attention_flops)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
-        analysis.total()
-    return analysis
-
-
-def uncounted(analysis: FlopCountAnalysis) -> Counter[str]:
-    """Operations named like a matrix product, convolution or attention that went uncounted."""
-    return Counter({op: count for op, count in analysis.unsupported_ops().items() if _HEAVY.search(op)})
-
-
-def _attention_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Query (..., L, E) times key (..., S, E), then times value (..., S, V)."""
-    query, key, value = (x.type().sizes() for x in inputs[:3])
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-class _Part(nn.Module):
-    """Gives a part of a line a name of its own in the trace."""
-
-    def __init__(self, run: _Run) -> None:
-        super().__init__()
-        self._run = (run,)  # in a tuple, so that it is not registered: the anchor holds the modules
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._run[0](x)
-
-
-class _Parts(nn.Module):
-    """Runs the parts of a line in sequence, then each of the heads on the last features."""
-
-    def __init__(self, anchor: Anchor, parts: Sequence[_Run], heads: Sequence[_Run]) -> None:
-        super().__init__()
-        self.anchor = anchor
-        self.parts = nn.ModuleList(_Part(run) for run in (*parts, *heads))
-        self.heads = len(heads)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        for part in self.parts[: -self.heads]:
-            x = part(x)
-        return [head(x) for head in self.parts[-self.heads :]]

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from timm.data import resolve_data_config
-
 from ..anchors.anchor import Anchor
-from ..anchors.weights import is_folder, load_anchor
+from ..anchors.flops import PartFlops, part_flops
+from ..anchors.names import is_folder
+from ..anchors.weights import load_anchor
 from ..errors import CannotStitch, SnnetError
 from ..stitching.space import check_anchors, list_stitches
-from .costs import PartFlops, measure_costs, part_flops
+from .costs import measure_costs
 from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,6 @@ def create_stitchable_net(
     check_anchors(built)
     parts = {anchor.name: part_flops(anchor) for anchor in built}
     ordered = _sorted_by_cost(built, parts)
-    warn_of_normalization(ordered)
     stitches = list_stitches(ordered, window=window, step=step, nearest=nearest, direction=direction, official=official)
     return measure_costs(StitchableNet(ordered, stitches), parts)
 
@@ -138,7 +137,10 @@ def load_folder(
         )
         anchor.model.reset_classifier(num_classes)
         source = replace(source, args={**source.args, 'num_classes': num_classes}) if source else None
-    return type(anchor)(anchor.model, folder, anchor.input_size, source, anchor.official)
+    renamed = type(anchor)(anchor.model, folder, anchor.input_size, source, anchor.official)
+    if anchor.normalization is not None:
+        renamed.normalization = anchor.normalization
+    return renamed
 
 
 def _sorted_by_cost(anchors: Sequence[Anchor], parts: Mapping[str, PartFlops]) -> list[Anchor]:
@@ -148,16 +150,3 @@ def _sorted_by_cost(anchors: Sequence[Anchor], parts: Mapping[str, PartFlops]) -
         listed = ', '.join(f'{anchor.name} ({parts[anchor.name].whole / 1e9:.3g} GFLOPs)' for anchor in ordered)
         _log.warning('anchors sorted by cost: %s', listed)
     return ordered
-
-
-def warn_of_normalization(anchors: Sequence[Anchor]) -> None:
-    """All networks see one image, normalized as the first one's: says which of them were trained otherwise."""
-    configs = {anchor.name: resolve_data_config(model=anchor.model, verbose=False) for anchor in anchors}
-    first = configs[anchors[0].name]
-    for name, config in configs.items():
-        for key in ('mean', 'std'):
-            if config[key] != first[key]:
-                _log.warning(
-                    '%s was trained with %s %s, but images are normalized as for %s, with %s',
-                    name, key, config[key], anchors[0].name, first[key],
-                )  # fmt: skip

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..anchors.anchor import Anchor, Source
+from ..anchors.names import ALIASES, resolve
 from ..anchors.registry import as_anchor
-from ..anchors.weights import ALIASES, classes_held, load_model, resolve
+from ..anchors.weights import classes_held, load_model
 from ..errors import NoWeights, SnnetError, reason_of
 from ..stitching.space import list_stitches
 from ..stitching.stitch import Stitch
@@ -242,7 +243,7 @@ def _fill(path: Path, net: StitchableNet, found: Mapping[str, tuple[str, Tensor]
         for new, (_, tensor) in there.items():
             own[new].copy_(tensor.reshape(own[new].shape))
     for i in range(len(net.anchors)):
-        net.anchor(i).forget_caches()
+        net.anchor(i).clear_caches()
 
 
 def _plain(shape: torch.Size) -> tuple[int, ...]:

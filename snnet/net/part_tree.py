@@ -83,4 +83,4 @@ def run_of(net: StitchableNet, part: Part) -> Callable[[Tensor], Tensor]:
     anchor = net.anchor(part.anchor)
     if part.kind == 'module':
         return anchor.line()[part.number]
-    return {'stem': anchor.stem, 'head': anchor.head, 'published_head': anchor.published_head}[part.kind]
+    return {'stem': anchor.run_stem, 'head': anchor.head, 'published_head': anchor.published_head}[part.kind]

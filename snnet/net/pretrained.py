@@ -293,7 +293,7 @@ def _load(net: StitchableNet, path: Path, config: dict[str, Any]) -> None:
         )
     net.load_state_dict(tensors)
     for i in range(len(net.anchors)):
-        net.anchor(i).forget_caches()
+        net.anchor(i).clear_caches()
 
 
 def _load_statistics(net: StitchableNet, path: Path, config: dict[str, Any]) -> None:

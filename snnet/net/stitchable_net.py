@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..anchors.anchor import Anchor, Boundary
+from ..anchors.anchor import Anchor
+from ..anchors.boundary import Boundary
+from ..anchors.normalization import align_normalization
 from ..budget.frontier import Record
 from ..errors import CannotStitch, UnknownStitch
 from ..reparam import fold
@@ -53,6 +55,7 @@ class StitchableNet(Budgeted, Pretrained):
     def __init__(self, anchors: Sequence[Anchor], stitches: Sequence[Stitch]) -> None:
         super().__init__()
         check_anchors(anchors)
+        align_normalization(anchors)
         self.anchors = nn.ModuleList(anchors)
         self.stitches = tuple(stitches)
         self._index = {anchor.name: i for i, anchor in enumerate(anchors)}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..anchors.anchor import Boundary
+from ..anchors.boundary import Boundary
 from ..net.part_tree import Part, parts_of, run_of
 from ..net.stitchable_net import StitchableNet
 from .stopwatch import Call
@@ -128,11 +128,6 @@ def _call(net: StitchableNet, part: Part, images: Tensor) -> Call:
 
 def _features(boundary: Boundary, images: Tensor) -> Tensor:
     """Features of the shape that a boundary tells, of the images' values."""
-    shape = {
-        'NLC': (boundary.tokens, boundary.channels),
-        'NHWC': (*boundary.grid, boundary.channels),
-        'NCHW': (boundary.channels, *boundary.grid),
-    }[boundary.layout]
-    count = len(images) * int(np.prod(shape))
+    count = len(images) * int(np.prod(boundary.shape))
     values = images.flatten()
-    return values.repeat(-(-count // len(values)))[:count].view(len(images), *shape)
+    return values.repeat(-(-count // len(values)))[:count].view(len(images), *boundary.shape)

@@ -15,9 +15,10 @@ from numbers import Real
 
 import numpy as np
 
-from ..anchors.anchor import Anchor, Boundary
+from ..anchors.anchor import Anchor
+from ..anchors.boundary import Boundary
+from ..anchors.flops import PartFlops, part_flops
 from ..errors import BudgetInfeasible, CannotStitch, InvalidBudget, SnnetError
-from ..net.costs import PartFlops, part_flops
 from ..stitching.stitch import Leg, Stitch
 from .combinations import Grown, grow
 from .partition import Partition
@@ -155,7 +156,8 @@ def tabulate(
             block = partition.block(i, k)
             first, last = k == 0 and stem is None, k == stages - 1 and head is None
             leg = Leg(name, None if first else block.start, None if last else block.stop)
-            costs[k, i] = counted[name].of(leg, anchor.official), leg_params(anchor, leg.start, leg.stop)
+            flops = counted[name].of_run(leg.start, leg.stop, anchor.official)
+            costs[k, i] = flops, leg_params(anchor, leg.start, leg.stop)
         for k, new in ((0, stem), (-1, head)):
             if new is not None:
                 costs[k, i] += new(at[i][k])

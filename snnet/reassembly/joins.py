@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anchors.anchor import Boundary
+from ..anchors.boundary import Boundary
 from ..errors import SnnetError
 from ..stitching.layout import to_layout
 from ..stitching.stitch_layer import StitchLayer

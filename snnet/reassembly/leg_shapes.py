@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..anchors.anchor import Anchor, Boundary
+from ..anchors.anchor import Anchor
+from ..anchors.boundary import Boundary, boundary_of_map
 from ..errors import CannotStitch, reason_of
 from ..stitching.stitch import Leg
 
@@ -32,7 +33,7 @@ def flow(leg: Leg, part: Anchor, given: Boundary) -> list[Boundary]:
         return list(native[1:])
     with torch.no_grad():
         try:
-            return _walk(leg, part._meta_twin(), given, native)
+            return _walk(leg, part.weightless_copy(), given, native)
         except _Refused:
             raise
         except Exception:  # whatever a network does that needs real numbers: run a real copy
@@ -45,13 +46,13 @@ class _Refused(CannotStitch):
 
 def _walk(leg: Leg, twin: Anchor, given: Boundary, native: Sequence[Boundary]) -> list[Boundary]:
     weight = next(twin.parameters())
-    x = torch.zeros(_shape(given), device=weight.device, dtype=weight.dtype)
+    x = torch.zeros(1, *given.shape, device=weight.device, dtype=weight.dtype)
     start, now = leg.start or 0, given
     found: list[Boundary] = []
     for position, (module, before, behind) in enumerate(
         zip(twin.line()[start : start + len(native) - 1], native, native[1:], strict=False), start
     ):
-        if now.grid != before.grid and twin.tied(position, module):
+        if now.grid != before.grid and twin.is_grid_bound(position, module):
             raise _Refused(_why(leg, position, now, before, 'it is tied to that grid'))
         try:
             x = module(x)
@@ -67,18 +68,10 @@ def _walk(leg: Leg, twin: Anchor, given: Boundary, native: Sequence[Boundary]) -
     return found
 
 
-def _shape(place: Boundary) -> tuple[int, ...]:
-    if place.layout == 'NLC':
-        return 1, place.tokens, place.channels
-    return (1, place.channels, *place.grid) if place.layout == 'NCHW' else (1, *place.grid, place.channels)
-
-
 def _behind(x: Tensor, given: Boundary, before: Boundary, behind: Boundary) -> Boundary:
     """What a module gave, which takes `given` where its own network has `before` and gives `behind` there."""
-    if behind.layout == 'NCHW':
-        return Boundary(x.shape[1], (x.shape[2], x.shape[3]), 'NCHW')
-    if behind.layout == 'NHWC':
-        return Boundary(x.shape[3], (x.shape[1], x.shape[2]), 'NHWC')
+    if behind.layout != 'NLC':
+        return boundary_of_map(x.shape, behind.layout)
     prefix = behind.prefix if given.prefix == before.prefix else 0
     tokens = x.shape[1] - prefix
     if behind.grid == before.grid:

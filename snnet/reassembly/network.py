@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..anchors.anchor import Anchor, Boundary, Stage
+from ..anchors.anchor import Anchor, Stage
+from ..anchors.boundary import Boundary
 from ..anchors.registry import register_adapter
 from ..errors import CannotStitch, SnnetError
 from ..stitching.stitch import Leg
@@ -297,20 +298,20 @@ class ReassembledAnchor(Anchor):
         """The new head, or that of the last leg's network."""
         return self.model.run_head(x)
 
-    def forget_caches(self) -> None:
+    def clear_caches(self) -> None:
         """Those of the legs."""
         for part in self.model.legs:
-            part.forget_caches()
+            part.clear_caches()
 
     def freeze(self) -> None:
         """Frozen-tuning: only seams, head and a new stem train."""
         self.model.freeze_blocks()
 
-    def flowing(self, position: int) -> tuple[str, int]:
+    def layout_at(self, position: int) -> tuple[str, int]:
         """Layout and prefix at a position, which change along the line."""
         return self.model.boundaries[position].layout, self.model.boundaries[position].prefix
 
-    def tied(self, position: int, module: nn.Module) -> bool:
+    def is_grid_bound(self, position: int, module: nn.Module) -> bool:
         """As in the network that the module comes from."""
         first = 0
         for i, leg in enumerate(self.model.plan):
@@ -318,7 +319,7 @@ class ReassembledAnchor(Anchor):
             start, stop, _ = slice(leg.start, leg.stop).indices(len(part.line()))
             first += i > 0  # the seam
             if first <= position < first + stop - start:
-                return part.tied(start + position - first, module)
+                return part.is_grid_bound(start + position - first, module)
             first += stop - start
         return False
 

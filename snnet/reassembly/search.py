@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .. import reassembly
+from ..anchors.flops import PartFlops, part_flops
+from ..anchors.normalization import align_normalization
 from ..config.parse import ReassembleSettings, to_yaml
 from ..data.datasets import drawn_images, open_dataset
 from ..errors import BudgetInfeasible, CannotStitch, SnnetError
-from ..net.costs import PartFlops, part_flops
-from ..net.create import create_stitchable_net, load_zoo, warn_of_normalization
+from ..net.create import create_stitchable_net, load_zoo
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import ranks
 from ..utils.files import clear_temporaries, write_text
@@ -64,7 +65,7 @@ class Workshop:
             self.zoo = load_zoo(settings.zoo, pretrained=settings.pretrained, img_size=settings.img_size)
         self.anchors = [anchor.to(self.device).eval() for anchor in self.zoo.values()]
         reassembly.check_zoo(self.anchors)
-        warn_of_normalization(self.anchors)
+        align_normalization(self.anchors)
         first = create_stitchable_net(self.anchors[:1], pretrained=settings.pretrained)
         self.images = open_dataset(settings, settings.split, first, classes_matter=False)
         self.first = first

@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..anchors.anchor import Anchor, Boundary
+from ..anchors.anchor import Anchor
+from ..anchors.boundary import Boundary
 from ..errors import SnnetError
 from ..stitching.stitch import Leg
 from ..utils.files import write_atomically, write_tensors

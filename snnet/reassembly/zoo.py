@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..anchors.anchor import Anchor
+from ..anchors.flops import PartFlops, part_flops
 from ..errors import SnnetError
-from ..net.costs import PartFlops, part_flops
 
 SIZES = ('flops', 'nodes', 'params')
 """What the size of a block is measured in: multiply-adds, modules of the line (the paper's nodes), or parameters."""

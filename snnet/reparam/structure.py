@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..anchors.anchor import Absent, Anchor
+from ..anchors.anchor import Anchor
+from ..anchors.cut import Absent
 from ..errors import SnnetError
 from .begin_branches import add_branches, check_init
 from .block import Block, become_block, is_block
@@ -208,7 +209,7 @@ def refresh_anchors(network: nn.Module) -> None:
     """Lets anchors find their parameters anew, now that there are others; a cut one cannot run to find them."""
     for module in network.modules():
         if isinstance(module, Anchor):
-            module.forget_caches()
+            module.clear_caches()
             if not is_cut(module):
                 module.__dict__.pop('survey', None)
 

@@ -11,6 +11,7 @@ import timm
 from timm.models import is_model
 
 from ..anchors.anchor import Anchor, Source
+from ..anchors.normalization import Normalization
 from ..anchors.registry import as_anchor
 from ..budget.frontier import Record
 from ..errors import SnnetError
@@ -55,6 +56,8 @@ def describe(anchor: Anchor) -> dict[str, Any]:
         'input_size': anchor.input_size,
         'official': anchor.official,
     }
+    if anchor.normalization is not None:
+        row['mean'], row['std'] = anchor.normalization.mean, anchor.normalization.std
     try:
         return json.loads(json.dumps(row))
     except TypeError as error:
@@ -87,7 +90,10 @@ def rebuild(row: dict[str, Any]) -> Anchor:
     model = timm.create_model(row['model'], pretrained=False, **row['args'])
     source = Source(row['model'], row['args'])
     size = tuple(row['input_size'])
-    return as_anchor(model, row['name'], input_size=size, source=source, official=row['official'])
+    anchor = as_anchor(model, row['name'], input_size=size, source=source, official=row['official'])
+    # nets saved before this was noted ran every anchor on the images of the first
+    anchor.normalization = Normalization(tuple(row['mean']), tuple(row['std'])) if 'mean' in row else None
+    return anchor
 
 
 def records_of(config: Mapping[str, Any]) -> list[Record]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from ..anchors.anchor import Anchor, Boundary
+from ..anchors.anchor import Anchor
+from ..anchors.boundary import Boundary
 from ..errors import CannotStitch, SnnetError
 from .stitch import Leg, Stitch
 
@@ -143,7 +144,7 @@ class _Space:
         self.anchors = anchors
         self.window, self.step, self.official = window, step, official
         self.seams: dict[tuple[int, ...], list[_Seam]] = {}
-        self.layers: dict[tuple[int, ...], int] = {}
+        self.layers: dict[tuple[Hashable, ...], int] = {}
 
     def two_legs(self, pairs: Sequence[tuple[int, ...]]) -> list[Stitch]:
         """Stitches of the pairs (front, end): stage by stage, pair by pair, join by join."""
@@ -181,7 +182,8 @@ class _Space:
         for join in joins:
             stop, start = front_blocks[join.j] + 1, end_blocks[join.k]
             if front.boundaries[stop].joins(end.boundaries[start]):
-                key = (*pair, front_stage, join.layer)
+                # blocks of one stage may differ in width, and a stitch layer has one shape
+                key = (*pair, front_stage, join.layer, front.boundaries[stop], end.boundaries[start])
                 layer = self.layers.setdefault(key, len(self.layers))
                 yield _Seam(pair[0], pair[1], stop, start, layer)
 

@@ -13,7 +13,8 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anchors.weights import load_model, resolve
+from ..anchors.names import resolve
+from ..anchors.weights import load_model
 from ..errors import SnnetError, reason_of
 from ..net.stitchable_net import StitchableNet
 from ..utils.files import sha256

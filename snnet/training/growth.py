@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anchors.weights import is_folder
+from ..anchors.names import is_folder
 from ..config.parse import TrainSettings
 from ..errors import InvalidBudget, SnnetError, did_you_mean
 from ..net.stitchable_net import StitchableNet

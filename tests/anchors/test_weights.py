@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 
 from snnet import CannotStitch, NoWeights, SnnetError, create_stitchable_net
-from snnet.anchors.weights import ALIASES, load_anchor, load_model, resolve
+from snnet.anchors.names import ALIASES, resolve
+from snnet.anchors.weights import load_anchor, load_model
 from tests.helpers.families import CLASSES, images, shake
 
 TAGS = {

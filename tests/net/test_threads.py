@@ -17,7 +17,7 @@ from tests.helpers.families import NETS, images, shared_net
 def test_sixteen_threads_with_different_stitches_get_what_one_thread_gets(name):
     net = shared_net(name)
     for anchor in net.anchors:
-        anchor.forget_caches()  # so that the threads fill them at the same time
+        anchor.clear_caches()  # so that the threads fill them at the same time
     x, count = images(net.input_size[1]), len(net.stitches)
 
     @torch.inference_mode()
@@ -27,7 +27,7 @@ def test_sixteen_threads_with_different_stitches_get_what_one_thread_gets(name):
 
     found = [pair for pairs in in_threads(work) for pair in pairs]
     for anchor in net.anchors:
-        anchor.forget_caches()
+        anchor.clear_caches()
     with torch.no_grad():
         expected = {i: net(x, stitch=i) for i in range(count)}
     assert [i for i, logits in found if not torch.equal(logits, expected[i])] == []

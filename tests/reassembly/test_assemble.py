@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import snnet
+from snnet.anchors.flops import part_flops
 from snnet.errors import BudgetInfeasible, CannotStitch, InvalidBudget, SnnetError
-from snnet.net.costs import part_flops
 from snnet.reassembly import (
     Assembly,
     Partition,

@@ -169,7 +169,7 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
         ({'zoo': 'test_vit'}, 'at least two networks to take blocks from, --zoo names 1'),
         ({'zoo': 'test_vit,test_vit'}, "'test_vit' is named twice"),
         ({'zoo': 'test_vit,test_rexnet'}, "unknown network 'test_rexnet'; did you mean test_resnet"),
-        ({'zoo': 'test_vit,crossvit_9_240', 'img_size': None}, 'crossvit_9_240 is no line: branches run beside'),
+        ({'zoo': 'test_vit,crossvit_9_240', 'img_size': None}, 'crossvit_9_240 cannot be split .*: parallel branches'),
         ({'zoo': 'test_vit,resnet10t', 'img_size': None}, '3x160x160: test_vit; 3x176x176: resnet10t.*img_size'),
         ({'zoo': ZOO, 'blocks': 7}, 'test_resnet has .* modules on its line: it cannot be cut into 7 blocks'),
         ({'epsilon': 0.0}, 'no cut into 3 blocks keeps every block below 1/3 of its network'),

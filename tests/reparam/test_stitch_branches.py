@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import StitchableNet
-from snnet.anchors.anchor import Boundary
+from snnet.anchors.boundary import Boundary
 from snnet.reparam import (
     STITCH,
     Grower,

@@ -5,7 +5,7 @@ import torch
 from einops import rearrange
 
 from snnet import CannotStitch, Leg, SnnetError, Stitch, StitchableNet
-from snnet.anchors.anchor import Boundary
+from snnet.anchors.boundary import Boundary
 from snnet.stitching.stitch_layer import StitchLayer
 from tests.helpers.families import family_net, three_vits
 

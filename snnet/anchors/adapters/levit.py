@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..anchor import Anchor, Stage
+from ..attention_bias import clear_attention_bias_caches
 from .swin import entry_or_none
 
 
 class LevitAnchor(Anchor):
     """timm's `Levit`: the attention downsampling opens a stage."""
 
-    own_grid = True
+    has_grid_bound_modules = True
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
@@ -28,22 +29,14 @@ class LevitAnchor(Anchor):
         """Stages of attention and MLP."""
         return [Stage(list(stage.blocks), entry_or_none(stage.downsample)) for stage in self.model.stages]
 
-    def tied(self, position: int, module: nn.Module) -> bool:
+    def is_grid_bound(self, position: int, module: nn.Module) -> bool:
         """Attention biases belong to the cells of one grid."""
         return any(hasattr(part, 'attention_biases') for part in module.modules())
 
-    def forget_caches(self) -> None:
-        """Attention biases."""
-        forget_biases(self.model)
+    def clear_caches(self) -> None:
+        """Drops cached attention biases."""
+        clear_attention_bias_caches(self.model)
 
     def head(self, x: Tensor) -> Tensor:
         """Pooling and classifier(s)."""
         return self.model.forward_head(x)
-
-
-def forget_biases(model: nn.Module) -> None:
-    """Drops the attention biases that timm gathers once in eval mode."""
-    module: Any
-    for module in model.modules():
-        if hasattr(module, 'attention_bias_cache'):
-            module.attention_bias_cache = {}

@@ -1,4 +1,4 @@
-"""ResNet and kin: ResNeXt, SE-, ECA- and antialiased ResNets, ResNeSt, Res2Net, ..."""
+"""ResNet and its relatives: ResNeXt, SE-, ECA- and antialiased ResNets, ResNeSt, Res2Net, ..."""
 
 from __future__ import annotations
 

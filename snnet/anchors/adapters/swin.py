@@ -11,7 +11,7 @@ class SwinAnchor(Anchor):
     """timm's `SwinTransformer` and `SwinTransformerV2`: the patch merging opens a stage."""
 
     layout = 'NHWC'
-    own_grid = True
+    has_grid_bound_modules = True
 
     def stem(self, x: Tensor) -> Tensor:
         """Patches."""
@@ -25,8 +25,8 @@ class SwinAnchor(Anchor):
         """Final norm, pooling and classifier."""
         return self.model.forward_head(self.model.norm(x))
 
-    def tied(self, position: int, module: nn.Module) -> bool:
-        """Shifted windows: their mask is made for one grid, and on others it may hide the wrong neighbors."""
+    def is_grid_bound(self, position: int, module: nn.Module) -> bool:
+        """Shifted windows: their mask is made for one grid, and would hide the wrong neighbors on others."""
         return getattr(module, 'attn_mask', None) is not None and not getattr(module, 'dynamic_mask', False)
 
 

@@ -1,1 +1,1 @@
-"""A line for a network without an adapter, found by recording what the network does with an image."""
+"""A line for a network without an adapter, found by recording what it does with an image (see README.md)."""

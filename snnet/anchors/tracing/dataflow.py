@@ -13,15 +13,20 @@ from typing import Any
 from torch import fx
 
 from ...errors import CannotStitch
-from ..anchor import Boundary
-from .record import Call, Record
+from ..boundary import Boundary
+from .recording import ModuleCall, Recording
 
-Grids = Callable[[fx.Node], Boundary | None]
+BoundaryOfNode = Callable[[fx.Node], Boundary | None]
 
 
 @dataclass(frozen=True)
-class Item:
-    """A module of the line, from one cut point to another (indices of nodes); `entry` where it only leads to blocks."""
+class Span:
+    """A module of the line as the nodes from one cut point to another (indices).
+
+    Attributes:
+        start, stop: the nodes that flow in and out.
+        entry: whether it only opens a stage.
+    """
 
     start: int
     stop: int
@@ -29,38 +34,38 @@ class Item:
 
 
 class Dataflow:
-    """The cut points and closed calls of a record.
+    """The cut points and closed calls of a recording.
 
     Args:
-        record: of one run.
-        boundary: what flows at a node, or None where a line cannot be cut.
+        recording: one run of the network.
+        boundary: gives what flows at a node, or None where a line cannot be cut.
     """
 
-    def __init__(self, record: Record, boundary: Grids) -> None:
-        self.record, self.boundary, nodes = record, boundary, record.nodes
-        if not isinstance(record.output, fx.Node):
-            raise CannotStitch(f'it returns {type(record.output).__name__}, not one tensor of logits')
-        self.alive = needed(record.output, nodes)
+    def __init__(self, recording: Recording, boundary: BoundaryOfNode) -> None:
+        self.recording, self.boundary, nodes = recording, boundary, recording.nodes
+        if not isinstance(recording.output, fx.Node):
+            raise CannotStitch(f'it returns {type(recording.output).__name__}, not one tensor of logits')
+        self.alive = needed(recording.output, nodes)
         self.cuts = cut_points([[i for i in inputs(n) if i in self.alive] for n in nodes], sorted(self.alive))
-        self.rough = [0]  # how many of the nodes before each are alive and no cut points
+        self.not_cut_before = [0]  # per node: how many before it are alive but not cut points
         for i in range(len(nodes)):
-            self.rough.append(self.rough[-1] + (i in self.alive and i not in self.cuts))
-        self.closed = {call: span for call in record.calls if (span := self._span(call))}
+            self.not_cut_before.append(self.not_cut_before[-1] + (i in self.alive and i not in self.cuts))
+        self.closed = {call: span for call in recording.calls if (span := self._span(call))}
 
     def open(self, index: int) -> bool:
         """Whether a line can be cut at a node."""
-        return index in self.cuts and self.boundary(self.record.nodes[index]) is not None
+        return index in self.cuts and self.boundary(self.recording.nodes[index]) is not None
 
     def branches(self, first: int, last: int) -> int:
-        """How many of `nodes[first:last]` run beside others."""
-        return self.rough[last] - self.rough[first]
+        """How many of `nodes[first:last]` run on parallel paths."""
+        return self.not_cut_before[last] - self.not_cut_before[first]
 
-    def own_branches(self, call: Call) -> int:
-        """How many nodes of a closed call run beside others, without those in closed calls within it."""
+    def own_branches(self, call: ModuleCall) -> int:
+        """How many nodes of a closed call run on parallel paths, not counting the closed calls within it."""
         inner = outermost([c for c in self.closed if c is not call and within(c, call)])
         return self.branches(call.first, call.last) - sum(self.branches(c.first, c.last) for c in inner)
 
-    def _span(self, call: Call) -> Item | None:
+    def _span(self, call: ModuleCall) -> Span | None:
         given = {n.meta['index'] for n in _nodes((call.args, call.kwargs)) if n.meta['flow']}
         out = call.output
         if len(given) != 1 or not isinstance(out, fx.Node) or call.first == call.last:
@@ -69,13 +74,13 @@ class Dataflow:
         if not (call.first <= stop < call.last and self.open(start) and self.open(stop)):
             return None
         for i in range(call.first, call.last):
-            if i in self.alive and any(j < call.first and j != start for j in inputs(self.record.nodes[i])):
+            if i in self.alive and any(j < call.first and j != start for j in inputs(self.recording.nodes[i])):
                 return None
-        return Item(start, stop)
+        return Span(start, stop)
 
 
 def inputs(node: fx.Node) -> list[int]:
-    """Indices of the nodes from which what flows reaches a node."""
+    """Indices of the nodes whose features a node uses."""
     return [n.meta['index'] for n in node.all_input_nodes if n.meta['flow']] if node.meta['flow'] else []
 
 
@@ -83,8 +88,8 @@ def cut_points(before: Sequence[Sequence[int]], order: Sequence[int]) -> set[int
     """Nodes of a graph through which every path from its first node to its last leads.
 
     Args:
-        before: of each node, the nodes that lead to it.
-        order: the nodes on such paths, each behind those that lead to it.
+        before: for each node, the nodes that lead to it.
+        order: the nodes on such paths, each after those that lead to it.
     """
     last = dict.fromkeys(order, -1)
     for node in order:
@@ -98,9 +103,9 @@ def cut_points(before: Sequence[Sequence[int]], order: Sequence[int]) -> set[int
     return found
 
 
-def outermost(calls: Iterable[Call]) -> list[Call]:
-    """Those of some calls that lie in none of the others; of nested calls that do the same, the innermost."""
-    found: list[Call] = []
+def outermost(calls: Iterable[ModuleCall]) -> list[ModuleCall]:
+    """The calls that lie within none of the others; of nested calls over the same nodes, the innermost."""
+    found: list[ModuleCall] = []
     for call in sorted(calls, key=lambda c: (c.first, -c.last)):
         while found and (found[-1].first, found[-1].last) == (call.first, call.last):
             found.pop()
@@ -110,7 +115,7 @@ def outermost(calls: Iterable[Call]) -> list[Call]:
 
 
 def needed(output: Any, nodes: list[fx.Node]) -> set[int]:
-    """Indices of the nodes through which what flows reaches the output."""
+    """Indices of the nodes through which features reach the output."""
     found, todo = set(), [n.meta['index'] for n in _nodes(output)]
     while todo:
         if (index := todo.pop()) not in found:
@@ -126,12 +131,12 @@ def _nodes(value: Any) -> list[fx.Node]:
     return found
 
 
-def within(inner: Call, outer: Call) -> bool:
+def within(inner: ModuleCall, outer: ModuleCall) -> bool:
     """Whether a call happened within another, or is it."""
     return inner is outer or (outer.first <= inner.first and inner.last <= outer.last and outer.number < inner.number)
 
 
-def draws(node: fx.Node) -> bool:
+def is_random(node: fx.Node) -> bool:
     """Whether a node draws random numbers."""
     name = str(getattr(node.target, '__name__', node.target))
     if 'dropout' in name:

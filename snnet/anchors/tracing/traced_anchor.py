@@ -8,21 +8,24 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CannotStitch
-from ..adapters.levit import forget_biases
 from ..anchor import Anchor, Source, Stage
-from .plan import Plan, Size
+from ..attention_bias import clear_attention_bias_caches
+from .line_plan import LinePlan, Size
 
 
 class TracedAnchor(Anchor):
     """A line found in the network's own dataflow.
 
-    Stages are runs of blocks on one grid; what lies between them and changes grid or width opens the next as its entry.
+    Stages are runs of blocks on one grid. A module between them that changes grid or width is the entry of the next.
+
+    Args:
+        model, name, input_size, source, official: as for `Anchor`.
 
     Raises:
-        CannotStitch: what flows does not pass through single tensors, or decides itself what is computed.
+        CannotStitch: features do not pass through single tensors, or their values decide what is computed.
     """
 
-    own_grid = True
+    has_grid_bound_modules = True
 
     def __init__(
         self, model: nn.Module, name: str, input_size: Size, source: Source | None = None, official: bool = False
@@ -30,10 +33,10 @@ class TracedAnchor(Anchor):
         super().__init__(model, name, input_size, source, official)
         with torch.inference_mode(False), torch.enable_grad():
             try:
-                plan = Plan(model, name, input_size)
+                plan = LinePlan(model, name, input_size)
             except CannotStitch as error:
-                raise CannotStitch(f'{name} is no line: {error}') from error
-        self._ties: list[bool] = []
+                raise CannotStitch(f'{name} cannot be split into a sequence of blocks: {error}') from error
+        self._grid_bound: list[bool] = []
         self._parts = tuple(plan.parts)
         self._entries, self._layouts, self._classes = plan.entries, plan.layouts, plan.classes
 
@@ -43,12 +46,12 @@ class TracedAnchor(Anchor):
         return int(getattr(self.model, 'num_classes', None) or self._classes)
 
     def stem(self, x: Tensor) -> Tensor:
-        """What runs before the first block."""
+        """Everything before the first block."""
         out: Tensor = self._module(0)(x)
         return out
 
     def stages(self) -> list[Stage]:
-        """Runs of blocks on one grid."""
+        """One stage per grid."""
         stages: list[Stage] = []
         entry, grid = None, None
         for i, (_, after) in enumerate(zip(self._layouts, self._layouts[1:], strict=False)):
@@ -63,11 +66,11 @@ class TracedAnchor(Anchor):
         return stages
 
     def head(self, x: Tensor) -> Tensor:
-        """What runs after the last block."""
+        """Everything after the last block."""
         out: Tensor = self._module(-1)(x)
         return out
 
-    def edges(self) -> list[nn.Module]:
+    def edge_modules(self) -> list[nn.Module]:
         """Stem and head."""
         return [self._module(0), self._module(-1)]
 
@@ -76,30 +79,30 @@ class TracedAnchor(Anchor):
         found: nn.Module = self.model.get_submodule(part) if isinstance(part, str) else part
         return found
 
-    def forget_caches(self) -> None:
-        """Attention biases."""
-        forget_biases(self.model)
+    def clear_caches(self) -> None:
+        """Drops cached attention biases."""
+        clear_attention_bias_caches(self.model)
 
-    def flowing(self, position: int) -> tuple[str, int]:
+    def layout_at(self, position: int) -> tuple[str, int]:
         """Layout and prefix at a position."""
         return self._layouts[position].layout, self._layouts[position].prefix
 
-    def tied(self, position: int, module: nn.Module) -> bool:
-        """Measured once: it does not run on a grid of twice or of half the height."""
-        if not self._ties:
-            twin = self._meta_twin()
+    def is_grid_bound(self, position: int, module: nn.Module) -> bool:
+        """Measured once: whether it fails on a grid of twice or half the height."""
+        if not self._grid_bound:
+            twin = self.weightless_copy()
             like = next(twin.parameters())
             for before, part in zip(self._layouts, twin.line(), strict=False):
                 heights = {2 * before.grid[0], -(-before.grid[0] // 2)}
                 shapes = [replace(before, grid=(height, before.grid[1])).shape for height in heights]
-                self._ties.append(not all(_runs(part, shape, like) for shape in shapes))
-        return self._ties[position]
+                self._grid_bound.append(not all(_runs(part, shape, like) for shape in shapes))
+        return self._grid_bound[position]
 
 
 def _runs(part: nn.Module, shape: tuple[int, ...], like: Tensor) -> bool:
     try:
         with torch.no_grad():
             part(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
-    except Exception:  # whatever a module does with what it was not made for
+    except Exception:  # whatever a module raises on a grid that it was not made for
         return False
     return True

@@ -18,23 +18,23 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ...errors import CannotStitch
-from .sizes import Real, Whole, plain
+from .recorded_numbers import RecordedFloat, RecordedInt, unrecorded
 
 _BY_VALUE = {'__bool__', 'item', 'tolist', '__int__', '__float__', '__index__', 'numpy', '__contains__', 'nonzero'}
-"""Methods with which Python looks at what flows."""
+"""Methods with which Python looks at the values of features."""
 _DEFAULT = torch.float64
-"""The type that a recorded network computes in: a constant of it was read from a tensor, for nobody writes it."""
+"""The type that a recorded network computes in. Code that uses it has read it from a tensor: nobody writes it."""
 
 
 @dataclass(eq=False)
-class Call:
+class ModuleCall:
     """One call of a module.
 
     Attributes:
         path: name of the module in the network.
         kind: its class.
         first, last: the nodes recorded meanwhile are `nodes[first:last]`.
-        args, kwargs, output: what went in and came out, with nodes in the place of tensors and sizes.
+        args, kwargs, output: what went in and came out, with nodes in place of tensors and sizes.
         parent: the call within which it happened.
         number: which call of the run it is.
     """
@@ -44,34 +44,37 @@ class Call:
     first: int
     args: Any
     kwargs: Any
-    parent: Call | None
+    parent: ModuleCall | None
     number: int
     last: int = -1
     output: Any = None
 
 
 @dataclass(eq=False)
-class Record:
-    """A run: nodes in the order of the run, calls in the order of their beginning.
+class Recording:
+    """One run: nodes in the order they ran, calls in the order they began.
 
-    A node's `meta` holds 'index', 'path' (the module whose code ran it), 'flow' (whether it was computed from what the
-    image holds, rather than from parameters and sizes alone), 'value' (the tensor or number) and 'wrote' (the storage
-    of the tensor that it changed).
+    A node's `meta` holds 'index', 'path' (the module whose code ran it), 'flow' (whether it depends on the pixels, not
+    only on parameters and sizes), 'value' (the tensor or number) and 'wrote' (the storage of the tensor it changed).
     """
 
     image: fx.Node
     nodes: list[fx.Node] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ModuleCall] = field(default_factory=list)
     output: Any = None
 
 
-def record(model: nn.Module, image: Tensor) -> Record:
-    """Runs a network, of which hooks and types may change, on an image (N, C, H, W).
+def record(model: nn.Module, image: Tensor) -> Recording:
+    """Runs a network on images (N, C, H, W) and records what it does.
+
+    Args:
+        model: a copy, because hooks are added for the run.
+        image: the images.
 
     Raises:
-        CannotStitch: Python looks at what flows.
+        CannotStitch: the values of features decide what is computed.
     """
-    recorder = _Recorder(model, image)
+    recorder = _RunRecorder(model, image)
     hooks = []
     for path, module in model.named_modules():
         hooks += [
@@ -87,37 +90,37 @@ def record(model: nn.Module, image: Tensor) -> Record:
     return recorder.found
 
 
-class Unknown:
+class UnknownTensor:
     """Stands for a tensor that is neither computed nor a parameter or buffer."""
 
 
 def check(result: bool, expected: bool, size: str) -> None:
-    """Run where recorded code depends on a comparison of sizes.
+    """Checks in recorded code that a comparison of sizes has the recorded result.
 
     Raises:
-        CannotStitch: it comes out otherwise than it did.
+        CannotStitch: it does not.
     """
     if bool(result) is not expected:
         raise CannotStitch(f'this network takes another path on images of this size than on images of {size}')
 
 
 def same(x: Tensor, *_: Any) -> Tensor:
-    """What a module that does nothing returns; also x after something was written into it."""
+    """Returns x: a module that does nothing, or x after something was written into it."""
     return x
 
 
-class _Recorder(TorchFunctionMode):
+class _RunRecorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, image: Tensor) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.size = 'x'.join(map(str, image.shape[1:]))
         self.device = image.device
-        self.found = Record(self.graph.placeholder('x'))
+        self.found = Recording(self.graph.placeholder('x'))
         self.found.image.meta = {'path': '', 'flow': True, 'value': image, 'index': 0}
         self.found.nodes.append(self.found.image)
         self.known: dict[int, fx.Node] = {id(image): self.found.image}
         self.written: dict[int, tuple[int, fx.Node]] = {}  # by storage: when, and by which node
-        self.stack: list[Call] = []
+        self.stack: list[ModuleCall] = []
         self.asked: dict[str, fx.Node] = {}  # the tensor whose type or device was read last
         self.names = {id(t): name for name, t in chain(model.named_parameters(), model.named_buffers())}
         for path, module in model.named_modules():
@@ -137,7 +140,7 @@ class _Recorder(TorchFunctionMode):
             raise CannotStitch(f'the values that flow decide what {self.path or "the network"} computes ({name})')
         versions = [t._version for t in tensors]
         inputs = self.described(args), self.described(kwargs)
-        out = func(*plain(args), **plain(kwargs))
+        out = func(*unrecorded(args), **unrecorded(kwargs))
         if not (isinstance(out, Tensor | tuple | list) or out is None):
             return out
         method = getattr(torch.Tensor, name, None) is func
@@ -152,13 +155,13 @@ class _Recorder(TorchFunctionMode):
                 node.meta['value'] = out
                 return out
         if isinstance(out, Tensor) and any(out is t for t in tensors):
-            out = out.detach()  # a name of its own, so that what came before keeps its node
+            out = out.detach()  # a new object, which leaves the input its node
         self._learn(out, node)
         return out
 
     @property
     def path(self) -> str:
-        """Of the module whose code is running."""
+        """Path of the module whose code is running."""
         return self.stack[-1].path if self.stack else ''
 
     def enter(self, path: str) -> Callable[..., None]:
@@ -167,14 +170,14 @@ class _Recorder(TorchFunctionMode):
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             parent = self.stack[-1] if self.stack else None
             inputs = self.described(args), self.described(kwargs)
-            call = Call(path, type(module), len(self.found.nodes), *inputs, parent, len(self.found.calls))
+            call = ModuleCall(path, type(module), len(self.found.nodes), *inputs, parent, len(self.found.calls))
             self.found.calls.append(call)
             self.stack.append(call)
 
         return hook
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """A hook that notes the end of a call, and tells what a module hands through from what it was given."""
+        """A hook that notes the end of a call; an input that is returned as it came gets a node of its own."""
         given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         if isinstance(output, Tensor) and any(output is t for t in given) and not self._wrote(output):
             node = self._add('call_function', same, (self.node(output),), {})
@@ -190,10 +193,10 @@ class _Recorder(TorchFunctionMode):
         return when > self.stack[-1].first
 
     def described(self, value: Any) -> Any:
-        """A value with nodes in the place of tensors, sizes, and the types and devices read from tensors."""
+        """A value with nodes in place of tensors, sizes, and the types and devices read from tensors."""
         if isinstance(value, Tensor):
             return self.node(value)
-        if isinstance(value, Whole | Real):
+        if isinstance(value, RecordedInt | RecordedFloat):
             return value.node
         if isinstance(value, slice):
             return slice(*map(self.described, (value.start, value.stop, value.step)))
@@ -214,7 +217,7 @@ class _Recorder(TorchFunctionMode):
         """The node that computed a tensor, or fetched it from the network."""
         if id(tensor) not in self.known:
             if id(tensor) not in self.names:
-                return Unknown()
+                return UnknownTensor()
             self._learn(tensor, self._add('get_attr', self.names[id(tensor)], (), {}))
         node = self.known[id(tensor)]
         when, writer = self.written.get(storage(tensor), (-1, node))
@@ -224,7 +227,7 @@ class _Recorder(TorchFunctionMode):
         return node
 
     def number(self, target: Any, args: Any, value: Any) -> Any:
-        """A node that computes a number from sizes; a comparison is checked in every run."""
+        """A node that computes a number from sizes; comparisons are checked in every run."""
         if isinstance(value, bool):
             node = self._add('call_function', target, self.described(args), {}, value=value)
             self._add('call_function', check, (node, value, self.size), {}, value=value)
@@ -232,7 +235,7 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(value, int | float):
             return value
         node = self._add('call_function', target, self.described(args), {}, value=value)
-        made: Any = Whole(value) if isinstance(value, int) else Real(value)
+        made: Any = RecordedInt(value) if isinstance(value, int) else RecordedFloat(value)
         made.node, made.recorder = node, self
         return made
 
@@ -252,7 +255,7 @@ class _Recorder(TorchFunctionMode):
     def _sizes(self, name: str, args: Any, kwargs: Any) -> Any:
         tensor = args[0]
         if isinstance(tensor, nn.Parameter) or id(tensor) not in self.known:
-            return getattr(Tensor, name)(*plain(args), **kwargs)  # fixed, whatever flows
+            return getattr(Tensor, name)(*unrecorded(args), **kwargs)  # fixed, whatever flows
         node = self.node(tensor)
         if name == '__len__':
             return len(tensor) if self.number(operator.eq, (self._size(tensor, node, 0), len(tensor)), True) else 0
@@ -271,7 +274,7 @@ class _Recorder(TorchFunctionMode):
     def _learn(self, value: Any, node: fx.Node) -> None:
         if isinstance(value, Tensor):
             self.known[id(value)] = node
-            node.meta['value'] = value  # kept, so that no other tensor gets its id
+            node.meta['value'] = value  # kept alive, so no other tensor gets its id
         elif isinstance(value, tuple | list):
             node.meta['value'] = value
             for i, item in enumerate(value):
@@ -290,6 +293,6 @@ class _Recorder(TorchFunctionMode):
 
 
 def storage(tensor: Tensor) -> int:
-    """Tells tensors apart that hold the same numbers."""
+    """Identifies the memory that a tensor uses."""
     with torch._C.DisableTorchFunction():
         return int(tensor.untyped_storage()._cdata)

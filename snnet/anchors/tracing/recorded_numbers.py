@@ -1,4 +1,4 @@
-"""Numbers read from sizes: calculating with them is recorded, so that it holds for images of other sizes."""
+"""Numbers read from sizes: calculations with them are recorded, and so hold for images of other sizes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import torch
 from torch import Tensor, fx
 
 
-class Notes(Protocol):
-    """What calculations are noted in."""
+class NumberRecorder(Protocol):
+    """Records calculations with numbers."""
 
     def number(self, target: Any, args: Any, value: Any) -> Any:
-        """Notes that `target(*args)` is `value`, and returns it as a number that goes on noting."""
+        """NumberRecorder that `target(*args)` is `value`, and returns it as a number whose uses are recorded, too."""
 
 
-def plain(value: Any) -> Any:
-    """Arguments with plain numbers in the place of recorded ones."""
-    if isinstance(value, Whole | Real):
+def unrecorded(value: Any) -> Any:
+    """Arguments with plain numbers in place of recorded ones."""
+    if isinstance(value, RecordedInt | RecordedFloat):
         return value.bare()
     if isinstance(value, slice):
-        return slice(*map(plain, (value.start, value.stop, value.step)))
+        return slice(*map(unrecorded, (value.start, value.stop, value.step)))
     if isinstance(value, torch.Size):
-        return torch.Size(map(plain, value))
+        return torch.Size(map(unrecorded, value))
     if isinstance(value, tuple) and not hasattr(value, '_fields'):
-        return tuple(map(plain, value))
+        return tuple(map(unrecorded, value))
     if isinstance(value, list):
-        return list(map(plain, value))
+        return list(map(unrecorded, value))
     return value
 
 
-class Number:
-    """What sizes and numbers computed from them have in common: calculating with them is recorded."""
+class RecordedNumber:
+    """A size or a number computed from sizes: calculations with it are recorded."""
 
     node: fx.Node
-    recorder: Notes
+    recorder: NumberRecorder
     base: Any
 
     def bare(self) -> Any:
@@ -45,7 +45,7 @@ class Number:
         return self.base.__pos__(self)
 
     def _escape(self) -> Any:
-        """A use that cannot be recorded: the number is taken to be always the same, and that is checked."""
+        """The number for a use that cannot be recorded: from then on it must be the same in every run."""
         value = self.bare()
         self.recorder.number(operator.eq, (self, value), True)
         return value
@@ -72,7 +72,7 @@ def _recording(function: Any, swapped: bool = False) -> Callable[..., Any]:
         args = (*others, self) if swapped else (self, *others)
         if any(isinstance(other, Tensor) for other in others):
             return NotImplemented
-        return self.recorder.number(function, args, function(*plain(args)))
+        return self.recorder.number(function, args, function(*unrecorded(args)))
 
     return method
 
@@ -89,15 +89,15 @@ def _methods() -> Iterator[tuple[str, Any]]:
     yield '__trunc__', _recording(math.trunc)
 
 
-class Whole(Number, int):
-    """A size, or a whole number computed from sizes."""
+class RecordedInt(RecordedNumber, int):
+    """A size, or an integer computed from sizes."""
 
     base = int
     locals().update(_methods())
 
 
-class Real(Number, float):
-    """A number computed from sizes that need not be whole."""
+class RecordedFloat(RecordedNumber, float):
+    """A number computed from sizes that need not be an integer."""
 
     base = float
     locals().update(_methods())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
@@ -15,23 +14,21 @@ from torch import Tensor, fx, nn
 
 from ...errors import CannotStitch, reason_of
 from ..boundary import Boundary, boundary_of
+from ..weightless import meta_tensors
 from .dataflow import Dataflow, needed
-from .record import Record, record
-from .segment import (
-    Code,
-    Crossing,
-    Inside,
-    Segment,
-    Steps,
-    Stretch,
-)
-from .units import find_items
+from .node_match import NodeMatch
+from .recording import Recording, record
+from .run_steps import RunSteps
+from .segment import Segment
+from .stretch import CrossingFlow, NeededInside, Stretch
+from .stretch_code import StretchCode
+from .units import find_spans
 
 Size = tuple[int, int, int]
 _BATCH = 2
 
 
-class Plan:
+class LinePlan:
     """How a network becomes a line.
 
     Args:
@@ -40,28 +37,28 @@ class Plan:
         size: channels, height and width of an image.
 
     Attributes:
-        parts: stem, modules and head: the name of a module of the network, or a stretch of its code.
-        entries: of each module, whether it only opens a stage.
+        parts: stem, modules and head, each the name of a module of the network or a stretch of its code.
+        entries: for each module, whether it only opens a stage.
         layouts: what flows at each position.
         classes: width of the logits.
 
     Raises:
-        CannotStitch: there are no two blocks, or the network cannot be recorded.
+        CannotStitch: there are fewer than two blocks, or the network cannot be recorded.
     """
 
     def __init__(self, model: nn.Module, name: str, size: Size) -> None:
         self.model, self.name, self.size = model, name, size
-        self.tied = False
+        self.size_bound = False
         self.run = self._record(size)
         self.other, self.growth = self._elsewhere()
-        self.match = _Match(self.run, self.other) if self.other else None
+        self.match = NodeMatch(self.run, self.other) if self.other else None
         flow = Dataflow(self.run, self._layout)
-        items = find_items(flow, model)
-        at = [items[0].start, *(item.stop for item in items)]
-        self.entries = [item.entry for item in items]
+        spans = find_spans(flow, model)
+        at = [spans[0].start, *(span.stop for span in spans)]
+        self.entries = [span.entry for span in spans]
         self.layouts = [found for i in at if (found := self._layout(self.run.nodes[i]))]
         self.classes = int(self.run.output.meta['value'].shape[-1])
-        self.through = self._through(at)
+        self.open_paths = self._open_modules(at)
         self.parts = self._written(at)
 
     def _written(self, at: list[int]) -> list[str | Segment]:
@@ -72,12 +69,18 @@ class Plan:
                 stretches = self._stretches(self.run, cuts)
                 learning = self._learning(cuts)
                 break
-            except Inside as found:
-                self.through.add(found.path)
-        codes = [(Code(s.graph), Code(t.graph)) for (s, _), (t, _) in zip(stretches, learning, strict=True)]
-        fixed = self.other is None or any(tied for _, tied in stretches) or self._baked(cuts, [a for a, _ in codes])
+            except NeededInside as found:
+                self.open_paths.add(found.path)
+        codes = [
+            (StretchCode(s.graph), StretchCode(t.graph)) for (s, _), (t, _) in zip(stretches, learning, strict=True)
+        ]
+        fixed = (
+            self.other is None
+            or any(bound for _, bound in stretches)
+            or self._depends_on_size(cuts, [a for a, _ in codes])
+        )
         parts: list[str | Segment] = []
-        for i, ((stretch, tied), (evaluating, training)) in enumerate(zip(stretches, codes, strict=True)):
+        for i, ((stretch, bound), (evaluating, training)) in enumerate(zip(stretches, codes, strict=True)):
             paths = list(dict.fromkeys([*stretch.paths, *learning[i][0].paths]))
             if evaluating.source == training.source:
                 training = evaluating
@@ -85,50 +88,50 @@ class Plan:
                     parts.append(stretch.paths[0])
                     continue
             shape = self.size if i == 0 and fixed else None
-            if tied:
+            if bound:
                 shape = tuple(self.run.nodes[stretch.start].meta['value'].shape[1:])
             what = ', '.join(paths[:2]) + (', ...' if len(paths) > 2 else '')
             title = self.name + (f' ({what})' if i and what else '')
             parts.append(Segment(self.model, paths, (evaluating, training), shape, title))
         return parts
 
-    def _stretches(self, run: Record, cuts: list[Any]) -> list[tuple[Stretch, bool]]:
-        """Each stretch, and whether it holds a number that belongs to one size of images."""
-        steps, alive = Steps(run, self.through), needed(run.output, run.nodes)
-        match = _Match(run, self.run)
+    def _stretches(self, run: Recording, cuts: list[Any]) -> list[tuple[Stretch, bool]]:
+        """Each stretch, and whether it holds a number that is right for one image size only."""
+        steps, alive = RunSteps(run, self.open_paths), needed(run.output, run.nodes)
+        match = NodeMatch(run, self.run)
         self.back = [match.index(i) for i in range(len(run.nodes))]
         found = []
         for start, stop in pairwise(cuts):
-            self.tied = False
+            self.size_bound = False
             try:
-                found.append((Stretch(steps, start, stop, alive, self._bind), self.tied))
-            except Crossing as error:
+                found.append((Stretch(steps, start, stop, alive, self._bind), self.size_bound))
+            except CrossingFlow as error:
                 where = run.nodes[start].meta['path']
-                raise CannotStitch(f'what {error} computes is used behind {where} without flowing through') from None
+                raise CannotStitch(f'what {error} computes is used after {where}, on a path around it') from None
         return found
 
     def _learning(self, cuts: list[Any]) -> list[tuple[Stretch, bool]]:
         """The stretches in train mode."""
         run = self._record(self.size, training=True)
-        match = _Match(self.run, run)
+        match = NodeMatch(self.run, run)
         there = [None if c is None else match.index(c) for c in cuts]
         alive = sorted(needed(run.output, run.nodes))
         if any(c is not None and (t is None or t not in alive) for c, t in zip(cuts, there, strict=True)):
-            raise CannotStitch('in train mode its tensors flow along other ways than in eval mode')
+            raise CannotStitch('it computes along other paths in train mode than in eval mode')
         return self._stretches(run, there)
 
-    def _baked(self, cuts: list[Any], codes: list[Code]) -> bool:
-        """Whether the code would be another for images of another size."""
+    def _depends_on_size(self, cuts: list[Any], codes: list[StretchCode]) -> bool:
+        """Whether the code would differ for images of another size."""
         assert self.other
         assert self.match
         try:
             there = self._stretches(self.other, [None if c is None else self.match.index(c) for c in cuts])
-        except (CannotStitch, Inside, TypeError):
+        except (CannotStitch, NeededInside, TypeError):
             return True
-        return [Code(s.graph).source for s, _ in there] != [code.source for code in codes]
+        return [StretchCode(s.graph).source for s, _ in there] != [code.source for code in codes]
 
-    def _through(self, at: list[int]) -> set[str]:
-        """The modules within which a position lies, and those that only hold one module of the line."""
+    def _open_modules(self, at: list[int]) -> set[str]:
+        """Modules that have a position inside, and those that only wrap one module of the line."""
         found = {''}
         inner = {(call.first, call.last): call for call in self.run.calls}
         for call in self.run.calls:
@@ -141,14 +144,16 @@ class Plan:
         return found
 
     def _bind(self, node: fx.Node, x: fx.Node) -> Any:
-        """A number that was computed before a stretch: always the same, or a multiple of the batch that flows in."""
+        """A number that was computed before a stretch: a constant, or a multiple of the batch size."""
         value, index = node.meta['value'], self.back[node.meta['index']]
         larger = None if index is None else self.batched.nodes[index].meta['value']
         if larger is None:
-            raise CannotStitch(f'{node.meta["path"]} computes a number that a later block needs, and not always')
+            raise CannotStitch(
+                f'{node.meta["path"]} computes a number that a later block needs, but only for some batch sizes'
+            )
         if value == larger:
             elsewhere = self.match.value(index) if self.match and index is not None else None
-            self.tied |= elsewhere != value
+            self.size_bound |= elsewhere != value
             return value
         if value * (_BATCH + 1) != larger * _BATCH:
             raise CannotStitch(f'{node.meta["path"]} computes a number from the batch that a later block needs')
@@ -156,15 +161,15 @@ class Plan:
         return batch if value == _BATCH else x.graph.call_function(operator.mul, (batch, value // _BATCH))
 
     @cached_property
-    def batched(self) -> Record:
-        """A run with one image more, to tell numbers that belong to the batch."""
+    def batched(self) -> Recording:
+        """A run with one image more: tells which numbers depend on the batch size."""
         run = self._record(self.size, batch=_BATCH + 1)
         if len(run.nodes) != len(self.run.nodes):
-            raise CannotStitch('what it computes depends on the number of images')
+            raise CannotStitch('it computes other things for another number of images')
         return run
 
     def _layout(self, node: fx.Node) -> Boundary | None:
-        """What flows at a node; the axes that grow with the image are its grid."""
+        """What flows at a node, if it is a feature map or tokens; the axes that grow with the image are its grid."""
         value = node.meta['value']
         if not isinstance(value, Tensor) or value.ndim not in (3, 4) or len(value) != _BATCH:
             return None
@@ -193,8 +198,8 @@ class Plan:
             return 'NHWC' if shape[1] == shape[2] else 'NCHW'
         return str(getattr(self.model, 'output_fmt', 'NCHW'))
 
-    def _elsewhere(self) -> tuple[Record | None, int]:
-        """A run on larger images where the network takes them, and by how much their area is larger."""
+    def _elsewhere(self) -> tuple[Recording | None, int]:
+        """A run on larger images, if the network takes them, and the factor by which their area is larger."""
         channels, height, width = self.size
         for larger, growth in (((channels, 2 * height, width), 2), ((channels, 2 * height, 2 * width), 4)):
             try:
@@ -203,10 +208,10 @@ class Plan:
                 continue
         return None, 1
 
-    def _record(self, size: Size, batch: int = _BATCH, training: bool = False) -> Record:
-        """A run on a copy without memory; on a real copy where the network needs numbers."""
+    def _record(self, size: Size, batch: int = _BATCH, training: bool = False) -> Recording:
+        """A run on a copy without numbers, or on a real copy where the network needs them."""
         error: Exception | None = None
-        for make in (_weightless(torch.float64), _weightless(None), copy.deepcopy):
+        for make in (_meta_copy(torch.float64), _meta_copy(None), copy.deepcopy):
             twin = make(self.model).train(training).requires_grad_()
             tensor = next(twin.parameters(), torch.zeros(1))
             image = torch.zeros(batch, *size, device=tensor.device, dtype=tensor.dtype)
@@ -217,48 +222,9 @@ class Plan:
                 raise
             except Exception as caught:  # whatever a network does that such tensors cannot
                 error = caught
-        raise CannotStitch(f'on an image of {"x".join(map(str, size))} it stops with: {reason_of(error)}')  # type: ignore[arg-type]
+        raise CannotStitch(f'on an image of {"x".join(map(str, size))} it fails with: {reason_of(error)}')  # type: ignore[arg-type]
 
 
-class _Match:
-    """Finds the nodes of one record in another, by the module and the operation."""
-
-    def __init__(self, one: Record, other: Record) -> None:
-        self.other = other
-        self.keys = _keys(one)
-        self.found = {key: i for i, key in enumerate(_keys(other))}
-
-    def index(self, index: int) -> int | None:
-        """Index of the same node in the other record."""
-        return self.found.get(self.keys[index])
-
-    def value(self, index: int) -> Any:
-        """What the same node computed in the other record."""
-        found = self.index(index)
-        return None if found is None else self.other.nodes[found].meta['value']
-
-
-def _keys(run: Record) -> list[Any]:
-    times: Counter[Any] = Counter()
-    keys = []
-    for node in run.nodes:
-        what = node.meta['path'], node.op, str(node.target)
-        times[what] += 1
-        keys.append((*what, times[what]))
-    return keys
-
-
-def _weightless(dtype: torch.dtype | None) -> Callable[[nn.Module], nn.Module]:
-    """Makes copies on torch's meta device, their numbers of another type."""
-
-    def make(model: nn.Module) -> nn.Module:
-        memo: dict[int, Any] = {}
-        for p in model.parameters():
-            kind = dtype if dtype and p.is_floating_point() else p.dtype
-            memo[id(p)] = nn.Parameter(torch.empty_like(p, device='meta', dtype=kind), p.is_floating_point())
-        for b in model.buffers():
-            kind = dtype if dtype and b.is_floating_point() else b.dtype
-            memo[id(b)] = torch.empty_like(b, device='meta', dtype=kind)
-        return copy.deepcopy(model, memo)
-
-    return make
+def _meta_copy(dtype: torch.dtype | None) -> Callable[[nn.Module], nn.Module]:
+    """Makes copies on torch's meta device whose floating-point tensors have this type."""
+    return lambda model: copy.deepcopy(model, meta_tensors(model, dtype))

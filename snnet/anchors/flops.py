@@ -1,0 +1,122 @@
+"""FLOPs of the parts of an anchor's line, counted in one trace. Only this file imports fvcore."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from ..utils.modes import eval_mode
+from .anchor import Anchor
+
+_log = logging.getLogger(__name__)
+_HEAVY = re.compile(r'attention|matmul|conv|linear|bmm|addmm|einsum|baddbmm|::mm$')
+
+_Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PartFlops:
+    """Multiply-adds per image of the parts of an anchor's line.
+
+    Attributes:
+        stem, modules, head: of the stem, of each module of the line, of the head.
+        published_head: of the head as the published implementation ran it behind a stitch layer.
+    """
+
+    stem: int
+    modules: tuple[int, ...]
+    head: int
+    published_head: int
+
+    @property
+    def whole(self) -> int:
+        """Multiply-adds of the whole anchor, from image to logits."""
+        return self.stem + sum(self.modules) + self.head
+
+    def of_run(self, start: int | None, stop: int | None, official: bool) -> int:
+        """Multiply-adds of `anchor.run(x, start, stop)` per image."""
+        total = sum(self.modules[start:stop])
+        if start is None:
+            total += self.stem
+        if stop is None:
+            total += self.published_head if official and start is not None else self.head
+        return total
+
+
+def part_flops(anchor: Anchor) -> PartFlops:
+    """Counts every part of an anchor in one trace, and warns of costly operations that cannot be counted.
+
+    Multiply-adds per image in fvcore's convention: a norm counts per element; biases, activations and additions count
+    nothing.
+    """
+    parts: list[_Run] = [anchor.stem, *anchor.line()]
+    heads: list[_Run] = [anchor.head, anchor.published_head]
+    analysis = trace(_Parts(anchor, parts, heads), anchor.input_size)
+    counts = analysis.by_module()
+    missed = uncounted(analysis)
+    if missed:
+        _log.warning(
+            '%s: FLOPs leave out operations that cannot be counted: %s', anchor.name, ', '.join(sorted(missed))
+        )
+    flops = [int(counts[f'parts.{i}']) for i in range(len(parts) + len(heads))]
+    return PartFlops(flops[0], tuple(flops[1 : len(parts)]), *flops[len(parts) :])
+
+
+def trace(network: nn.Module, input_size: tuple[int, int, int]) -> FlopCountAnalysis:
+    """fvcore's analysis of a network for one image, in eval mode, with fused attention counted."""
+    weight = next(network.parameters())
+    image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
+    with eval_mode(network), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # tracing warns about every shape that becomes a constant
+        analysis = FlopCountAnalysis(network, image).ancestor_mode('caller')
+        analysis.set_op_handle('aten::scaled_dot_product_attention', _attention_flops)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
+        analysis.total()
+    return analysis
+
+
+def uncounted(analysis: FlopCountAnalysis) -> Counter[str]:
+    """Operations named like a matrix product, convolution or attention that were not counted."""
+    return Counter({op: count for op, count in analysis.unsupported_ops().items() if _HEAVY.search(op)})
+
+
+def _attention_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Query (..., L, E) times key (..., S, E), then times value (..., S, V)."""
+    query, key, value = (x.type().sizes() for x in inputs[:3])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+class _Part(nn.Module):
+    """Gives a part of a line its own name in the trace."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self._run = (run,)  # in a tuple, which keeps it from being registered: the anchor holds the modules
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run[0](x)
+
+
+class _Parts(nn.Module):
+    """Runs the parts of a line in sequence, then each of the heads on the last features."""
+
+    def __init__(self, anchor: Anchor, parts: Sequence[_Run], heads: Sequence[_Run]) -> None:
+        super().__init__()
+        self.anchor = anchor
+        self.parts = nn.ModuleList(_Part(run) for run in (*parts, *heads))
+        self.heads = len(heads)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for part in self.parts[: -self.heads]:
+            x = part(x)
+        return [head(x) for head in self.parts[-self.heads :]]
