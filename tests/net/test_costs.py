@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import snnet
-from snnet.net.costs import part_flops, trace, uncounted
+from snnet.anchors.flops import part_flops, trace, uncounted
 from tests.helpers.families import FAMILIES, NETS, images, shared_net
 
 every_net = pytest.mark.parametrize('name', NETS)
