@@ -19,15 +19,15 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def anchor(name, normalization=None):
-    model = shake(timm.create_model(name, num_classes=3))
+    model = shake(timm.create_model(name, num_classes=3, img_size=64))
     if normalization is not None:
         mean, std = list(normalization.mean), list(normalization.std)
         model.pretrained_cfg = {**model.pretrained_cfg, 'mean': mean, 'std': std}
-    return as_anchor(model, name, input_size=(3, 64, 64))
+    return as_anchor(model, name)
 
 
 def pair(first=HALF, second=IMAGENET):
-    anchors = [anchor('test_resnet', first), anchor('test_convnext', second)]
+    anchors = [anchor('test_vit', first), anchor('test_vit2', second)]
     return create_stitchable_net(anchors, pretrained=False).eval()
 
 
