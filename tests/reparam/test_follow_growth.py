@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from test_reparam_grow import sgd, small, train
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
@@ -14,6 +13,7 @@ from snnet.errors import SnnetError
 from snnet.reparam import Grower, expand, restore, structure_of
 from tests.helpers.families import images
 from tests.helpers.runs import on_two_ranks
+from tests.reparam.test_grower import sgd, small, train
 
 OPTIONS = {'every': 2, 'kinds': ('1x1', '1x1_kxk', 'identity'), 'cut': 'published', 'seed': 3}
 
