@@ -15,6 +15,7 @@ from ..anchors.boundary import Boundary
 from ..errors import SnnetError
 from ..stitching.layout import to_layout
 from ..stitching.stitch_layer import StitchLayer
+from ..utils.batch_norm import SafeBatchNorm2d
 
 KINDS = ('published', 'plain')
 """What a seam is made of: norm, 1x1 map without bias, LeakyReLU as in the paper; or a plain 1x1 map with bias."""
@@ -81,7 +82,7 @@ class Seam(nn.Module):
         if kind == 'plain':
             self.map = StitchLayer(self.inside, end)
         elif maps:
-            self.norm: nn.Module = nn.BatchNorm2d(front.channels)
+            self.norm: nn.Module = SafeBatchNorm2d(front.channels)
             self.map = nn.Conv2d(front.channels, end.channels, 1, bias=False)
         else:
             self.norm = nn.LayerNorm(front.channels)
@@ -113,7 +114,7 @@ class NewStem(nn.Module):
         super().__init__()
         channels, height, width = input_size
         self.conv = nn.Conv2d(channels, wanted.channels, 7, stride=2, padding=3, bias=False)
-        self.norm = nn.BatchNorm2d(wanted.channels)
+        self.norm = SafeBatchNorm2d(wanted.channels)
         self.act = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.inside = Boundary(wanted.channels, (-(-height // 4), -(-width // 4)), 'NCHW')

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..stitching.layout import to_layout
 from ..stitching.stitch_layer import StitchLayer
+from ..utils.batch_norm import SafeBatchNorm2d
 from .branches import (
     CONVOLUTION,
     Branch,
@@ -165,7 +166,7 @@ class RepStitchLayer(Block, StitchLayer):
         """Features at the front's boundary to features at the end's boundary."""
         y = self.total(as_map(self, x))
         if self.front.layout == 'NLC':
-            y = y.squeeze(-1).transpose(1, 2)
+            y = y.squeeze(2).transpose(1, 2)
         elif self.front.layout == 'NHWC':
             y = y.permute(0, 2, 3, 1)
         return to_layout(y, self.front, self.end.layout)
@@ -199,7 +200,7 @@ def become_block(module: nn.Module) -> Block:
     window, weight = window_of(module), module.get_parameter('weight')
     module.__class__ = kind  # a block has its plain class's layout
     assert is_block(module)
-    norm = nn.BatchNorm2d(len(weight), device=weight.device, dtype=weight.dtype)
+    norm = SafeBatchNorm2d(len(weight), device=weight.device, dtype=weight.dtype)
     module.norm, module.branches, module.window = norm, nn.ModuleDict(), window
     with torch.no_grad():
         norm.weight.fill_((1 + norm.eps) ** 0.5)  # of a BatchNorm with variance 1 this is exactly what eps takes away
@@ -216,10 +217,10 @@ def make_branch(block: Block, kind: str, generator: torch.Generator | None = Non
 
 
 def as_map(module: nn.Module, x: Tensor) -> Tensor:
-    """The input of a convolution or a stitch layer as (N, channels, rows, columns); tokens are one column."""
+    """The input of a convolution or a stitch layer as (N, channels, rows, columns); tokens are one row."""
     layout = module.front.layout if isinstance(module, StitchLayer) else 'NCHW'
     if layout == 'NLC':
-        return x.transpose(1, 2).unsqueeze(-1)
+        return x.transpose(1, 2).unsqueeze(2)
     return x.permute(0, 3, 1, 2) if layout == 'NHWC' else x
 
 

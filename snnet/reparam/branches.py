@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from ..utils.batch_norm import SafeBatchNorm2d
 from .kernel_window import Window
 
 
@@ -22,7 +23,7 @@ class Branch(nn.Module):
     def __init__(self, window: Window) -> None:
         super().__init__()
         self.window = window
-        self.norm = nn.BatchNorm2d(window.channels[1])
+        self.norm = SafeBatchNorm2d(window.channels[1])
 
     @classmethod
     def obstacle(cls, window: Window) -> str | None:
@@ -112,7 +113,7 @@ class _Twofold(Branch):
     def __init__(self, window: Window, width: int) -> None:
         super().__init__(window)
         self.first = nn.Parameter(torch.empty(width, window.inputs, 1, 1))
-        self.inner = nn.BatchNorm2d(width)
+        self.inner = SafeBatchNorm2d(width)
 
     def over_window(self, z: Tensor) -> Tensor:
         """What follows the inner BatchNorm, with zeros for padding."""
@@ -279,7 +280,7 @@ def _image_of_zero(norm: nn.BatchNorm2d, u: Tensor) -> Tensor:
     """What a BatchNorm that is given `u` makes of zero, by the batch's statistics in train mode."""
     mean, var = norm.running_mean, norm.running_var
     if norm.training:
-        var, mean = torch.var_mean(_wide(u.detach()), dim=(0, 2, 3), correction=0)
+        var, mean = torch.var_mean(_wide(u), dim=(0, 2, 3), correction=0)
     assert mean is not None  # branches are made with statistics
     assert var is not None
     return norm.bias - mean * norm.weight * (var + norm.eps).rsqrt()
