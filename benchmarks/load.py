@@ -17,10 +17,10 @@ import math
 import time
 from pathlib import Path
 
-from snnet.serve import Choice, Choices, World, arrivals
+from snnet.serve import Choice, Choices, World, draw_arrivals
 from snnet.serve.arrivals import SHAPES
+from snnet.serve.compare_policies import POLICIES, STITCHES, PolicyOutcome, compare_policies, outcome_table
 from snnet.serve.plot import draw_loads
-from snnet.serve.simulation_report import POLICIES, STITCHES, Row, compare, table
 
 MACHINES = {'cpu': (0.0005, 0.001), 'gpu': (0.004, 0.0002)}
 """Seconds a batch, and a GFLOP and image."""
@@ -77,13 +77,14 @@ def main() -> None:
             found = []
             for index, load in enumerate(args.loads):
                 seconds = args.requests / (load * capacity)
-                moments = arrivals(shape, load * capacity, seconds, args.seed + index, period=40 * args.deadline)
+                moments = draw_arrivals(shape, load * capacity, seconds, args.seed + index, period=40 * args.deadline)
                 begin = time.perf_counter()
-                outcomes = compare(stitches, whole, moments, args.deadline, World(spread=args.spread, seed=args.seed))
+                world = World(spread=args.spread, seed=args.seed)
+                outcomes = compare_policies(stitches, whole, moments, args.deadline, world)
                 spent = 1e6 * (time.perf_counter() - begin) / len(moments) / 9  # runs, by bisection
-                found += [Row(load, len(moments) / seconds, *outcome) for outcome in outcomes]
+                found += [PolicyOutcome(load, len(moments) / seconds, *outcome) for outcome in outcomes]
                 print(f'{machine} {shape} {load}: about {spent:.0f} us a request', flush=True)
-            print(table(found), flush=True)
+            print(outcome_table(found), flush=True)
             if args.output:
                 points = {p: [(r.load, r.outcome) for r in found if r.policy == p] for p in POLICIES}
                 title = f'{shape}, {machine}, deadline {1000 * args.deadline:g} ms ({STITCHES}: {len(stitches)})'

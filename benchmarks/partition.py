@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from snnet.reassembly import Similarity, Tables, partition, rank_assemblies
+from snnet.reassembly import Similarity, Tables, partition_zoo, rank_assemblies
 
 
 def made_up(networks: int, noise: float) -> Similarity:
@@ -59,7 +59,7 @@ def main() -> None:
     for sets in ('free', 'stage'):
         for method in ('published', 'alternating'):
             started = time.perf_counter()
-            found = partition(similarity, args.blocks, sizes, epsilon=args.epsilon, sets=sets, method=method)
+            found = partition_zoo(similarity, args.blocks, sizes, epsilon=args.epsilon, sets=sets, method=method)
             seconds = time.perf_counter() - started
             print(f'partition, sets {sets:5}  {method:11}  {seconds:6.2f} s  J = {found.objective:.3f}')
     random = np.random.default_rng(1)

@@ -93,7 +93,7 @@ class Bench:
     def _measured(self, legs: str) -> dict[str, Any]:
         images, settings, begin = self.train[0], self.settings, time.monotonic()
         net = reassembly.reassemble(legs, self.zoo, seams=settings.seams)
-        code = reassembly.naswot(net, images[:128].split(64))
+        code = reassembly.naswot_score(net, images[:128].split(64))
         fits = reassembly.initialize_seams(net, self.zoo, [images[: settings.fitted]], settings.fitted)
         whole = snnet.create_stitchable_net([reassembly.ReassembledAnchor(net)], pretrained=True)
         row = {
@@ -213,8 +213,8 @@ def main(settings: Experiment) -> None:
     print(f'similarity of {len(similarity.boundaries)} boundaries: {time.monotonic() - begin:.1f} s', flush=True)
     sizes = reassembly.line_sizes(anchors)
     options: dict[str, Any] = {'epsilon': settings.epsilon, 'sets': 'stage'}
-    ours = reassembly.partition(similarity, settings.blocks, sizes, **options)
-    published = reassembly.partition(similarity, settings.blocks, sizes, method='published', **options)
+    ours = reassembly.partition_zoo(similarity, settings.blocks, sizes, **options)
+    published = reassembly.partition_zoo(similarity, settings.blocks, sizes, method='published', **options)
     print(f'J: ours {ours.objective:.4f}, published {published.objective:.4f}; cuts {ours.cuts}, {published.cuts}')
     lines = Lines(similarity, settings.blocks, sizes, settings.epsilon)
     ways = {'ours': ours, 'published': published}

@@ -1,33 +1,94 @@
 """Elastic neural networks made of pretrained ones: anchors, stitches, and one net that runs at any budget."""
 
-from . import reparam
-from .anchors.anchor import Anchor, Source, Stage
-from .anchors.boundary import Boundary
-from .anchors.registry import as_anchor, register_adapter
-from .budget.frontier import Record, frontier
-from .budget.latency_table import Latency, LatencyTable, Setup
-from .budget.select import Selection, select
-from .calibration.initialize import initialize, kaiming
-from .calibration.recalibrate import recalibrate
-from .errors import (
-    BudgetInfeasible,
-    CannotStitch,
-    ForeignTable,
-    InvalidBudget,
-    NoWeights,
-    SnnetError,
-    UnknownStitch,
-)
-from .exporting.export import export
-from .exporting.export_set import export_set
-from .net.compile_blocks import compile_blocks, warm_up
-from .net.costs import measure_costs
-from .net.create import create_stitchable_net
-from .net.official import load_official
-from .net.stitchable_net import StitchableNet
-from .profiling.profile import profile
-from .stitching.space import list_stitches
-from .stitching.stitch import Leg, Stitch
+from typing import TYPE_CHECKING
+
+from .utils.lazy import lazy_package
+
+if TYPE_CHECKING:
+    from . import (
+        anchors as anchors,
+        budget as budget,
+        calibration as calibration,
+        cli as cli,
+        config as config,
+        data as data,
+        errors as errors,
+        evaluation as evaluation,
+        exporting as exporting,
+        net as net,
+        profiling as profiling,
+        reassembly as reassembly,
+        reparam as reparam,
+        saving as saving,
+        serve as serve,
+        stitching as stitching,
+        training as training,
+        utils as utils,
+    )
+    from .anchors.anchor import Anchor, Source, Stage
+    from .anchors.boundary import Boundary
+    from .anchors.registry import as_anchor, register_adapter
+    from .budget.frontier import Record, frontier
+    from .budget.latency_table import Latency, LatencyTable, Setup
+    from .budget.select import Selection, select
+    from .calibration.initialize import initialise, initialize, kaiming
+    from .calibration.recalibrate import recalibrate
+    from .errors import (
+        BudgetInfeasible,
+        CannotStitch,
+        ForeignTable,
+        InvalidBudget,
+        LostRanks,
+        MissingExtra,
+        NoWeights,
+        SnnetError,
+        UnknownStitch,
+    )
+    from .exporting.export import export
+    from .exporting.export_set import export_set
+    from .net.compile_blocks import compile_blocks, warm_up
+    from .net.costs import measure_costs
+    from .net.create import create_stitchable_net
+    from .net.official import load_official
+    from .net.stitchable_net import StitchableNet
+    from .profiling.profile import profile
+    from .stitching.space import list_stitches
+    from .stitching.stitch import Leg, Stitch
+else:
+    __getattr__, __dir__ = lazy_package(
+        __name__,
+        {
+            'anchors.anchor': ['Anchor', 'Source', 'Stage'],
+            'anchors.boundary': ['Boundary'],
+            'anchors.registry': ['as_anchor', 'register_adapter'],
+            'budget.frontier': ['Record', 'frontier'],
+            'budget.latency_table': ['Latency', 'LatencyTable', 'Setup'],
+            'budget.select': ['Selection', 'select'],
+            'calibration.initialize': ['initialise', 'initialize', 'kaiming'],
+            'calibration.recalibrate': ['recalibrate'],
+            'errors': [
+                'BudgetInfeasible',
+                'CannotStitch',
+                'ForeignTable',
+                'InvalidBudget',
+                'LostRanks',
+                'MissingExtra',
+                'NoWeights',
+                'SnnetError',
+                'UnknownStitch',
+            ],
+            'exporting.export': ['export'],
+            'exporting.export_set': ['export_set'],
+            'net.compile_blocks': ['compile_blocks', 'warm_up'],
+            'net.costs': ['measure_costs'],
+            'net.create': ['create_stitchable_net'],
+            'net.official': ['load_official'],
+            'net.stitchable_net': ['StitchableNet'],
+            'profiling.profile': ['profile'],
+            'stitching.space': ['list_stitches'],
+            'stitching.stitch': ['Leg', 'Stitch'],
+        },
+    )
 
 __version__ = '0.1.0'
 
@@ -41,6 +102,8 @@ __all__ = [
     'Latency',
     'LatencyTable',
     'Leg',
+    'LostRanks',
+    'MissingExtra',
     'NoWeights',
     'Record',
     'Selection',
@@ -57,6 +120,7 @@ __all__ = [
     'export',
     'export_set',
     'frontier',
+    'initialise',
     'initialize',
     'kaiming',
     'list_stitches',
@@ -65,7 +129,6 @@ __all__ = [
     'profile',
     'recalibrate',
     'register_adapter',
-    'reparam',
     'select',
     'warm_up',
 ]

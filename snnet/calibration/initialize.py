@@ -211,3 +211,7 @@ def _first_infinite(groups: Sequence[Sequence[FittedJoin]], sums: Sequence[Sums]
             if not bool(values.isfinite().all()):
                 return f'{name} gives features that are not finite at position {position}: check weights and images'
     return 'the features are too large for float64 sums: check weights and images'
+
+
+initialise = initialize
+"""The same function in British spelling."""

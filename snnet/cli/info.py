@@ -1,46 +1,69 @@
-"""What there is to know of a saved net, in print."""
+"""`snnet info FOLDER`: prints what is known of a saved net."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..budget.frontier import table
-from ..config.settings import InfoSettings
-from ..net.hardware import setup_of
-from ..net.stitchable_net import StitchableNet
-from ..reassembly import ReassembledAnchor
-from ..utils.plugins import import_plugins
+from ..config.parse import option
+
+if TYPE_CHECKING:
+    from ..net.stitchable_net import StitchableNet
+
+
+@dataclass
+class InfoSettings:
+    """Settings of `snnet info`."""
+
+    folder: str = option('', 'folder of a saved net, or its id on the Hub')
+    plugin: list[str] = option([], 'Python files that register networks and adapters')
 
 
 def run(settings: InfoSettings) -> None:
-    """Prints what is known of the net in a folder."""
+    """Prints what is known of the net in a folder.
+
+    Raises:
+        SnnetError: the folder holds no net.
+    """
+    from ..net.stitchable_net import StitchableNet  # here, so that --help does not load torch
+    from ..utils.plugins import import_plugins
+
     import_plugins(settings.plugin)
     print('\n'.join(describe(StitchableNet.from_pretrained(settings.folder))))
 
 
 def describe(net: StitchableNet) -> Iterator[str]:
-    """Lines on the anchors, the stitches, the frontier, and the tables of latency at hand."""
+    """Lines about the anchors, the stitches, the frontier and the latency tables of a net."""
+    from ..budget.frontier import table
+    from ..net.hardware import setup_of
+
     size = 'x'.join(map(str, net.input_size))
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     yield f'{net.title}: {len(net.stitches)} stitches, {millions:.4g} Mparams, images {size}, {net.num_classes} classes'
-    for record, anchor in zip(net.records, map(net.anchor, range(len(net.anchors))), strict=False):
-        own = 'reassembled' if isinstance(anchor, ReassembledAnchor) else 'not made by timm'
-        made_by = f'timm {anchor.source.model}' if anchor.source else own
-        yield f'  anchor {anchor.name} ({made_by}): {_costs(record.flops, record.params)}'
+    yield from _describe_anchors(net)
     recalibrated = net.statistics.stitches if net.statistics else []
     if recalibrated:
-        yield f'{len(recalibrated)} stitches have BatchNorm statistics of their own'
+        yield f'{len(recalibrated)} stitches have their own BatchNorm statistics'
     if any(record.top1 is not None for record in net.records):
         yield from table(net.records).splitlines()
     else:
-        yield 'no stitch has been evaluated yet (eval_stitches.py does)'
+        yield 'no stitch has been evaluated yet (eval_stitches.py measures accuracy)'
     if not net.latency_tables:
-        yield 'no table of latencies (snnet profile makes one)'
+        yield 'no latency table yet (snnet profile makes one)'
     for latencies in net.latency_tables:
         differences = latencies.setup.differences(setup_of(net))
-        holds = f'does not hold here: {differences}' if differences else 'holds here'
-        yield f'latencies, {latencies}; {holds}'
+        valid = f'not valid here: {differences}' if differences else 'valid here'
+        yield f'latency table, {latencies}; {valid}'
 
 
-def _costs(flops: int | None, params: int | None) -> str:
-    return f'{(flops or 0) / 1e9:.4g} GFLOPs, {(params or 0) / 1e6:.4g} Mparams'
+def _describe_anchors(net: StitchableNet) -> Iterator[str]:
+    from ..reassembly.network import ReassembledAnchor
+
+    for i, record in enumerate(net.records[: len(net.anchors)]):
+        anchor = net.anchor(i)
+        origin = 'reassembled' if isinstance(anchor, ReassembledAnchor) else 'not made by timm'
+        if anchor.source:
+            origin = f'timm {anchor.source.model}'
+        costs = f'{(record.flops or 0) / 1e9:.4g} GFLOPs, {(record.params or 0) / 1e6:.4g} Mparams'
+        yield f'  anchor {anchor.name} ({origin}): {costs}'

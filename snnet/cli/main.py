@@ -1,56 +1,56 @@
-"""The console command of the deploying side: snnet profile | export | simulate | info FOLDER."""
+"""The command `snnet`: finds the subcommand and runs it. Each subcommand is a module of this package."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
-from typing import Any, NamedTuple
-
-from ..config.parse import parse
-from ..config.settings import ExportSettings, InfoSettings, ProfileSettings, SimulateSettings
-from ..errors import SnnetError
-from ..exporting.export_set import run as export
-from ..profiling.profile import run as profile
-from ..serve.simulation_report import run as simulate
-from ..utils.log import set_up_logging
-from .info import run as info
-
-
-class Command(NamedTuple):
-    """A command: its settings, what runs it, and a line of help."""
-
-    settings: type[Any]
-    run: Callable[[Any], object]
-    help: str
-
 
 COMMANDS = {
-    'profile': Command(ProfileSettings, profile, 'measure latency and memory of the stitches on this machine'),
-    'export': Command(ExportSettings, export, 'write a stitch, or a set of them, as torch.export or ONNX'),
-    'simulate': Command(SimulateSettings, simulate, 'show how a controller holds deadlines as the load moves'),
-    'info': Command(InfoSettings, info, 'print the anchors, the frontier and the tables at hand'),
+    'profile': 'measure latency and memory of the stitches on this machine',
+    'export': 'write a stitch, or a set of them, as torch.export or ONNX',
+    'simulate': 'show how a controller keeps deadlines as the load changes',
+    'info': 'print the anchors, the frontier and the latency tables',
 }
+"""Module and help text of each subcommand. The module of `info` holds `InfoSettings` and `run`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; 2 for bad input, which is told in one sentence."""
+    """Runs a subcommand.
+
+    Args:
+        argv: arguments; by default those of the process.
+
+    Returns:
+        The exit code: 0, or 2 for bad input, which is explained in one sentence.
+    """
     parser = argparse.ArgumentParser(
         prog='snnet',
-        description='Elastic neural networks in production. FOLDER is what save_pretrained wrote, or the id of a hub.',
-        epilog='\n'.join(['commands:', *(f'  {name:<10}{command.help}' for name, command in COMMANDS.items())]),
+        description='Elastic neural networks in production. FOLDER is a folder written by save_pretrained, or a '
+        'repository id on the Hugging Face Hub.',
+        epilog='\n'.join(['commands:', *(f'  {name:<10}{text}' for name, text in COMMANDS.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=f'snnet {version("snnet")}')
     parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help='one of the commands below')
     parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='FOLDER ...', help='see snnet COMMAND --help')
     given = parser.parse_args(argv)
-    command = COMMANDS[given.command]
+    return _run(given.command, given.arguments)
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    from ..config.parse import parse
+    from ..errors import SnnetError
+    from ..utils.log import set_up_logging
+
+    command = import_module(f'.{name}', __package__)
+    kind = getattr(command, f'{name.capitalize()}Settings')
     set_up_logging()
     try:
-        command.run(parse(command.settings, given.arguments, 'folder', prog=f'snnet {given.command}'))
-    except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
-        print(f'snnet {given.command}: {error}', file=sys.stderr)
+        command.run(parse(kind, arguments, 'folder', prog=f'snnet {name}'))
+    except (SnnetError, OSError) as error:  # OSError: the disk is full, or the folder may not be written
+        print(f'snnet {name}: {error}', file=sys.stderr)
         return 2
     return 0

@@ -1,4 +1,4 @@
-"""The frontier as a folder of exported stitches, and the command that exports one stitch or a set."""
+"""The frontier as a folder of exported stitches."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..budget.frontier import Record
-from ..budget.latency_table import LatencyTable
-from ..config.settings import ExportSettings
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
 from ..utils.files import clear_temporaries, sha256, write_text
-from ..utils.log import JsonLines, Progress, set_up_logging
-from ..utils.plugins import import_plugins
-from .export import Cut, checked_format, export, write
+from ..utils.log import JsonLines, Progress
+from .export import Cut, checked_format, write
 from .formats import data_file
 from .set_index import (
     FORMAT,
@@ -162,69 +159,6 @@ class _Set:
 
     def _cut(self, name: str) -> Cut:
         return Cut(self.net, self.records[name].stitch, self.format, self.batch)
-
-
-def run(settings: ExportSettings) -> None:
-    """The command `snnet export`: writes one stitch or a set, and prints what it wrote.
-
-    Raises:
-        SnnetError: with a sentence that says what was asked and what is possible.
-        OSError: a file cannot be written.
-    """
-    limits = {'flops': settings.budget, 'params': settings.params, 'latency_ms': settings.latency_ms}
-    given: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
-    ways = [settings.stitch is not None, bool(given), settings.points is not None]
-    if sum(ways) != 1:
-        raise SnnetError(
-            'name either the stitch to export (--stitch ID), or limits that it keeps (--budget, --params, '
-            '--latency-ms), or --points N for a set from the frontier' + (', not several of them' if sum(ways) else '')
-        )
-    set_up_logging()
-    import_plugins(settings.plugin)
-    net = StitchableNet.from_pretrained(settings.folder)
-    if settings.table:
-        net.add_table(LatencyTable.read(Path(settings.table)), force=True)
-    if settings.points is not None:
-        _run_set(net, settings, settings.points)
-        return
-    stitch = net.checked(settings.stitch) if settings.stitch is not None else net.select_for_budget(**given)
-    path = _path(settings, f'stitch{stitch}.{settings.format or "pt2"}')
-    format = checked_format(settings.format or None, path)
-    if path.exists() and not settings.overwrite:
-        raise SnnetError(f'{path} is there already: replace it with --overwrite, or name another --output')
-    print('wrote', export(net, stitch, path, format=format, batch=settings.batch))
-
-
-def _run_set(net: StitchableNet, settings: ExportSettings, points: int) -> None:
-    made = export_set(
-        net,
-        settings.output or _folder(settings) / 'set',
-        points,
-        format=settings.format or 'pt2',
-        batch=settings.batch,
-        overwrite=settings.overwrite,
-    )
-    for entry in made.entries:
-        record, gigas = entry.record, (entry.record.flops or 0) / 1e9
-        print(
-            f'{entry.path}: {record.legs}, {gigas:.4g} GFLOPs, {record.top1:.2f} % top-1; '
-            f'largest difference to eager {entry.difference:.2g}'
-        )
-    print('wrote', made.folder / INDEX)
-
-
-def _path(settings: ExportSettings, name: str) -> Path:
-    """The file to write: --output, a file of this name in it where it is a folder, or in the default folder."""
-    if not settings.output:
-        return _folder(settings) / name
-    path = Path(settings.output)
-    return path / name if path.is_dir() else path
-
-
-def _folder(settings: ExportSettings) -> Path:
-    """Where files go by default: beside the net, or here where it comes from elsewhere."""
-    folder = Path(settings.folder)
-    return folder / 'export' if folder.is_dir() else Path('export')
 
 
 def _known(record: Record) -> dict[str, Any]:

@@ -11,26 +11,22 @@ from statistics import fmean
 
 import torch
 
-from ..budget.frontier import COSTS, Record, frontier
+from ..budget.frontier import COSTS, frontier
 from ..budget.latency_table import Latency, LatencyTable
-from ..config.settings import ProfileSettings
 from ..errors import SnnetError, reason_of
-from ..net.compile_blocks import compile_blocks, warm_up
+from ..net.compile_blocks import warm_up
 from ..net.hardware import setup_of
 from ..net.stitchable_net import StitchableNet
-from ..saving.remote import PROFILES, locate
-from ..stitching.stitch import parse_ids
+from ..saving.remote import PROFILES
 from ..utils.files import write_text
-from ..utils.log import Progress, set_up_logging
-from ..utils.modes import autocast, eval_mode
-from ..utils.plugins import import_plugins
+from ..utils.log import Progress
+from ..utils.modes import eval_mode
 from ..utils.seeds import generator
 from .memory import own_bytes
 from .predict_latency import Additive
 from .stopwatch import CALL_SECONDS, CALLS, LEAST_VISITS, Call, StopWatch
 
 _log = logging.getLogger(__name__)
-_TYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 PROBES = 12
 """Stitches that are measured, besides those asked for, to predict the others from."""
 
@@ -226,71 +222,3 @@ class _Profile:
 
 def _name(stitch: int) -> str:
     return f'stitch {stitch}'
-
-
-def run(settings: ProfileSettings) -> list[LatencyTable]:
-    """Profiles a saved net as `snnet profile` does, and prints where the tables are and what they say.
-
-    Raises:
-        SnnetError: with a sentence that says what was asked and what is possible.
-    """
-    kind = settings.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if settings.dtype not in _TYPES:
-        raise SnnetError(f"dtype is one of {', '.join(_TYPES)}, not '{settings.dtype}'")
-    if kind not in ('cpu', 'cuda') or (kind == 'cuda' and not torch.cuda.is_available()):
-        raise SnnetError(f"there is no device '{kind}': use --device cpu")
-    if settings.threads is not None and settings.threads < 1:
-        raise SnnetError(f'threads are at least 1, not {settings.threads}')
-    import_plugins(settings.plugin)
-    set_up_logging()
-    folder = locate(settings.folder)
-    net = StitchableNet.from_pretrained(folder).to(kind, _TYPES[settings.dtype])
-    words = ('auto', 'all', 'frontier')
-    stitches = settings.stitches if settings.stitches in words else parse_ids(settings.stitches, len(net.stitches))
-    if settings.compile:
-        compile_blocks(net)
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or before)
-    try:
-        with autocast(settings.amp, settings.amp_dtype, torch.device(kind)):
-            tables = profile(
-                net,
-                batches=settings.batch_sizes,
-                stitches=stitches,
-                predict=settings.predict,
-                minutes=settings.minutes,
-                folder=folder,
-                overwrite=settings.overwrite,
-                seed=settings.seed,
-            )
-    finally:
-        torch.set_num_threads(before)
-    for table in tables:
-        print(table)
-        print(show(table, net.records))
-        print('wrote', folder / PROFILES / table.file_name, flush=True)
-    return tables
-
-
-def show(table: LatencyTable, records: Sequence[Record]) -> str:
-    """The frontier over latency in plain text; the measured stitches where none was evaluated."""
-    records = table.applied(records)
-    shown = frontier(records, 'latency_ms') or sorted(
-        (records[stitch] for stitch in table.measured), key=lambda record: record.latency_ms or 0.0
-    )
-    rows = [f'{"id":>4}  {"GFLOPs":>8}  {"top-1":>6}  {"ms":>9}  {"10 % to 90 %":>19}  {"MB":>7}  stitch']
-    for record in shown:
-        row = table.rows[record.stitch]
-        top1 = '' if record.top1 is None else f'{record.top1:.2f}'
-        spread = f'{row.low:.4g} to {row.high:.4g}'
-        mark = ' (predicted)' if row.predicted else ''
-        rows.append(
-            f'{record.stitch:>4}  {(record.flops or 0) / 1e9:>8.4g}  {top1:>6}  {row.ms:>9.4g}  {spread:>19}  '
-            f'{row.memory / 1e6:>7.4g}  {record.legs}{mark}'
-        )
-    if table.error is not None:
-        mean, largest = (f'{100 * table.error[name]:.2g} %' for name in ('mean', 'largest'))
-        rows.append(
-            f'predictions were off by {mean} (mean) and at most {largest}, each from the other measured stitches'
-        )
-    return '\n'.join(rows)

@@ -109,7 +109,7 @@ class HsicSums:
         return _normalized(self.total)
 
 
-def cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, estimator: str = 'unbiased') -> float:
+def linear_cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, estimator: str = 'unbiased') -> float:
     """Linear CKA of two feature matrices over the same images.
 
     Args:

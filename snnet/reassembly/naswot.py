@@ -46,7 +46,7 @@ class CodeScore:
     units: int
 
 
-def naswot(
+def naswot_score(
     network: nn.Module,
     batches: Iterable[Tensor | Sequence[Any]],
     progress: Callable[[int], object] | None = None,
@@ -114,6 +114,6 @@ def _kernel(network: nn.Module, images: Tensor) -> tuple[Tensor, int]:
 
 
 def _log_det(kernel: Tensor) -> float:
-    """log det of a symmetric matrix with unit diagonal and no negative eigenvalue, kept finite (see `naswot`)."""
+    """log det of a symmetric matrix with unit diagonal and no negative eigenvalue, kept finite (see `naswot_score`)."""
     floor = torch.finfo(torch.float64).eps * len(kernel)
     return float(torch.linalg.eigvalsh(kernel).clamp(min=floor).log().sum())

@@ -68,7 +68,7 @@ class Partition:
         )
 
 
-def partition(
+def partition_zoo(
     similarity: Similarity,
     blocks: int,
     sizes: Mapping[str, Sequence[int]],

@@ -19,7 +19,7 @@ _POOLS = {'max_pool2d', 'avg_pool2d', 'adaptive_avg_pool2d', 'adaptive_max_pool2
 
 
 @torch.no_grad()
-def published_flops(net: Reassembled) -> int:
+def count_published_flops(net: Reassembled) -> int:
     """FLOPs an image as the paper counts them.
 
     Multiply-adds of convolutions and linear maps, 1 for each bias that a convolution adds, 2 an element of a norm's

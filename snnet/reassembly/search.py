@@ -108,7 +108,7 @@ class Workshop:
     def partition(self, similarity: Similarity) -> Partition:
         """The blocks of every network."""
         settings = self.settings
-        found = reassembly.partition(
+        found = reassembly.partition_zoo(
             similarity, settings.blocks, self.sizes, epsilon=settings.epsilon, sets=settings.sets,
             method=settings.method, seed=settings.seed,
         )  # fmt: skip
@@ -211,7 +211,7 @@ class Workshop:
         if self.settings.rank != 'similarity':
             batches, size = _CODES
             images = torch.cat(self._held(net, batches * size))
-            codes = reassembly.naswot(network, images.split(size) if len(images) == batches * size else [images])
+            codes = reassembly.naswot_score(network, images.split(size) if len(images) == batches * size else [images])
         return Candidate(assembly, str(network), record.flops, record.params, codes)
 
     def _held(self, net: StitchableNet, count: int) -> list[Tensor]:

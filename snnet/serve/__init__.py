@@ -1,17 +1,24 @@
 """Choosing as the load moves: a controller for services, and a simulator that runs the same functions."""
 
-from .arrivals import arrivals, recorded
-from .controller import (
-    Controller,
-    Decision,
-    Request,
-    State,
-    admit,
-    decide,
-    finish,
-)
-from .simulate import Outcome, World, best_fixed, simulate
-from .stitch_choices import Choice, Choices
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_package
+
+if TYPE_CHECKING:
+    from .arrivals import draw_arrivals, read_arrivals
+    from .controller import Controller, Decision, Request, State, admit, decide, finish
+    from .simulation import Outcome, World, best_fixed, simulate
+    from .stitch_choices import Choice, Choices
+else:
+    __getattr__, __dir__ = lazy_package(
+        __name__,
+        {
+            'arrivals': ['draw_arrivals', 'read_arrivals'],
+            'controller': ['Controller', 'Decision', 'Request', 'State', 'admit', 'decide', 'finish'],
+            'simulation': ['Outcome', 'World', 'best_fixed', 'simulate'],
+            'stitch_choices': ['Choice', 'Choices'],
+        },
+    )
 
 __all__ = [
     'Choice',
@@ -23,10 +30,10 @@ __all__ = [
     'State',
     'World',
     'admit',
-    'arrivals',
     'best_fixed',
     'decide',
+    'draw_arrivals',
     'finish',
-    'recorded',
+    'read_arrivals',
     'simulate',
 ]

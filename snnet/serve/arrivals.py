@@ -18,7 +18,7 @@ MOST = 5_000_000
 """Requests of a simulation at most: what fits in memory and can be waited for."""
 
 
-def arrivals(
+def draw_arrivals(
     shape: str, rate: float, seconds: float, seed: int = 0, *, period: float = 10.0, share: float = 0.3
 ) -> np.ndarray:
     """Moments of arrival, rising.
@@ -64,7 +64,7 @@ def arrivals(
     return moments if chance is None else moments[random.random(len(moments)) < chance(moments)]
 
 
-def recorded(path: Path) -> np.ndarray:
+def read_arrivals(path: Path) -> np.ndarray:
     """Moments of arrival in a text file: one a line in seconds, first on the line where commas part it.
 
     Empty lines and a first line of names are passed over; the earliest moment becomes 0. Order does not matter.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..budget.curve import make_figure, save_figure
-from .simulate import Outcome
+from .simulation import Outcome
 
 
 def draw_loads(curves: Mapping[str, Sequence[tuple[float, Outcome]]], path: Path, title: str = '') -> list[Path]:

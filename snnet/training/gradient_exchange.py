@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor, nn
-from torch import distributed as dist
+from torch import Tensor, distributed as dist, nn
 
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks

@@ -10,8 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch import distributed as dist
+from torch import Tensor, distributed as dist
 
 from ..errors import LostRanks, SnnetError, reason_of
 

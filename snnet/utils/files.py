@@ -6,10 +6,10 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -34,6 +34,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     Raises:
         OSError: it cannot be written; the library has an error of its own for it.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file  # here, because it loads torch, which files of text do not need
+
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:

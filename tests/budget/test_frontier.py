@@ -8,8 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from snnet import BudgetInfeasible, InvalidBudget, Record, frontier, select
 from snnet.budget.frontier import area, mixing_accuracy

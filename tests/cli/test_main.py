@@ -36,8 +36,8 @@ def test_info_prints_anchors_frontier_and_which_tables_hold_here(folder, capsys)
     header = next(line for line in lines if 'GFLOPs' in line and 'top-1' in line)
     assert header.split() == ['id', 'GFLOPs', 'Mparams', 'ms', 'top-1', 'vs', 'mixing', 'stitch']
     assert next(line for line in lines if line.startswith('   0  ')).split()[3:5] == ['2', '50.00']
-    assert sum('holds here' in line for line in lines) == 1
-    assert 'does not hold here: hardware abacus, not ' in text
+    assert sum('; valid here' in line for line in lines) == 1
+    assert 'not valid here: hardware abacus, not ' in text
     assert ', threads 9, not 1' in text
 
 
@@ -46,7 +46,7 @@ def test_info_says_what_is_not_known_yet(tmp_path, capsys):
     assert main(['info', str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert 'no stitch has been evaluated yet' in text
-    assert 'no table of latencies' in text
+    assert 'no latency table yet' in text
 
 
 @pytest.mark.parametrize('command', COMMANDS)

@@ -265,9 +265,7 @@ def test_a_file_that_differs_from_eager_is_not_left(wrong, message, tmp_path, mo
         right = FORMATS['pt2'].load(path)
         return lambda x: wrong(right(x))
 
-    monkeypatch.setattr(
-        sys.modules['snnet.exporting.export'], 'FORMATS', {'pt2': Format(FORMATS['pt2'].write, load_wrong)}
-    )
+    monkeypatch.setattr(snnet.exporting.export, 'FORMATS', {'pt2': Format(FORMATS['pt2'].write, load_wrong)})
     path = tmp_path / 'a.pt2'
     path.write_text('older')
     with pytest.raises(snnet.SnnetError, match=message):

@@ -18,11 +18,11 @@ from snnet import (
     Stage,
     StitchableNet,
 )
+from snnet.cli.profile import ProfileSettings, run
 from snnet.config.parse import parse
-from snnet.config.settings import ProfileSettings
 from snnet.profiling import stopwatch as measure
 from snnet.profiling.memory import own_bytes, peak_memory
-from snnet.profiling.profile import PROBES, profile, run
+from snnet.profiling.profile import PROBES, profile
 from snnet.profiling.stopwatch import LEAST_VISITS, MOST_VISITS, StopWatch
 from tests.helpers.families import FAMILIES, images, shared_net, three_vits
 

@@ -9,7 +9,7 @@ from timm.layers.activations import HardSwish, QuickGELU, Swish
 from torch import nn
 
 from snnet.errors import SnnetError
-from snnet.reassembly.naswot import naswot
+from snnet.reassembly.naswot import naswot_score
 from tests.helpers.families import NETWORKS, images, shake
 
 
@@ -61,7 +61,7 @@ def kernel(values):
 )
 def test_the_score_is_the_log_determinant_of_shared_codes(activation):
     model = network(activation)
-    found = naswot(model, [rows()])
+    found = naswot_score(model, [rows()])
     sign, expected = np.linalg.slogdet(kernel(model.before.detach()))
     assert sign == 1
     assert found.plain == pytest.approx(expected, rel=1e-9)
@@ -71,14 +71,16 @@ def test_the_score_is_the_log_determinant_of_shared_codes(activation):
 
 def test_batches_are_averaged():
     batches = [rows(seed=seed) for seed in range(3)]
-    single = [naswot(network(), [batch]).plain for batch in batches]
+    single = [naswot_score(network(), [batch]).plain for batch in batches]
     told = []
-    assert naswot(network(), [(batch, None) for batch in batches], told.append).plain == pytest.approx(np.mean(single))
+    assert naswot_score(network(), [(batch, None) for batch in batches], told.append).plain == pytest.approx(
+        np.mean(single)
+    )
     assert told == [8, 8, 8]
 
 
 def test_only_the_plain_score_grows_with_the_number_of_units():
-    small, large = (naswot(network(units=units), [rows(seed=i) for i in range(4)]) for units in (400, 4000))
+    small, large = (naswot_score(network(units=units), [rows(seed=i) for i in range(4)]) for units in (400, 4000))
     assert large.plain - small.plain == pytest.approx(8 * math.log(10), abs=1.5)
     assert large.normalized == pytest.approx(small.normalized, abs=1.5)
 
@@ -86,9 +88,9 @@ def test_only_the_plain_score_grows_with_the_number_of_units():
 def test_an_image_that_occurs_twice_costs_much_and_stays_finite():
     once, twice = rows(), rows()
     twice[1] = twice[0]
-    found = naswot(network(), [twice])
+    found = naswot_score(network(), [twice])
     assert math.isfinite(found.plain)
-    assert found.plain < naswot(network(), [once]).plain - 20
+    assert found.plain < naswot_score(network(), [once]).plain - 20
 
 
 @pytest.mark.parametrize('name', ['vit, small', 'swin, small', 'resnet, large', 'levit, small', 'regnet z, small'])
@@ -96,11 +98,11 @@ def test_real_networks_are_scored_and_left_as_they_were(name):
     size, make = NETWORKS[name]
     model = shake(make()).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = naswot(model, [images(size, 4)])
+    found = naswot_score(model, [images(size, 4)])
     assert math.isfinite(found.plain)
     assert found.normalized <= 0
     assert found.units > 500
-    assert naswot(model, [images(size, 4)]) == found
+    assert naswot_score(model, [images(size, 4)]) == found
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -109,7 +111,7 @@ def test_real_networks_are_scored_and_left_as_they_were(name):
 def test_hooks_are_removed_when_the_network_fails():
     model = network()
     with pytest.raises(RuntimeError):
-        naswot(model, [torch.zeros(4, 13)])
+        naswot_score(model, [torch.zeros(4, 13)])
     assert not model.activation._forward_hooks
     assert model.training
 
@@ -127,4 +129,4 @@ def test_hooks_are_removed_when_the_network_fails():
 )
 def test_bad_input_gets_a_sentence(model, batches, sentence):
     with pytest.raises(SnnetError, match=sentence):
-        naswot(model, batches)
+        naswot_score(model, batches)

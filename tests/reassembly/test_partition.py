@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from snnet.errors import CannotStitch, SnnetError
-from snnet.reassembly.partition import partition
+from snnet.reassembly.partition import partition_zoo
 from snnet.reassembly.partition_lines import Lines
 from snnet.reassembly.partition_search import _settle, _swap_layers, _values, alternate
 from snnet.reassembly.similarity import Similarity
@@ -78,9 +78,9 @@ def test_small_zoos_are_partitioned_as_by_brute_force(lengths, blocks, epsilon, 
     similarity, sizes = random_zoo(lengths, seed), random_sizes(lengths, seed)
     if not all(all_cuts(size, blocks, epsilon) for size in sizes.values()):
         with pytest.raises(CannotStitch):
-            partition(similarity, blocks, sizes, epsilon=epsilon, sets=sets)
+            partition_zoo(similarity, blocks, sizes, epsilon=epsilon, sets=sets)
         return
-    found = partition(similarity, blocks, sizes, epsilon=epsilon, sets=sets)
+    found = partition_zoo(similarity, blocks, sizes, epsilon=epsilon, sets=sets)
     assert found.objective == pytest.approx(brute_force(similarity, blocks, sizes, epsilon, sets), abs=1e-9)
 
 
@@ -90,7 +90,7 @@ def test_small_zoos_are_partitioned_as_by_brute_force(lengths, blocks, epsilon, 
 def test_a_partition_is_what_it_says(method, sets, seed):
     lengths = (7, 9, 6, 8)
     similarity, sizes = random_zoo(lengths, seed), random_sizes(lengths, seed)
-    found = partition(similarity, 4, sizes, epsilon=0.9, sets=sets, method=method, starts=10)
+    found = partition_zoo(similarity, 4, sizes, epsilon=0.9, sets=sets, method=method, starts=10)
     assert found.objective == pytest.approx(objective(similarity, found), abs=1e-9)
     for name, cuts in zip(found.networks, found.cuts, strict=True):
         assert cuts in all_cuts(sizes[name], 4, 0.9)
@@ -163,7 +163,7 @@ def test_no_set_of_given_cuts_is_left_empty_or_without_its_center():
     assert _settle(lines, cuts, np.array([[0, 1], [1, 3]]), True) is None  # of these centers, one takes all
     state = _settle(lines, cuts, np.array([[0, 2], [7, 9]]), True)
     assert np.bincount(state.sets).tolist() == [3, 1]
-    found = partition(similarity, 2, nodes((4, 4)), epsilon=0.5)
+    found = partition_zoo(similarity, 2, nodes((4, 4)), epsilon=0.5)
     assert all(found.centers[j] in found.members(j) for j in range(2))
     assert found.objective == 8
 
@@ -182,7 +182,7 @@ def test_a_planted_zoo_is_partitioned_exactly(sets, seed):
         line[list(cuts[-1])] = levels + 0.05 * random.normal(size=levels.shape)
         features.append(line / np.linalg.norm(line, axis=1, keepdims=True))
     rows = np.concatenate(features)
-    found = partition(zoo(lengths, (rows @ rows.T) ** 2), stages, nodes(lengths), epsilon=3, sets=sets)
+    found = partition_zoo(zoo(lengths, (rows @ rows.T) ** 2), stages, nodes(lengths), epsilon=3, sets=sets)
     assert found.cuts == tuple(cuts)
     assert found.sets == ((0, 1, 2, 3),) * len(lengths)
 
@@ -192,36 +192,36 @@ def test_a_large_zoo_is_partitioned_better_than_as_published_in_well_under_a_sec
     lengths = np.random.default_rng(0).integers(8, 28, 24).tolist()
     similarity = random_zoo(lengths, 1)
     started = time.process_time()
-    found = partition(similarity, 4, nodes(lengths), epsilon=0.6, sets=sets)
+    found = partition_zoo(similarity, 4, nodes(lengths), epsilon=0.6, sets=sets)
     assert time.process_time() - started < 2  # 0.2 s on an idle machine
-    published = partition(similarity, 4, nodes(lengths), epsilon=0.6, sets=sets, method='published', starts=40)
+    published = partition_zoo(similarity, 4, nodes(lengths), epsilon=0.6, sets=sets, method='published', starts=40)
     assert found.objective > published.objective
 
 
 def test_the_seed_alone_decides_and_every_start_is_told():
     lengths, told = (9, 12, 7, 10), []
     similarity = random_zoo(lengths, 0)
-    first = partition(similarity, 3, nodes(lengths), epsilon=0.9, starts=3, seed=5, progress=told.append)
+    first = partition_zoo(similarity, 3, nodes(lengths), epsilon=0.9, starts=3, seed=5, progress=told.append)
     np.random.default_rng().random()
-    assert partition(similarity, 3, nodes(lengths), epsilon=0.9, starts=3, seed=5) == first
+    assert partition_zoo(similarity, 3, nodes(lengths), epsilon=0.9, starts=3, seed=5) == first
     assert told == [1, 1, 1]
 
 
 def test_the_size_limit_is_strict_and_exact():
     lengths = (10, 8)
     with pytest.raises(CannotStitch, match=r'below 1.2/4 of its network: .* n0 \(epsilon above 0.2\); raise'):
-        partition(random_zoo(lengths, 0), 4, nodes(lengths), epsilon=0.2)
-    partition(random_zoo(lengths, 0), 4, nodes(lengths), epsilon=0.2001)
+        partition_zoo(random_zoo(lengths, 0), 4, nodes(lengths), epsilon=0.2)
+    partition_zoo(random_zoo(lengths, 0), 4, nodes(lengths), epsilon=0.2001)
 
 
 def test_every_network_that_misses_the_limit_is_named_with_what_it_needs():
     lengths = (5, 6, 8)
     sizes = {'n0': (1, 1, 1, 1, 16), 'n1': (1,) * 6, 'n2': (1, 1, 1, 1, 1, 1, 1, 3)}
     with pytest.raises(CannotStitch, match=r'n0 \(epsilon above 2.2\), n1 \(epsilon above 0.333\), n2 \(epsilon'):
-        partition(random_zoo(lengths, 0), 4, sizes, epsilon=0)
+        partition_zoo(random_zoo(lengths, 0), 4, sizes, epsilon=0)
     with pytest.raises(CannotStitch, match=r'by n0 \(epsilon above 2.2\); raise'):
-        partition(random_zoo(lengths, 0), 4, sizes, epsilon=0.4)
-    partition(random_zoo(lengths, 0), 4, sizes, epsilon=2.21)
+        partition_zoo(random_zoo(lengths, 0), 4, sizes, epsilon=0.4)
+    partition_zoo(random_zoo(lengths, 0), 4, sizes, epsilon=2.21)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +240,10 @@ def test_every_network_that_misses_the_limit_is_named_with_what_it_needs():
 )
 def test_bad_input_gets_a_sentence(lengths, blocks, options, sentence):
     with pytest.raises(SnnetError, match=sentence):
-        partition(random_zoo(lengths, 0), blocks, nodes(lengths), **options)
+        partition_zoo(random_zoo(lengths, 0), blocks, nodes(lengths), **options)
 
 
 @pytest.mark.parametrize('sizes', [{'n0': (1,) * 6}, {'n0': (1,) * 6, 'n1': (1,) * 5}, {'n0': (0,) * 6}])
 def test_sizes_that_do_not_belong_to_the_lines_are_refused(sizes):
     with pytest.raises(SnnetError, match=r'n[01] needs a size for each of its 6 modules'):
-        partition(random_zoo((6, 6), 0), 3, sizes)
+        partition_zoo(random_zoo((6, 6), 0), 3, sizes)

@@ -15,8 +15,7 @@ import snnet
 from snnet import SnnetError
 from snnet.config.parse import ReassembleSettings
 from snnet.evaluation.evaluate import evaluate
-from snnet.reassembly import Reassembled
-from snnet.reassembly import search as dery
+from snnet.reassembly import Reassembled, search as dery
 from snnet.reassembly.search import Workshop
 from snnet.training.trainer import train
 from snnet.utils.plugins import import_plugins

@@ -10,7 +10,7 @@ from torch import nn
 
 import snnet
 from snnet.errors import SnnetError
-from snnet.reassembly.cka import HsicSums, cka, gram
+from snnet.reassembly.cka import HsicSums, gram, linear_cka
 from snnet.reassembly.similarity import Similarity, measure_similarity
 from tests.helpers.families import FAMILIES, images, shake, vit
 
@@ -52,22 +52,22 @@ def test_cka_of_stretched_columns_is_the_closed_form(scale):
     x, d = orthonormal()[:, :8], np.linspace(1, 4, 8)
     expected = (d**2).sum() / (math.sqrt(8) * math.sqrt((d**4).sum()))
     assert expected == pytest.approx(0.8228844677534628, rel=1e-15)
-    assert cka(x * scale, x * d, 'biased') == pytest.approx(expected, rel=1e-12)
+    assert linear_cka(x * scale, x * d, 'biased') == pytest.approx(expected, rel=1e-12)
 
 
 def test_cka_of_overlapping_spans_is_the_closed_form():
     u = orthonormal()
-    assert cka(u[:, :10], u[:, 6:18], 'biased') == pytest.approx(4 / math.sqrt(120), rel=1e-12)
+    assert linear_cka(u[:, :10], u[:, 6:18], 'biased') == pytest.approx(4 / math.sqrt(120), rel=1e-12)
 
 
 @pytest.mark.parametrize('estimator', ['unbiased', 'biased', 'published'])
 def test_cka_does_not_see_rotation_scale_and_shift(estimator):
     x, y = noise(40, 6, 1) + 2, noise(40, 9, 2) + noise(40, 1, 3)
     rotation = np.linalg.qr(noise(6, 6, 4))[0]
-    expected = cka(x, y, estimator)
-    assert cka(-3 * x @ rotation + 50, y, estimator) == pytest.approx(expected, abs=1e-12)
-    assert cka(y, x, estimator) == pytest.approx(expected, abs=1e-14)
-    assert cka(x, 7 * x + 1, estimator) == pytest.approx(1, abs=1e-12)
+    expected = linear_cka(x, y, estimator)
+    assert linear_cka(-3 * x @ rotation + 50, y, estimator) == pytest.approx(expected, abs=1e-12)
+    assert linear_cka(y, x, estimator) == pytest.approx(expected, abs=1e-14)
+    assert linear_cka(x, 7 * x + 1, estimator) == pytest.approx(1, abs=1e-12)
 
 
 def test_unbiased_terms_are_song_s_statistic_over_quadruples():
@@ -81,9 +81,9 @@ def test_unbiased_terms_are_song_s_statistic_over_quadruples():
 
 def test_unbiased_cka_of_independent_features_is_zero_on_average_and_published_is_not():
     n, d, repeats = 64, 48, 200
-    values = np.array([cka(noise(n, d, 0, i), noise(n, d, 1, i)) for i in range(repeats)])
+    values = np.array([linear_cka(noise(n, d, 0, i), noise(n, d, 1, i)) for i in range(repeats)])
     assert abs(values.mean()) < 3 * values.std() / math.sqrt(repeats)
-    assert np.mean([cka(noise(n, d, 0, i), noise(n, d, 1, i), 'published') for i in range(20)]) == pytest.approx(
+    assert np.mean([linear_cka(noise(n, d, 0, i), noise(n, d, 1, i), 'published') for i in range(20)]) == pytest.approx(
         0.43, abs=0.01
     )
 
@@ -103,15 +103,15 @@ def test_terms_are_summed_over_batches_and_divided_once():
 def test_large_means_and_wide_features_cost_no_precision_in_float32():
     x, y = noise(32, 20_000, 9), noise(32, 300, 10)
     x[:, 0] += y[:, 0] * 100
-    exact = cka(x, y)
+    exact = linear_cka(x, y)
     assert abs(exact) > 0.03
-    assert cka((x + 1000).astype(np.float32), y.astype(np.float32)) == pytest.approx(exact, abs=1e-4)
+    assert linear_cka((x + 1000).astype(np.float32), y.astype(np.float32)) == pytest.approx(exact, abs=1e-4)
 
 
 @pytest.mark.parametrize('estimator', ['unbiased', 'biased', 'published'])
 def test_constant_features_are_similar_to_nothing(estimator):
     constant = torch.full((16, 50), 0.3)
-    assert cka(constant, torch.from_numpy(noise(16, 4, 11)), estimator) == 0
+    assert linear_cka(constant, torch.from_numpy(noise(16, 4, 11)), estimator) == 0
 
 
 @pytest.mark.parametrize('estimator', ['unbiased', 'biased'])
@@ -124,7 +124,7 @@ def test_every_entry_is_the_cka_of_the_features_at_two_boundaries(estimator, poo
         cnn, vit_ = anchors[0].eval().run(batch, None, 3), anchors[1].eval().run(batch, None, 2)
     if pool:
         cnn, vit_ = cnn.mean((2, 3)), vit_[:, 1:].mean(1)
-    expected = cka(cnn.double(), vit_.double(), estimator)
+    expected = linear_cka(cnn.double(), vit_.double(), estimator)
     assert found.between('cnn', 'vit')[3, 2] == pytest.approx(expected, abs=1e-5)
     assert found.matrix.shape == (sum(len(a.boundaries) for a in anchors),) * 2
     np.testing.assert_array_equal(found.matrix.diagonal(), 1)

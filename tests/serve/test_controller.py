@@ -5,8 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from snnet.budget.frontier import Record
 from snnet.budget.latency_table import Latency, LatencyTable, Setup

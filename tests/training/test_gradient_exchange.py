@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed as dist
-from torch import nn
+from torch import distributed as dist, nn
 from torch.nn import functional as F
 
 from snnet.errors import LostRanks

@@ -14,8 +14,7 @@ from snnet import SnnetError
 from snnet.training.optimizer import make_optimizer
 from snnet.training.step import Batch, Step
 from snnet.utils.distributed import Ranks
-from tests.helpers.families import CLASSES, images, shared_net, vit
-from tests.helpers.families import build as build_net
+from tests.helpers.families import CLASSES, build as build_net, images, shared_net, vit
 from tests.helpers.rounding import assert_close_up_to_rounding
 from tests.helpers.runs import train_settings
 

@@ -11,8 +11,8 @@ import torch
 
 import snnet
 from snnet.budget.latency_table import Latency, LatencyTable, Setup
+from snnet.cli.simulate import SimulateSettings, run
 from snnet.config.parse import parse
-from snnet.config.settings import SimulateSettings
 from snnet.errors import SnnetError
 from snnet.net.pretrained import PROFILES, WEIGHTS, read_config
 from snnet.serve import (
@@ -21,13 +21,13 @@ from snnet.serve import (
     Controller,
     Request,
     World,
-    arrivals,
     best_fixed,
-    recorded,
+    draw_arrivals,
+    read_arrivals,
     simulate,
 )
 from snnet.serve.arrivals import SHAPES
-from snnet.serve.simulation_report import FIXED, SMALLEST, STITCHES, run
+from snnet.serve.compare_policies import FIXED, SMALLEST, STITCHES
 from tests.helpers.families import FAMILIES
 
 
@@ -45,16 +45,16 @@ DEADLINE = 0.06
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_arrivals_have_the_rate_asked_for_and_depend_on_the_seed_alone(shape):
-    found = arrivals(shape, 100, 100, seed=3, period=5)
+    found = draw_arrivals(shape, 100, 100, seed=3, period=5)
     assert len(found) == pytest.approx(10_000, rel=0.1)
     assert (np.diff(found) >= 0).all()
     assert 0 <= found[0] <= found[-1] <= 100
-    assert (arrivals(shape, 100, 100, seed=3, period=5) == found).all()
-    assert len(arrivals(shape, 100, 100, seed=4, period=5)) != len(found)
+    assert (draw_arrivals(shape, 100, 100, seed=3, period=5) == found).all()
+    assert len(draw_arrivals(shape, 100, 100, seed=4, period=5)) != len(found)
 
 
 def test_bursts_are_followed_by_silence():
-    assert (arrivals('bursts', 50, 100, period=10, share=0.2) % 10).max() < 2
+    assert (draw_arrivals('bursts', 50, 100, period=10, share=0.2) % 10).max() < 2
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,13 @@ def test_bursts_are_followed_by_silence():
 )
 def test_arrivals_that_cannot_be_are_refused(wrong):
     with pytest.raises(SnnetError):
-        arrivals(*wrong)
+        draw_arrivals(*wrong)
 
 
 def test_recorded_arrivals_start_at_zero_in_order(tmp_path):
     path = tmp_path / 'trace.csv'
     path.write_text('time,user\n12.5,a\n\n10,b\n11.25,c\n')
-    assert recorded(path).tolist() == [0.0, 1.25, 2.5]
+    assert read_arrivals(path).tolist() == [0.0, 1.25, 2.5]
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,12 @@ def test_a_line_that_is_no_moment_is_told(tmp_path, text, told):
     path = tmp_path / 'trace.txt'
     path.write_text(text)
     with pytest.raises(SnnetError, match=told):
-        recorded(path)
+        read_arrivals(path)
 
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_within_capacity_nearly_all_are_in_time_and_more_accurate_than_by_any_fixed_network(shape):
-    moments = arrivals(shape, 0.25 * CAPACITY, 15, seed=11, period=4)
+    moments = draw_arrivals(shape, 0.25 * CAPACITY, 15, seed=11, period=4)
     outcome = simulate(family(), moments, DEADLINE)
     _, fixed = best_fixed(family(), moments, DEADLINE)
     assert outcome.attainment >= 99.9
@@ -94,7 +94,7 @@ def test_within_capacity_nearly_all_are_in_time_and_more_accurate_than_by_any_fi
 @pytest.mark.parametrize(('calm', 'deadline'), [(0, 0.01), (0, DEADLINE), (0, 0.3), (20, 0.01), (20, DEADLINE)])
 @pytest.mark.parametrize('load', [1.3, 3.0])
 def test_in_overload_it_answers_as_many_as_the_smallest_from_the_first_moment_on(load, deadline, calm):
-    flood = arrivals('poisson', load * CAPACITY, 1.5, seed=12)
+    flood = draw_arrivals('poisson', load * CAPACITY, 1.5, seed=12)
     moments = np.concatenate([0.1 * np.arange(calm), 0.1 * calm + flood])
     outcome, smallest = (simulate(choices, moments, deadline) for choices in (family(), family().only(0)))
     assert outcome.attainment > smallest.attainment - 1
@@ -103,7 +103,7 @@ def test_in_overload_it_answers_as_many_as_the_smallest_from_the_first_moment_on
 
 
 def test_more_choices_are_worth_more_than_the_first_and_the_last_alone():
-    moments = arrivals('poisson', 0.5 * CAPACITY, 5, seed=13)
+    moments = draw_arrivals('poisson', 0.5 * CAPACITY, 5, seed=13)
     choices = family()
     ends = Choices([choices.choices[0], choices.choices[-1]])
     assert simulate(choices, moments, DEADLINE).accuracy > simulate(ends, moments, DEADLINE).accuracy + 0.5
@@ -111,7 +111,7 @@ def test_more_choices_are_worth_more_than_the_first_and_the_last_alone():
 
 @pytest.mark.parametrize('factor', [0.5, 2.0])
 def test_a_table_that_is_wrong_throughout_costs_little_after_a_while(factor):
-    moments = arrivals('poisson', 0.15 * CAPACITY, 10, seed=14)
+    moments = draw_arrivals('poisson', 0.15 * CAPACITY, 10, seed=14)
     outcome = simulate(family(), moments, DEADLINE, World(factor))
     truth = [c._replace(seconds=tuple(factor * s for s in c.seconds)) for c in family().choices]
     right = simulate(Choices(truth), moments, DEADLINE)
@@ -120,19 +120,19 @@ def test_a_table_that_is_wrong_throughout_costs_little_after_a_while(factor):
 
 
 def test_times_that_scatter_are_planned_for():
-    moments = arrivals('poisson', 0.3 * CAPACITY, 10, seed=15)
+    moments = draw_arrivals('poisson', 0.3 * CAPACITY, 10, seed=15)
     outcome = simulate(family(spread=0.15), moments, DEADLINE, World(spread=None, seed=1))
     assert outcome.attainment >= 99.9
 
 
 def test_the_same_seed_gives_the_same_outcome():
-    moments = arrivals('bursts', 0.5 * CAPACITY, 2, seed=16, period=1)
+    moments = draw_arrivals('bursts', 0.5 * CAPACITY, 2, seed=16, period=1)
     first, again, other = (simulate(family(), moments, DEADLINE, World(spread=0.2, seed=s)) for s in (1, 1, 2))
     assert first == again != other
 
 
 def test_all_requests_are_accounted_for():
-    moments = arrivals('poisson', 2 * CAPACITY, 1, seed=17)
+    moments = draw_arrivals('poisson', 2 * CAPACITY, 1, seed=17)
     o = simulate(family(), moments, DEADLINE, World(1.5, 0.3))
     in_time = round(o.attainment * o.requests / 100)
     assert in_time + o.refused + o.dropped + o.late == o.requests == len(moments)
