@@ -9,8 +9,9 @@ import sys
 
 from snnet.budget.curve import draw_curve
 from snnet.budget.frontier import table
-from snnet.config.parse import EvalSettings, parse
+from snnet.config.parse import parse
 from snnet.errors import MissingExtra, SnnetError
+from snnet.evaluation.eval_settings import EvalSettings
 from snnet.evaluation.evaluate import evaluate
 from snnet.evaluation.hits import HITS, best_against_anchor, read_hits
 

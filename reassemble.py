@@ -6,9 +6,10 @@ python train.py --anchors output/reassemble/net --freeze-anchors --data-dir /ima
 
 import sys
 
-from snnet.config.parse import ReassembleSettings, parse
+from snnet.config.parse import parse
 from snnet.errors import MissingExtra, SnnetError
 from snnet.reassembly.candidates import table
+from snnet.reassembly.reassemble_settings import ReassembleSettings
 from snnet.reassembly.search import Workshop
 
 

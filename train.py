@@ -6,9 +6,10 @@ torchrun --nproc_per_node=8 train.py --anchors deit_tiny,deit_small,deit_base --
 
 import sys
 
-from snnet.config.parse import TrainSettings, parse
-from snnet.config.recipes import RECIPES
+from snnet.config.parse import parse
 from snnet.errors import SnnetError
+from snnet.training.recipes import RECIPES
+from snnet.training.train_settings import TrainSettings
 from snnet.training.trainer import train
 
 

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 
 import snnet
-from snnet.config.parse import TrainSettings
-from snnet.data.datasets import TrainImages, random_erasing, train_transform
+from snnet.data.train_images import TrainDataSettings, TrainImages
+from snnet.data.transforms import AugmentationSettings, random_erasing, train_transform
 from snnet.utils.distributed import Ranks
 
 HALF = torch.tensor([0.5] * 3)
@@ -45,21 +45,27 @@ def write_photographs(folder: Path, count: int) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
 
-def plain_loader(settings: TrainSettings, net: snnet.StitchableNet) -> DataLoader[Any]:
+def plain_loader(
+    data: TrainDataSettings, augmentation: AugmentationSettings, net: snnet.StitchableNet
+) -> DataLoader[Any]:
     """What one writes without this package."""
-    dataset = create_dataset('', root=settings.data_dir, split='train')
-    steps = [*train_transform(settings, net).transforms[:-1], transforms.ToTensor(), transforms.Normalize(HALF, HALF)]
-    dataset.transform = transforms.Compose([*steps, random_erasing(settings)])
+    dataset = create_dataset('', root=data.data_dir, split='train')
+    steps = [
+        *train_transform(augmentation, net).transforms[:-1],
+        transforms.ToTensor(),
+        transforms.Normalize(HALF, HALF),
+    ]
+    dataset.transform = transforms.Compose([*steps, random_erasing(augmentation)])
     sampler: Any = RandomSampler(dataset)
-    if settings.aug_repeats:
-        sampler = RepeatAugSampler(dataset, 1, 0, num_repeats=settings.aug_repeats)
+    if augmentation.aug_repeats:
+        sampler = RepeatAugSampler(dataset, 1, 0, num_repeats=augmentation.aug_repeats)
     return DataLoader(
         dataset,
-        settings.batch_size,
+        data.batch_size,
         sampler=sampler,
-        num_workers=settings.workers,
+        num_workers=data.workers,
         drop_last=True,
-        persistent_workers=settings.workers > 0,
+        persistent_workers=data.workers > 0,
     )
 
 
@@ -84,11 +90,10 @@ def main() -> None:
         write_photographs(Path(folder), args.images)
         for workers in args.workers:
             for repeats in (0, 3):
-                settings = TrainSettings(
-                    data_dir=folder, output=folder, batch_size=args.batch_size, workers=workers, aug_repeats=repeats,
-                    aa='rand-m9-mstd0.5-inc1', reprob=0.25,
-                )  # fmt: skip
-                ours, plain = TrainImages(settings, net, Ranks(0, 1, torch.device('cpu'))), plain_loader(settings, net)
+                data = TrainDataSettings(data_dir=folder, batch_size=args.batch_size, workers=workers)
+                augmentation = AugmentationSettings(aa='rand-m9-mstd0.5-inc1', reprob=0.25, aug_repeats=repeats)
+                ours = TrainImages(data, augmentation, 0, Path(folder), net, Ranks(0, 1, torch.device('cpu')))
+                plain = plain_loader(data, augmentation, net)
                 rates = []
                 for pair in range(args.pairs + 1):
                     rate = images_per_second(lambda pair=pair, ours=ours: ours.epoch(pair))  # type: ignore[misc]

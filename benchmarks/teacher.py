@@ -20,8 +20,9 @@ from torch import Tensor, nn
 import snnet
 from snnet.anchors.names import resolve
 from snnet.training.answer_store import Store
-from snnet.training.distillation import DistillationLoss, Question, Teacher
+from snnet.training.distillation import DistillationLoss, Question
 from snnet.training.samplers import StratifiedSampler
+from snnet.training.teacher import Teacher
 from snnet.training.teacher_answers import Answers
 
 SAME = ((0.5,) * 3, (0.5,) * 3)

@@ -5,9 +5,9 @@
 
 Every run spends the same student FLOPs: those of `passes` passes over the images with stitches drawn uniformly. All
 runs see the same images in the same order with the same augmentation, so the teacher answers once; the seed decides
-what is drawn and the images for least squares. Training is snnet's (`snnet.step.Step`), a tenth of it warm-up. Results
-are kept in TARGET/ablations: what is there is not run again. `select` is the top-1 on the first 2,000 validation
-images, on which recipes were chosen, `confirm` that on the other 2,000.
+what is drawn and the images for least squares. Training is snnet's (`snnet.training.train_step`), a tenth of it
+warm-up. Results are kept in TARGET/ablations: what is there is not run again. `select` is the top-1 on the first
+2,000 validation images, on which recipes were chosen, `confirm` that on the other 2,000.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from timm.models.resnet import BasicBlock
-from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from snnet import Record, StitchableNet, create_stitchable_net, initialize
@@ -31,11 +30,14 @@ from snnet.anchors.weights import load_anchor
 from snnet.budget.frontier import area, mixing_accuracy
 from snnet.calibration.initialize import kaiming
 from snnet.calibration.recalibrate import recalibrate as recalibrate_norms
-from snnet.config.parse import TrainSettings
+from snnet.config.sections import from_flat
 from snnet.net.shared_prefixes import all_logits
 from snnet.training.distillation import Question
+from snnet.training.make_step import make_step
 from snnet.training.samplers import SAMPLERS
-from snnet.training.step import Batch, Step
+from snnet.training.train_settings import TrainSettings
+from snnet.training.train_step import TrainBatch, TrainStep
+from snnet.training.weight_average import make_average
 from snnet.utils.distributed import Ranks
 from snnet.utils.plugins import import_plugins
 from snnet.utils.seeds import generator, seed_libraries
@@ -96,49 +98,52 @@ class Bench:
 
     def build(self, settings: TrainSettings) -> StitchableNet:
         """The net with its stitch layers initialized."""
-        seed_libraries(settings.seed)
-        space = {name: getattr(settings, name) for name in ('window', 'step', 'nearest', 'direction')}
+        seed, initialization = settings.seeds.seed, settings.initialization
+        seed_libraries(seed)
+        space = {name: getattr(settings.net, name) for name in ('window', 'step', 'nearest', 'direction')}
         net = create_stitchable_net(self.anchors, pretrained=False, **space)
         net.to(memory_format=torch.channels_last)  # faster convolutions on a CPU
-        if settings.init == 'kaiming':
-            kaiming(net, generator(settings.seed, 'kaiming'))
+        if initialization.init == 'kaiming':
+            kaiming(net, generator(seed, 'kaiming'))
         else:
-            order = torch.randperm(len(self.images), generator=generator(settings.seed, 'initialise'))
-            clean = self.images[order[: settings.init_samples]]
-            initialize(net, clean.split(100), settings.init_samples, settings.init, ridge=settings.init_ridge)
+            order = torch.randperm(len(self.images), generator=generator(seed, 'initialise'))
+            samples = initialization.init_samples
+            clean = self.images[order[:samples]]
+            initialize(net, clean.split(100), samples, initialization.init, ridge=initialization.init_ridge)
         return net
 
     def train(self, settings: TrainSettings, passes: float) -> StitchableNet:
         """Takes as many steps as the budget pays for."""
         net = self.build(settings)
-        if settings.freeze_anchors:
+        if settings.net.freeze_anchors:
             net.anchors.requires_grad_(False)
-        for i in range(len(net.stitch_layers) if settings.stitch_rank else 0):
-            net.layer(i).start_update(settings.stitch_rank, generator(settings.seed, 'update', i))
+        rank, batch_size = settings.net.stitch_rank, settings.data.batch_size
+        for i in range(len(net.stitch_layers) if rank else 0):
+            net.layer(i).start_update(rank, generator(settings.seeds.seed, 'update', i))
         ranks = Ranks(0, 1, torch.device('cpu'))
-        budget = passes * (len(self.images) // settings.batch_size) * mean(r.flops or 0 for r in net.records)
-        steps = self.affordable(Step(settings, net, ranks, range(1)), budget)  # type: ignore[arg-type]
-        epoch = range(max(1, steps // settings.epochs))
-        step = Step(settings, net, ranks, epoch)  # type: ignore[arg-type]  # only its length counts
-        question = Question(settings.distill, 0, settings.distill_tau)
-        average = ModelEmaV3(net, settings.model_ema_decay, use_warmup=True) if settings.model_ema else None
+        budget = passes * (len(self.images) // batch_size) * mean(r.flops or 0 for r in net.records)
+        steps = self.affordable(make_step(settings, net, ranks, range(1)), budget)  # type: ignore[arg-type]
+        epoch = range(max(1, steps // settings.schedule.epochs))
+        step = make_step(settings, net, ranks, epoch)  # type: ignore[arg-type]  # only its length counts
+        question = Question(settings.distillation.distill, 0, settings.distillation.distill_tau)
+        average = make_average(settings.average, net)
         net.train()
-        if settings.freeze_anchors:
+        if settings.net.freeze_anchors:
             net.anchors.eval()
-        for number, (x, y, logits) in enumerate(islice(self.labeled(settings.batch_size), steps)):
-            told = question.answer(logits)
-            step.answers = lambda _number, _images, told=told: told  # type: ignore[assignment]  # no teacher runs
-            step(number, [Batch(number, x, y)], [])
+        for number, (x, y, logits) in enumerate(islice(self.labeled(batch_size), steps)):
+            answer = question.answer(logits)
+            step.answers = lambda _number, _images, answer=answer: answer  # type: ignore[misc]  # no teacher runs
+            step(number, [TrainBatch(number, x, y)], [])
             if average is not None:
                 average.update(net, number + 1)
         return (average.module if average is not None else net).eval()
 
     @staticmethod
-    def affordable(step: Step, budget: float) -> int:
+    def affordable(step: TrainStep, budget: float) -> int:
         """How many steps spend the budget of student FLOPs an image."""
         steps, spent = 0, 0.0
         while budget:
-            drawn = [step.sampler(steps, 0, turn) for turn in range(step.settings.stitches_per_step)]
+            drawn = [step.sampler(steps, 0, turn) for turn in range(step.stitches_per_step)]
             spent += sum(step.net.records[stitch].flops or 0 for stitch in drawn)
             if spent > budget:
                 break
@@ -162,7 +167,7 @@ class Bench:
         passes, recalibrated = recipe.get('passes', PASSES), recipe.pop('recalibrate', False)
         changes = {key: value for key, value in recipe.items() if key not in OWN}
         began = time.process_time()
-        net = self.train(TrainSettings(**{**COMMON, **changes}, seed=seed), passes)
+        net = self.train(from_flat(TrainSettings, {**COMMON, **changes, 'seed': seed}), passes)
         trained = time.process_time()
         half, found = len(self.tests) // 2, {}
         for recalibrate in (False, True) if any(isinstance(m, BasicBlock) for m in net.modules()) else (False,):

@@ -24,11 +24,13 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from snnet.budget.frontier import area
-from snnet.config.parse import EvalSettings, TrainSettings
+from snnet.config.sections import from_flat
+from snnet.evaluation.eval_settings import EvalSettings
 from snnet.evaluation.evaluate import evaluate
 from snnet.net.stitchable_net import StitchableNet
 from snnet.reparam import DBB
 from snnet.reparam.flops_meter import Meter
+from snnet.training.train_settings import TrainSettings
 from snnet.training.trainer import train
 from snnet.utils.log import JsonLines
 from snnet.utils.plugins import import_plugins
@@ -114,9 +116,11 @@ def run(network: str, way: str, seed: int, data: Path, output: Path) -> dict[str
         changes['anchors'] = ','.join(f'digits_{size}={data}/digits_{size}.safetensors' for size in SIZES)
     common: dict[str, Any] = {'data_dir': str(data / 'images'), 'workers': 0, 'device': 'cpu'}
     began = time.process_time()
-    saved = train(TrainSettings(**common, **changes, output=str(folder), seed=seed, log_interval=1))
+    saved = train(
+        from_flat(TrainSettings, {**common, **changes, 'output': str(folder), 'seed': seed, 'log_interval': 1})
+    )
     took = time.process_time() - began
-    net, _ = evaluate(EvalSettings(**common, net=str(saved), batch_size=100))
+    net, _ = evaluate(from_flat(EvalSettings, {**common, 'net': str(saved), 'batch_size': 100}))
     rows = JsonLines(folder / 'log.jsonl').read()
     tops = [record.top1 or 0.0 for record in net.records]
     return {

@@ -26,8 +26,10 @@ from torch.nn import functional as F
 import snnet
 from snnet import reassembly
 from snnet.anchors.anchor import Anchor
-from snnet.config.parse import DataSettings, option, parse
-from snnet.data.datasets import clean_loader, open_dataset
+from snnet.config.parse import parse
+from snnet.config.sections import option, section
+from snnet.data.clean_images import clean_loader
+from snnet.data.datasets import DataSettings, open_dataset
 from snnet.errors import BudgetInfeasible, SnnetError
 from snnet.net.create import load_zoo
 from snnet.reassembly.partition_lines import Lines
@@ -38,14 +40,22 @@ from snnet.utils.seeds import generator, key
 
 
 @dataclass
-class Experiment(DataSettings):
+class ExperimentImages(DataSettings):
+    """Where images come from and how they are read."""
+
+    batch_size: int = option(50, 'images per step', least=1)
+    workers: int = option(0, 'processes that load images', least=0)
+
+
+@dataclass
+class Experiment:
     """Settings of the experiment."""
 
     zoo: str = option('', 'networks, separated by commas')
     output: str = option('output/reassemble_zoo', 'folder for results.jsonl, similarity.safetensors and pictures')
     img_size: int | None = option(None, 'pixels a side')
-    batch_size: int = option(50, 'images a step')
-    workers: int = option(0, 'processes that load images')
+    data: ExperimentImages = section(ExperimentImages)
+    plugin: list[str] = option([], 'Python files that register networks and adapters')
     blocks: int = option(4, 'K, blocks of each network')
     epsilon: float = option(0.5, 'how much larger than the K-th part of its network a block may nearly be')
     budgets: list[float] = option([], 'FLOPs')
@@ -112,14 +122,14 @@ class Bench:
         net.freeze_blocks().train()
         moving = [p for p in net.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(moving, lr=settings.lr, weight_decay=0.0)
-        steps = settings.trained // settings.batch_size
+        steps = settings.trained // settings.data.batch_size
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps * settings.epochs))
         losses: list[float] = []
         for epoch in range(settings.epochs):
             draw = generator(0, 'order', epoch)
             order = torch.randperm(settings.trained, generator=draw)
             losses = []
-            for batch in order.split(settings.batch_size)[:steps]:
+            for batch in order.split(settings.data.batch_size)[:steps]:
                 mirrored = torch.rand(len(batch), 1, 1, 1, generator=draw) < 0.5
                 x = torch.where(mirrored, images[batch].flip(3), images[batch])
                 loss = F.cross_entropy(net(x), classes[batch])
@@ -156,10 +166,10 @@ def random_partition(ours: reassembly.Partition, lines: Lines, seed: int) -> rea
 def read_images(settings: Experiment, split: str, like: Anchor, count: int | None) -> Images:
     """Images of a split, prepared as for the first network; so many drawn at random, or all."""
     net = snnet.create_stitchable_net([like], pretrained=True)
-    dataset = open_dataset(settings, split, net)
+    dataset = open_dataset(settings.data, split, net)
     total = len(dataset)  # type: ignore[arg-type]  # a Dataset with a length
     order = torch.randperm(total, generator=generator(0, split)).tolist()[:count]
-    images, classes = zip(*clean_loader(settings, dataset, net, order, 100), strict=True)
+    images, classes = zip(*clean_loader(settings.data, dataset, net, order, 100), strict=True)
     return torch.cat(images), torch.cat(classes)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.parse import option
+from ..config.sections import option
 from ..errors import SnnetError
 
 if TYPE_CHECKING:

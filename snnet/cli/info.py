@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config.parse import option
+from ..config.sections import option
 
 if TYPE_CHECKING:
     from ..net.stitchable_net import StitchableNet

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..budget.frontier import Record, frontier
-from ..config.parse import option
+from ..config.sections import option
 from ..errors import SnnetError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.parse import option
+from ..config.sections import option
 from ..errors import MissingExtra, SnnetError
 
 if TYPE_CHECKING:

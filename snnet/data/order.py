@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DistributedSampler
 
-from ..config.parse import TrainSettings
 from ..utils.distributed import Ranks
 from ..utils.seeds import key
 
@@ -30,18 +29,19 @@ class Draws:
     """This rank's draws of every epoch, in random order, dealt to whole batches.
 
     Args:
-        settings: seed of the data, batch size and repeats.
         images: how many there are.
+        batch_size: images per batch.
+        repeats: versions of an image in one epoch (repeated augmentation); none where below 2.
+        seed: of order and augmentation.
         ranks: each rank draws its own share.
     """
 
-    def __init__(self, settings: TrainSettings, images: int, ranks: Ranks) -> None:
-        self.seed = settings.seed_of_data
-        self.ranks, self.batch_size = ranks, settings.batch_size
+    def __init__(self, images: int, batch_size: int, repeats: int, seed: int, ranks: Ranks) -> None:
+        self.ranks, self.batch_size, self.seed = ranks, batch_size, seed
         place: dict[str, Any] = {'num_replicas': ranks.world, 'rank': ranks.rank}
         self._order: Any
-        if settings.aug_repeats > 1:
-            self._order = RepeatAugSampler(range(images), num_repeats=settings.aug_repeats, **place)
+        if repeats > 1:
+            self._order = RepeatAugSampler(range(images), num_repeats=repeats, **place)
         else:
             self._order = DistributedSampler(range(images), drop_last=True, **place)  # type: ignore[arg-type]  # wants a length
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..budget.frontier import Record
-from ..config.parse import EvalSettings
-from ..data.datasets import clean_loader, open_dataset
+from ..config.sections import check_ranges
+from ..data.clean_images import clean_loader
+from ..data.datasets import open_dataset
 from ..errors import SnnetError
 from ..net.compile_blocks import compile_blocks, warm_up
 from ..net.pretrained import write_records
@@ -26,8 +27,9 @@ from ..stitching.stitch import parse_ids
 from ..utils.distributed import Ranks, ranks
 from ..utils.files import clear_temporaries, sha256
 from ..utils.log import JsonLines, Progress, set_up_logging
-from ..utils.modes import autocast, eval_mode
+from ..utils.modes import eval_mode
 from ..utils.plugins import import_plugins
+from .eval_settings import EvalSettings
 from .hits import HITS, Tally, read_hits, score, write_hits
 from .prepare_statistics import prepare_statistics
 
@@ -49,8 +51,9 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
     Raises:
         SnnetError: with a sentence that says what was asked and what is possible.
     """
+    check_ranges(settings)
     import_plugins(settings.plugin)
-    with ranks(settings.device) as group:
+    with ranks(settings.compute.device) as group:
         set_up_logging(quiet=not group.first)
         folder, own = locate(settings.net), Path(settings.net).is_dir()  # what the hub's cache holds is not ours
         if settings.recalibrate > 0 and not own:
@@ -89,13 +92,11 @@ class Evaluation:
 
     def __init__(self, settings: EvalSettings, net: StitchableNet, output: Path, ranks: Ranks) -> None:
         self.settings, self.net, self.output, self.ranks = settings, net, output, ranks
-        if settings.batch_size < 1:
-            raise SnnetError(f'batch_size is at least 1, not {settings.batch_size}')
         default = _SUFFIX_BATCH if ranks.device.type == 'cuda' else 0
         self.suffix_batch = default if settings.suffix_batch is None else settings.suffix_batch
-        self.autocast = autocast(settings.amp, settings.amp_dtype, ranks.device)
+        self.autocast = settings.compute.autocast(ranks.device)
         self.wanted = parse_ids(settings.stitches, len(net.stitches))
-        self.dataset = open_dataset(settings, settings.val_split, net)
+        self.dataset = open_dataset(settings.data, settings.val_split, net)
         self.indices = spread(len(self.dataset), settings.images)  # type: ignore[arg-type]  # a Dataset with a length
         self.lines = JsonLines(output / 'stitches.jsonl')
         self.hits = output / HITS
@@ -125,7 +126,7 @@ class Evaluation:
     @torch.inference_mode()
     def _pass(self, todo: list[int]) -> Tally:
         """Runs the stitches over the images; each rank takes one batch of every window, and none is padded."""
-        batch, total = self.settings.batch_size, len(self.indices)
+        batch, total = self.settings.data.batch_size, len(self.indices)
         tally = Tally(todo, total)
         tally.take_up(self.partial, self.fingerprint)
         done = tally.done
@@ -133,10 +134,10 @@ class Evaluation:
         window = batch * self.ranks.world
         starts = range(done + batch * self.ranks.rank, total, window)
         share = [i for at in starts for i in self.indices[at : at + batch]]
-        batches = iter(clean_loader(self.settings, self.dataset, self.net, share, batch))
+        batches = iter(clean_loader(self.settings.data, self.dataset, self.net, share, batch))
         progress = Progress(total, 'images', done, quiet=not self.ranks.first)
         with eval_mode(self.net), self.autocast:
-            if self.settings.compile:
+            if self.settings.compute.compile:
                 images = torch.zeros(batch, *self.net.input_size, device=self.ranks.device)
                 warm_up(compile_blocks(self.net), images, quiet=not self.ranks.first)
             for at in range(done, total, window):
@@ -155,7 +156,7 @@ class Evaluation:
     def _score(self, batch: Sequence[Tensor], todo: list[int], scores: Tensor, progress: Progress) -> None:
         """Puts a batch of this rank into its place in the scores of a window."""
         images, targets = (x.to(self.ranks.device) for x in batch)
-        first = self.settings.batch_size * self.ranks.rank
+        first = self.settings.data.batch_size * self.ranks.rank
         row = {stitch: i for i, stitch in enumerate(todo)}
         for count, (stitch, logits) in enumerate(all_logits(self.net, images, todo, self.suffix_batch), start=1):
             score(logits, targets, scores[row[stitch]], first)
@@ -187,8 +188,9 @@ class Evaluation:
     @cached_property
     def fingerprint(self) -> str:
         """Tells apart what results depend on: weights, BatchNorm statistics, images, precision."""
-        names = self.dataset.filenames() if hasattr(self.dataset, 'filenames') else self.settings.dataset
-        precision = (self.settings.amp_dtype if self.settings.amp else 'float32', self.settings.compile)
+        names = self.dataset.filenames() if hasattr(self.dataset, 'filenames') else self.settings.data.dataset
+        compute = self.settings.compute
+        precision = (compute.amp_dtype if compute.amp else 'float32', compute.compile)
         statistics = self.net.statistics.digest() if self.net.statistics is not None else None
         facts = (sha256(Path(self.settings.net) / WEIGHTS), statistics, names, self.settings.val_split)
         return hashlib.sha256(repr((*facts, list(self.indices), precision)).encode()).hexdigest()[:16]

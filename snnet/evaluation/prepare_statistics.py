@@ -12,14 +12,15 @@ import torch
 from torch.utils.data import Dataset
 
 from ..calibration.recalibrate import recalibrate
-from ..config.parse import EvalSettings
-from ..data.datasets import clean_loader, open_dataset
+from ..data.clean_images import clean_loader
+from ..data.datasets import open_dataset
 from ..errors import SnnetError
 from ..net.pretrained import write_records, write_statistics
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 from ..utils.log import Progress
 from ..utils.seeds import generator
+from .eval_settings import EvalSettings
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def prepare_statistics(settings: EvalSettings, net: StitchableNet, ranks: Ranks)
     _log.info('recalibrating BatchNorm in %d stitches with %d training images', len(net.stitches), samples)
     order = torch.randperm(total, generator=generator(0, 'recalibrate')).tolist()
     share = order[:samples][ranks.rank :: ranks.world]
-    loader = clean_loader(settings, images, net, share, max(1, min(settings.batch_size, len(share))))
+    loader = clean_loader(settings.data, images, net, share, max(1, min(settings.data.batch_size, len(share))))
     recalibrate_in_sight(net, loader, max(1, len(share)), ranks)
     if ranks.first:
         _store(Path(settings.net), net)
@@ -76,11 +77,12 @@ def recalibrate_in_sight(net: StitchableNet, batches: Iterable[Any], samples: in
 
 
 def _training_images(settings: EvalSettings, net: StitchableNet) -> Dataset[Any]:
-    images, evaluated = (open_dataset(settings, split, net) for split in (settings.train_split, settings.val_split))
+    splits = settings.train_split, settings.val_split
+    images, evaluated = (open_dataset(settings.data, split, net) for split in splits)
     both = [set(s.filenames(absolute=True)) if hasattr(s, 'filenames') else set() for s in (images, evaluated)]
     if both[0] & both[1]:  # timm takes a folder without splits for each of them
         raise SnnetError(
-            f"the splits '{settings.train_split}' and '{settings.val_split}' of '{settings.data_dir}' share images"
+            f"the splits '{settings.train_split}' and '{settings.val_split}' of '{settings.data.data_dir}' share images"
         )
     return images
 

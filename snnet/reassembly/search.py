@@ -15,8 +15,9 @@ from torch import Tensor
 from .. import reassembly
 from ..anchors.flops import PartFlops, part_flops
 from ..anchors.normalization import align_normalization
-from ..config.parse import ReassembleSettings, to_yaml
-from ..data.datasets import drawn_images, open_dataset
+from ..config.parse import to_yaml
+from ..data.clean_images import drawn_images
+from ..data.datasets import open_dataset
 from ..errors import BudgetInfeasible, CannotStitch, SnnetError
 from ..net.create import create_stitchable_net, load_zoo
 from ..net.stitchable_net import StitchableNet
@@ -32,6 +33,7 @@ from .joins import KINDS, new_head_costs, new_stem_costs, seam_costs
 from .network import HEADS, STEMS, Reassembled, ReassembledAnchor
 from .partition import SETS, STARTS, Partition
 from .partition_lines import Lines
+from .reassemble_settings import ReassembleSettings
 from .similarity import Similarity
 from .zoo import SIZES, weight_digests
 
@@ -67,7 +69,7 @@ class Workshop:
         reassembly.check_zoo(self.anchors)
         align_normalization(self.anchors)
         first = create_stitchable_net(self.anchors[:1], pretrained=settings.pretrained)
-        self.images = open_dataset(settings, settings.split, first, classes_matter=False)
+        self.images = open_dataset(settings.data, settings.split, first, classes_matter=False)
         self.first = first
         self._digests = weight_digests(self.anchors)
         Lines(self._blank, settings.blocks, self.sizes, settings.epsilon)  # refuses before the long part
@@ -97,7 +99,7 @@ class Workshop:
             _log.warning('comparing with %d images, for there are no more (%d were asked for)', total, settings.images)
         count = min(total, settings.images)
         progress = Progress(count, 'images for the similarity')
-        batches = drawn_images(settings, self.images, self.first, count, settings.seed, self.device)
+        batches = drawn_images(settings.data, self.images, self.first, count, settings.seed, self.device)
         found = reassembly.measure_similarity(
             self.anchors, batches, pool=settings.pool, estimator=settings.estimator, progress=progress.update
         )
@@ -216,7 +218,7 @@ class Workshop:
 
     def _held(self, net: StitchableNet, count: int) -> list[Tensor]:
         """Images as a net takes them."""
-        drawn = drawn_images(self.settings, self.images, net, count, self.settings.seed, self.device)
+        drawn = drawn_images(self.settings.data, self.images, net, count, self.settings.seed, self.device)
         return [images for images, _ in drawn]
 
     @property
@@ -228,8 +230,8 @@ class Workshop:
     def _fingerprint(self) -> str:
         """Tells apart what the similarity depends on."""
         settings, images = self.settings, self.images
-        names = images.filenames() if hasattr(images, 'filenames') else (settings.dataset, settings.data_dir)
-        how = (settings.images, settings.batch_size, settings.pool, settings.estimator, settings.seed)
+        names = images.filenames() if hasattr(images, 'filenames') else (settings.data.dataset, settings.data.data_dir)
+        how = (settings.images, settings.data.batch_size, settings.pool, settings.estimator, settings.seed)
         facts = (self._digests, self._blank.boundaries, self.first.input_size, names, settings.split, how)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..config.sections import option
 from ..errors import SnnetError
 from ..utils.files import sha256, sync_folder, write_tensors
 
@@ -28,7 +29,18 @@ FORMAT = 2
 
 
 @dataclass
-class State:
+class CheckpointSettings:
+    """When the state of a run is saved, and how much is kept."""
+
+    checkpoint_steps: int | None = option(
+        None, 'steps between checkpoints (default: by time alone)', free=True, least=1
+    )
+    checkpoint_minutes: float | None = option(5.0, 'minutes between checkpoints', free=True, least=0)
+    checkpoint_keep: int = option(2, 'newest checkpoints to keep; the best one is kept, too', free=True, least=1)
+
+
+@dataclass
+class RunState:
     """What a run is made of, apart from its settings.
 
     Attributes:
@@ -101,7 +113,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, step: int, state: State, values: dict[str, Any]) -> bool:
+    def save(self, step: int, state: RunState, values: dict[str, Any]) -> bool:
         """Writes the state after `step` steps; where there is no room says so and returns False.
 
         A crash or a full disk at any moment leaves the earlier checkpoints as they are.
@@ -157,7 +169,7 @@ class Checkpoints:
             _log.warning('no checkpoint in %s is whole: the run begins anew', self.folder)
         return None
 
-    def load(self, step: int, state: State) -> None:
+    def load(self, step: int, state: RunState) -> None:
         """Takes up the checkpoint of this step, which `newest` has verified.
 
         Raises:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anchors.names import resolve
-from ..anchors.weights import load_model
-from ..errors import SnnetError, reason_of
-from ..net.stitchable_net import StitchableNet
-from ..utils.files import sha256
+from ..config.sections import option
+from ..errors import SnnetError
 
 KINDS = ('hard', 'soft')
-LARGEST = 'largest'
+
+
+@dataclass
+class DistillationSettings:
+    """Who teaches the stitches, and how much."""
+
+    teacher: str = option('regnety_160', "NAME or NAME=FILE, 'largest' for the largest anchor, 'none'")
+    distill: str = option('hard', 'hard or soft')
+    distill_alpha: float = option(0.5, 'weight of the teacher')
+    distill_tau: float = option(1.0, 'temperature of soft distillation')
+    distill_topk: int = option(16, 'classes that a soft answer of the teacher tells apart; 0 for all')
+    teacher_store: str = option('', "folder for the teacher's answers, which later epochs and runs replay", free=True)
+    teacher_epochs: int | None = option(
+        None, 'repeat the augmentations after this many epochs (default: never)', least=1
+    )
+    protect_anchors: float = option(0.0, "weight of an anchor's own original as its teacher")
+
+    @property
+    def question(self) -> Question:
+        """What the teacher is asked."""
+        return Question(self.distill, self.distill_topk, self.distill_tau)
 
 
 @dataclass(frozen=True)
@@ -82,103 +94,6 @@ class Question:
         return Answer(classes, shares.clamp(min=torch.finfo(torch.float16).min).half())
 
 
-class Teacher(nn.Module):
-    """A frozen network in eval mode that takes images normalized for the student.
-
-    Args:
-        model: the network.
-        mean, std: how its own images are normalized, a value a channel.
-        student_mean, student_std: how the images it is given are normalized.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(
-        self,
-        model: nn.Module,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        student_mean: tuple[float, ...],
-        student_std: tuple[float, ...],
-    ) -> None:
-        super().__init__()
-        self.model = model.eval().requires_grad_(False)
-        own, given = torch.tensor([mean, std]), torch.tensor([student_mean, student_std])
-        self.same = torch.equal(own, given)
-        self.register_buffer('scale', (given[1] / own[1]).view(-1, 1, 1))
-        self.register_buffer('shift', ((given[0] - own[0]) / own[1]).view(-1, 1, 1))
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) to logits (N, classes)."""
-        return self.model(x if self.same else x * self.scale + self.shift)
-
-    def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval mode."""
-        return super().train(False)
-
-
-def teacher_maker(name: str, net: StitchableNet) -> Callable[[], Teacher]:
-    """What makes the teacher called `name`, on the CPU, when it is needed; it may never be (see `replay`).
-
-    Args:
-        name: NAME or NAME=FILE as for anchors, or 'largest' for a copy of the largest anchor. That copy is taken now,
-            for the anchor changes while it is trained.
-        net: the student.
-
-    Returns:
-        A function that raises SnnetError where the teacher has another number of classes than the net or does not take
-        its images, and NoWeights where its weights cannot be had.
-    """
-    student = resolve_data_config(model=net.anchor(0).model, verbose=False)
-    classes, size = net.num_classes, net.input_size
-    copy = net.anchor(len(net.anchors) - 1).duplicate().cpu() if name == LARGEST else None
-
-    def make() -> Teacher:
-        model = load_model(resolve(name), pretrained=True) if copy is None else copy
-        config = resolve_data_config(model=model, verbose=False) if copy is None else student
-        if model.num_classes != classes:
-            raise SnnetError(f'teacher {name} knows {model.num_classes} classes, the anchors {classes}')
-        teacher = Teacher(model, config['mean'], config['std'], student['mean'], student['std'])
-        try:
-            teacher(torch.zeros(1, *size))
-        except Exception as error:  # whatever a network raises for images of another size than its own
-            pixels = 'x'.join(map(str, size))
-            raise SnnetError(f'teacher {name} does not take the images of {pixels}: {reason_of(error)}') from error
-        return teacher
-
-    return make
-
-
-def teacher_identity(name: str, net: StitchableNet) -> tuple[str, str | None]:
-    """Tells teachers apart without loading them: timm's name with the tag, and the SHA-256 of local weights.
-
-    Args:
-        name: as for `teacher_maker`. The digest of the largest anchor is of its weights now, before any training.
-        net: the student.
-
-    Returns:
-        The name; and the digest, which is '' for timm's own weights, whose tag says which, and None where the file
-        cannot be read, for a run that replays every answer needs no teacher.
-
-    Raises:
-        SnnetError: no such network or tag.
-    """
-    if name == LARGEST:
-        return LARGEST, _digest(net.anchor(len(net.anchors) - 1))
-    text, equals, file = (part.strip() for part in name.partition('='))
-    model = resolve(text).model
-    config = get_pretrained_cfg(model)
-    full = f'{config.architecture}.{config.tag}' if config is not None and config.tag and not equals else model
-    if not equals:
-        return full, ''
-    try:
-        return full, sha256(Path(file))
-    except OSError:
-        return full, None
-
-
 class DistillationLoss(nn.Module):
     """(1 - alpha) * base loss + alpha * distance to the teacher's answer.
 
@@ -225,12 +140,3 @@ def _grouped(shares: Tensor, classes: Tensor) -> Tensor:
     """Log probabilities (N, all classes) to those of some classes (N, k) and of all others together (N, k + 1)."""
     rest = shares.scatter(1, classes, -torch.inf).logsumexp(dim=1, keepdim=True)
     return torch.cat([shares.gather(1, classes), rest], dim=1)
-
-
-def _digest(network: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -13,11 +13,22 @@ from functools import cache
 import torch
 from torch import Tensor, distributed as dist, nn
 
+from ..config.sections import option
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 
 _BUCKET = 32 << 20
 """Bytes that travel together: fewer messages, while the copy stays small."""
+
+
+@dataclass
+class RanksSettings:
+    """How the processes of a run watch each other."""
+
+    check_steps: int = option(500, 'steps between comparisons of the ranks, bit by bit', free=True, least=1)
+    timeout: float = option(
+        1800.0, 'seconds without a step or a sign of the other ranks after which a run ends', free=True
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Exchange:
                 torch._foreach_copy_(bucket, [part.view_as(t) for part, t in zip(parts, bucket, strict=True)])
         return numbers
 
-    def strangers(self) -> dict[int, str]:
+    def differing_ranks(self) -> dict[int, str]:
         """Ranks whose parameters differ from the first rank's in any bit, each with the first such parameter.
 
         Each parameter's bits are summed as integers, so that a change of one value by the least amount shows.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..anchors.names import is_folder
-from ..config.parse import TrainSettings
+from ..config.sections import option
 from ..errors import InvalidBudget, SnnetError, did_you_mean
 from ..net.stitchable_net import StitchableNet
 from ..reparam import SCORES, Change, Grower
@@ -25,13 +24,32 @@ _OF_INTERVALS = ('grow_score', 'grow_cut', 'grow_budget')
 _OF_BRANCHES = ('grow_kinds', 'grow_where')
 
 
-def grows(settings: TrainSettings) -> bool:
+@dataclass
+class GrowthSettings:
+    """Branches that grow and fold away (DyRep)."""
+
+    grow_every: int | None = option(None, 'steps from one growth of branches to the next (default: none grow)', least=1)
+    grow_score: str = option('snip', 'what branches grow by: snip, grad_norm, synflow, vote or random')
+    grow_cut: str = option('published', "which branches go: by the 'published' rule, below a number, or 'none'")
+    grow_budget: float | None = option(
+        None, 'most multiply-adds per image of the growing net: grow all that fits (default: the best, each time)'
+    )
+    grow_kinds: list[str] = option([], 'kinds of branches (default: all that fit)')
+    grow_where: list[str] = option([], 'modules to grow, or what holds them (default: stitch layers, k x k kernels)')
+    grow_static: bool = option(False, 'branches everywhere from the start instead, to compare with')
+
+
+def grows(settings: GrowthSettings) -> bool:
     """Whether the run has branches at any time."""
     return settings.grow_static or settings.grow_every is not None
 
 
-def check_growth(settings: TrainSettings) -> None:
+def check_growth(settings: GrowthSettings, compiled: bool) -> None:
     """Refuses settings of growing that mean nothing, or nothing together with others.
+
+    Args:
+        settings: of growing.
+        compiled: whether the blocks are compiled.
 
     Raises:
         SnnetError: one of them; InvalidBudget where it is the budget.
@@ -45,7 +63,7 @@ def check_growth(settings: TrainSettings) -> None:
         return
     if settings.grow_every is not None and settings.grow_static:
         raise SnnetError('grow_static and grow_every do not go together: branches stay from the start, or come and go')
-    if settings.compile:
+    if compiled:
         raise SnnetError('compile does not go together with branches, for every change would compile blocks anew')
     if settings.grow_score not in SCORES:
         raise SnnetError(f"grow_score is one of {', '.join(SCORES)}, not '{settings.grow_score}'")
@@ -56,22 +74,26 @@ def check_growth(settings: TrainSettings) -> None:
 
 
 def make_grower(
-    settings: TrainSettings,
+    settings: GrowthSettings,
     net: StitchableNet,
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None,
     ranks: Ranks,
     steps: int,
+    seed: int,
+    learned: bool,
 ) -> Grower | None:
     """The grower of a run; None where nothing grows.
 
     Args:
-        settings: of the run.
-        net: is trained.
+        settings: of growing.
+        net: the network to train.
         optimizer: trains it.
         average: moving average of the net, if any.
         ranks: of the run.
         steps: of the run.
+        seed: of the random score and of new weights.
+        learned: whether the net starts from learned weights, which branches must not disturb.
 
     Raises:
         SnnetError: an interval that the run does not reach, nothing to grow, or no module of a name.
@@ -84,10 +106,10 @@ def make_grower(
             f'grow_every {settings.grow_every} leaves no step to train what has grown, for the run has {steps} steps: '
             f'lower --grow-every'
         )
+    start = 'static' if settings.grow_static and not learned else 'calibrated'
     grower = Grower(
         net, settings.grow_every, settings.grow_score, _cut_of(settings), settings.grow_budget,
-        settings.grow_kinds or None, _where(settings, net), 'static' if _from_scratch(settings) else 'calibrated',
-        settings.seed, optimizer=optimizer, ema=average, ranks=ranks,
+        settings.grow_kinds or None, _where(settings, net), start, seed, optimizer=optimizer, ema=average, ranks=ranks,
     )  # fmt: skip
     weight = next(net.parameters())
     with eval_mode(net), torch.no_grad():  # so that every convolution is counted from the first step on
@@ -101,19 +123,12 @@ def make_grower(
     return grower
 
 
-def told(change: Change) -> dict[str, Any]:
+def as_log_entry(change: Change) -> dict[str, Any]:
     """A change as the log has it."""
     return {'module': change.name, 'added': [*change.added], 'cut': [*change.cut]}
 
 
-def _from_scratch(settings: TrainSettings) -> bool:
-    """Whether static branches may begin at full strength: nothing that was learnt before is lost."""
-    names = [name.strip() for name in settings.anchors.split(',') if name.strip()]
-    loaded = settings.pretrained or any('=' in name or is_folder(name) for name in names)
-    return settings.grow_static and not loaded
-
-
-def _cut_of(settings: TrainSettings) -> Cut:
+def _cut_of(settings: GrowthSettings) -> Cut:
     """The rule that cuts branches."""
     text = settings.grow_cut
     if text in ('published', 'none'):
@@ -127,7 +142,7 @@ def _cut_of(settings: TrainSettings) -> Cut:
     return number
 
 
-def _where(settings: TrainSettings, net: StitchableNet) -> list[str]:
+def _where(settings: GrowthSettings, net: StitchableNet) -> list[str]:
     """Names of the modules that may grow: those named, and the usual ones inside others that are named.
 
     Raises:

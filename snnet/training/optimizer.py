@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,12 +10,35 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
-from ..config.parse import TrainSettings
+from ..config.sections import option
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
 
 
-def parameter_groups(net: StitchableNet, settings: TrainSettings) -> list[dict[str, Any]]:
+@dataclass
+class OptimizerSettings:
+    """How the weights move."""
+
+    opt: str = option('adamw', 'optimizer')
+    lr: float = option(1e-4, 'learning rate')
+    stitch_lr: float | None = option(None, 'learning rate of the stitch layers (default: the same)')
+    weight_decay: float = option(0.05, 'weight decay')
+    momentum: float = option(0.9, 'momentum of optimizers that have it')
+    fused: bool = option(False, "torch's fused optimizer, where --opt has one")
+
+
+@dataclass
+class ScheduleSettings:
+    """How long a run is, and how the learning rate changes over it."""
+
+    epochs: int = option(50, 'passes over the data; 0 initializes only', least=0)
+    sched: str = option('cosine', 'schedule of the learning rate')
+    warmup_epochs: int = option(5, 'epochs until the full learning rate')
+    warmup_lr: float = option(1e-7, 'learning rate at the start')
+    min_lr: float = option(1e-6, 'learning rate at the end')
+
+
+def parameter_groups(net: StitchableNet, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Groups with their own learning rate and weight decay.
 
     Low-rank updates count as the stitch layers'; what is frozen is in no group. Biases, norms and what a model lists
@@ -34,7 +58,7 @@ def parameter_groups(net: StitchableNet, settings: TrainSettings) -> list[dict[s
     return groups
 
 
-def make_optimizer(net: StitchableNet, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(net: StitchableNet, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """timm's optimizer of the name in the settings.
 
     Raises:
@@ -48,17 +72,13 @@ def make_optimizer(net: StitchableNet, settings: TrainSettings) -> torch.optim.O
         raise SnnetError(f"timm has no optimizer '{settings.opt}' for these settings: {error}") from None
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> Scheduler:
+def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings, steps: int) -> Scheduler:
     """timm's schedule over steps, `steps` an epoch.
 
     Raises:
-        SnnetError: timm knows no such schedule, or the warm-up is longer than the run.
+        SnnetError: timm has no such schedule, or the warm-up is longer than the run.
     """
-    if settings.epochs and settings.warmup_epochs >= settings.epochs:
-        raise SnnetError(
-            f'the warm-up of {settings.warmup_epochs} epochs leaves nothing of {settings.epochs}: '
-            f'lower --warmup-epochs or raise --epochs'
-        )
+    check_schedule(settings)
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
@@ -75,3 +95,16 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, ste
     if scheduler is None:
         raise SnnetError(f"timm has no schedule '{settings.sched}'")
     return scheduler
+
+
+def check_schedule(settings: ScheduleSettings) -> None:
+    """Refuses a warm-up that is longer than the run.
+
+    Raises:
+        SnnetError: names both lengths.
+    """
+    if settings.epochs and settings.warmup_epochs >= settings.epochs:
+        raise SnnetError(
+            f'the warm-up of {settings.warmup_epochs} epochs leaves nothing of {settings.epochs}: '
+            f'lower --warmup-epochs or raise --epochs'
+        )

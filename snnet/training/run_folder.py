@@ -13,10 +13,12 @@ from typing import Any, TextIO
 
 import yaml
 
-from ..config.parse import TrainSettings, changes, to_yaml
+from ..config.parse import to_yaml
+from ..config.sections import changes, flattened
 from ..errors import LostRanks, SnnetError
 from ..utils.files import clear_temporaries, write_text
 from ..utils.log import JsonLines
+from .train_settings import TrainSettings
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'
 _LEFTOVER = re.compile(r'\.lock|\.config\.yaml\.\d+\.tmp')
@@ -58,15 +60,22 @@ class RunFolder:
         if not self.settings.resume:
             raise SnnetError(f"the output folder '{self.path}' holds a run: continue it with --resume, or name another")
         try:
-            before = yaml.safe_load(config.read_text(encoding='utf-8'))
+            before = flattened(TrainSettings, yaml.safe_load(config.read_text(encoding='utf-8')))
             world = int(before.pop('world'))
             then = int(before['batch_size']) * int(before['grad_accum_steps']) * world
-        except (OSError, yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError):
+        except (
+            OSError,
+            yaml.YAMLError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ):  # SnnetError is a ValueError
             raise SnnetError(
                 f'{config} is damaged, so nobody can tell what run this is: name another --output'
             ) from None
         differing = changes(self.settings, before)
-        asked = self.settings.batch_size * self.settings.grad_accum_steps * self.world
+        asked = self.settings.data.batch_size * self.settings.update.grad_accum_steps * self.world
         if asked == then:  # the same images a step, dealt otherwise
             differing = [text for text in differing if text.split()[0] not in ('batch_size', 'grad_accum_steps')]
         elif world != self.world and not differing:

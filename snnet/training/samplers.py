@@ -8,20 +8,28 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 
+from ..config.sections import option
 from ..errors import SnnetError, did_you_mean
 from ..net.stitchable_net import StitchableNet
 from ..utils.seeds import generator
 
-if TYPE_CHECKING:
-    from ..config.parse import TrainSettings
-
 SAMPLERS = ('uniform', 'stratified', 'flops', 'log_flops', 'anchors', 'sandwich')
 _ROUND = 4
 """Draws of a sandwich: the largest, the smallest and two others, as slimmable networks train them."""
+
+
+@dataclass
+class SamplingSettings:
+    """Which stitch is trained next."""
+
+    sampler: str = option('uniform', 'what draws stitches: uniform, stratified, flops, log_flops, anchors or sandwich')
+    sampler_width: float = option(0.05, 'width of a bin of (log) FLOPs, as a share of the span of all stitches')
+    sampler_anchors: float = option(0.3, 'probability of an anchor, with the sampler of that name')
+    stitches_per_step: int = option(1, 'stitches trained on each batch', least=1)
+    stitch_per_rank: bool = option(False, 'train a different stitch on every process (the slowest sets the pace)')
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class SandwichSampler(Sampler):
         return (self.largest, self.smallest)[place] if place < 2 else self.others._draw(number, rank)
 
 
-def make_sampler(settings: TrainSettings, net: StitchableNet, stitches: Sequence[int]) -> Sampler:
+def make_sampler(settings: SamplingSettings, net: StitchableNet, stitches: Sequence[int], seed: int) -> Sampler:
     """The sampler that the settings name.
 
     - 'uniform': every stitch equally often (SN-Net).
@@ -114,9 +122,10 @@ def make_sampler(settings: TrainSettings, net: StitchableNet, stitches: Sequence
       and the cheapest stitch).
 
     Args:
-        settings: of the run.
+        settings: which sampler, and how it draws.
         net: whose records hold the FLOPs of every stitch.
         stitches: ids to train.
+        seed: of the draws.
 
     Raises:
         SnnetError: an unknown name, a setting out of range, FLOPs that are not known, or no anchor to draw.
@@ -124,7 +133,7 @@ def make_sampler(settings: TrainSettings, net: StitchableNet, stitches: Sequence
     if settings.sampler not in SAMPLERS:
         near = did_you_mean(settings.sampler, SAMPLERS)
         raise SnnetError(f"sampler is one of {', '.join(SAMPLERS)}, not '{settings.sampler}'{near}")
-    common = settings.seed, settings.stitch_per_rank, settings.stitches_per_step
+    common = seed, settings.stitch_per_rank, settings.stitches_per_step
     ids = tuple(stitches)
     if settings.sampler == 'stratified':
         return StratifiedSampler(*common, ids)

@@ -21,29 +21,24 @@ every later run takes 59 % of the compute, and a single run of E epochs whose au
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from timm.data import resolve_data_config
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from ..config.parse import TrainSettings
+from ..data.train_images import TrainImages
 from ..net.stitchable_net import StitchableNet
+from ..utils.distributed import Ranks
 from ..utils.seeds import seeded_libraries
 from .answer_store import Store
-from .distillation import Answer, Question, Teacher, teacher_identity
+from .distillation import Answer, DistillationSettings, Question
+from .loss import MixupSettings
+from .teacher import NONE, Teacher, teacher_identity, teacher_maker
+from .train_step import TrainComputeSettings
 
 _log = logging.getLogger(__name__)
-
-DECIDING = (
-    'dataset', 'train_split', 'batch_size', 'scale', 'ratio', 'hflip', 'color_jitter', 'aa', 'train_interpolation',
-    'reprob', 'remode', 'aug_repeats', 'mixup', 'cutmix', 'mixup_prob', 'mixup_switch_prob', 'distill',
-    'channels_last',
-)  # fmt: skip
-"""Settings that decide images or answers by their value; `fingerprint` holds what others come to."""
 
 
 class Answers:
@@ -100,46 +95,74 @@ class Answers:
         return self._teacher
 
 
-def fingerprint(settings: TrainSettings, net: StitchableNet, dataset: Dataset[Any], world: int) -> dict[str, Any]:
+def make_answers(
+    settings: DistillationSettings,
+    mixup: MixupSettings,
+    compute: TrainComputeSettings,
+    epochs: int,
+    net: StitchableNet,
+    images: TrainImages,
+    ranks: Ranks,
+) -> Answers | None:
+    """The teacher's answers, from the store where one is named; None without a teacher.
+
+    Args:
+        settings: the teacher, and what it is asked.
+        mixup: how images are mixed up.
+        compute: how the teacher runs.
+        epochs: of the run.
+        net: the student, before training.
+        images: that it is trained on.
+        ranks: of the run.
+
+    Raises:
+        SnnetError: the teacher cannot be had or does not fit the net, or the store holds other answers.
+    """
+    question = settings.question
+    if settings.teacher == NONE:
+        return None
+    make = teacher_maker(settings.teacher, net)
+    store = None
+    if settings.teacher_store:
+        identity = fingerprint(settings, mixup, compute, net, images.identity())
+        store = Store(Path(settings.teacher_store), identity, ranks.rank)
+    epochs = min(epochs, settings.teacher_epochs or epochs)
+    return Answers(lambda: make().to(ranks.device), question, store, range(epochs * len(images)))
+
+
+def fingerprint(
+    settings: DistillationSettings,
+    mixup: MixupSettings,
+    compute: TrainComputeSettings,
+    net: StitchableNet,
+    images: dict[str, Any],
+) -> dict[str, Any]:
     """What a store of the teacher's answers belongs to.
 
     Anchors, recipe and number of epochs are left out as far as the images do not depend on them, so that runs of
     different recipes share a store. What the files hold is left out too: `Store.get` compares a few pixels.
 
     Args:
-        settings: of the run.
-        net: before training, for the teacher may be its largest anchor.
-        dataset: the training split.
-        world: number of ranks.
+        settings: the teacher, and what it is asked.
+        mixup: how images are mixed up.
+        compute: how the teacher runs.
+        net: before training, because the teacher may be its largest anchor.
+        images: what their pixels follow from (see `TrainImages.identity`).
 
     Raises:
-        SnnetError: no such teacher.
+        SnnetError: there is no such teacher.
     """
-    config = resolve_data_config({'input_size': net.input_size}, model=net.anchor(0).model, verbose=False)
     teacher, weights = teacher_identity(settings.teacher, net)
-    question = Question(settings.distill, settings.distill_topk, settings.distill_tau)
+    question = settings.question
     soft = {'distill_topk': question.kept(net.num_classes), 'distill_tau': question.tau}
     return {
-        'world': world,
-        'files': _digest_of_names(dataset),
-        **{name: config[name] for name in ('input_size', 'mean', 'std')},
+        **images,
+        **{name: getattr(mixup, name) for name in ('mixup', 'cutmix', 'mixup_prob', 'mixup_switch_prob')},
         'num_classes': net.num_classes,
-        'data_seed': settings.seed_of_data,
-        'amp': settings.amp_dtype if settings.amp else 'off',
+        'amp': compute.amp_dtype if compute.amp else 'off',
+        'channels_last': compute.channels_last,
         'teacher': teacher,
         'teacher_weights': weights,
+        'distill': settings.distill,
         **(soft if settings.distill == 'soft' else {}),
-        **{name: getattr(settings, name) for name in DECIDING},
     }
-
-
-def _digest_of_names(dataset: Any) -> str:
-    """The number of images and, where timm reads them from files, a digest of the names below the root."""
-    reader: Any = getattr(dataset, 'reader', None)
-    samples = getattr(reader, 'samples', None)
-    if not samples or not isinstance(samples[0][0], str):
-        return f'{len(dataset)} images'
-    root, digest = str(reader.root), hashlib.sha256()
-    for path, *_ in samples:
-        digest.update(path.removeprefix(root).lstrip('/').encode() + b'\n')
-    return f'{len(dataset)} images, names {digest.hexdigest()[:32]}'

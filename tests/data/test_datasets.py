@@ -6,10 +6,13 @@ import torch
 from PIL import Image
 
 from snnet import SnnetError, create_stitchable_net
-from snnet.data.datasets import TrainImages, clean_loader, initialization_images, open_dataset, train_transform
+from snnet.config.sections import with_changes
+from snnet.data.clean_images import clean_loader, initialization_images
+from snnet.data.datasets import open_dataset
+from snnet.data.transforms import train_transform
 from snnet.utils.distributed import Ranks
 from snnet.utils.seeds import generator, key, seeded_libraries
-from tests.helpers.runs import train_settings, write_images
+from tests.helpers.runs import train_images, train_settings, write_images
 
 ALONE = Ranks(0, 1, torch.device('cpu'))
 
@@ -31,7 +34,7 @@ def settings_of(folder, **changes):
 
 
 def batches_of(settings, net, ranks=ALONE, epoch=0):
-    return [(x.clone(), y.clone()) for x, y in TrainImages(settings, net, ranks).epoch(epoch)]
+    return [(x.clone(), y.clone()) for x, y in train_images(settings, net, ranks).epoch(epoch)]
 
 
 def draws_of(images, epoch=0, first=0):
@@ -55,7 +58,7 @@ def test_augmented_batches_depend_on_the_seed_and_the_epoch_but_not_on_the_numbe
 def test_an_epoch_taken_up_in_the_middle_goes_on_with_the_same_bits_and_reads_no_earlier_image(
     net, folder, workers, repeats
 ):
-    images = TrainImages(settings_of(folder, workers=workers, aug_repeats=repeats), net, ALONE)
+    images = train_images(settings_of(folder, workers=workers, aug_repeats=repeats), net, ALONE)
     whole = list(images.epoch(1))
     rest = list(images.epoch(1, first=2))
     assert len(whole) == 6
@@ -72,13 +75,13 @@ def test_the_seed_of_the_data_alone_decides_order_and_augmentation(net, folder):
 
 
 def test_two_ranks_share_the_images_of_an_epoch_without_overlap(net, folder):
-    shares = [TrainImages(settings_of(folder), net, Ranks(rank, 2, torch.device('cpu'))) for rank in (0, 1)]
+    shares = [train_images(settings_of(folder), net, Ranks(rank, 2, torch.device('cpu'))) for rank in (0, 1)]
     drawn = [draw.image for images in shares for draw in draws_of(images)]
     assert sorted(drawn) == list(range(24))
 
 
 def test_repeated_augmentation_shows_an_image_several_times_and_each_time_otherwise(net, folder):
-    images = TrainImages(settings_of(folder, aug_repeats=3), net, ALONE)
+    images = train_images(settings_of(folder, aug_repeats=3), net, ALONE)
     draws = draws_of(images)
     assert len(draws) == 24
     assert len({draw.image for draw in draws}) == 8
@@ -86,7 +89,7 @@ def test_repeated_augmentation_shows_an_image_several_times_and_each_time_otherw
 
 
 def test_posterizing_never_asks_pillow_for_zero_bits(net):
-    transform = train_transform(settings_of('unused'), net)
+    transform = train_transform(settings_of('unused').augmentation, net)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     steps = [step for step in transform.transforms if hasattr(step, 'ops')]
     posterize = [op for step in steps for op in step.ops if op.name.startswith('Posterize')]
@@ -103,14 +106,14 @@ def pixels_of(batches):
 
 def test_initialization_takes_a_random_choice_that_the_ranks_share(net, folder):
     settings = settings_of(folder, init_samples=9)
-    whole, count = initialization_images(settings, net, ALONE)
-    shares = [initialization_images(settings, net, Ranks(rank, 2, torch.device('cpu'))) for rank in (0, 1)]
+    whole, count = initialization_images(settings.data, net, ALONE, 9, 0)
+    shares = [initialization_images(settings.data, net, Ranks(rank, 2, torch.device('cpu')), 9, 0) for rank in (0, 1)]
     assert count == 9
     assert [n for _, n in shares] == [5, 4]
     chosen = pixels_of(whole)
     assert len(chosen) == 9
     assert chosen == {image for share, _ in shares for image in pixels_of(share)}
-    assert chosen != pixels_of(clean_loader(settings, open_dataset(settings, 'train', net), net, range(9), 4))
+    assert chosen != pixels_of(clean_loader(settings.data, open_dataset(settings.data, 'train', net), net, range(9), 4))
 
 
 @pytest.mark.parametrize(
@@ -124,35 +127,33 @@ def test_initialization_takes_a_random_choice_that_the_ranks_share(net, folder):
     ],
 )
 def test_data_that_cannot_be_used_is_refused_in_one_sentence(net, folder, changes, hint):
-    settings = settings_of(folder)
-    for name, value in changes.items():
-        setattr(settings, name, value)
+    settings = with_changes(settings_of(folder), **changes)
     with pytest.raises(SnnetError, match=hint):
-        TrainImages(settings, net, ALONE)
+        train_images(settings, net, ALONE)
 
 
 def test_folders_without_images_are_refused(net, tmp_path):
     with pytest.raises(SnnetError, match="no images in the split 'train'"):
-        open_dataset(settings_of(tmp_path), 'train', net)
+        open_dataset(settings_of(tmp_path).data, 'train', net)
     (tmp_path / 'train' / 'class0').mkdir(parents=True)
     (tmp_path / 'train' / 'class0' / 'note.txt').write_text('no image')
     with pytest.raises(SnnetError, match="no images in the split 'train'"):
-        open_dataset(settings_of(tmp_path), 'train', net)
+        open_dataset(settings_of(tmp_path).data, 'train', net)
 
 
 @pytest.mark.parametrize(('split', 'first'), [('train', 'class3'), ('validation', 'cat')])
 def test_training_and_validation_with_different_classes_are_refused(net, tmp_path, split, first):
     write_images(tmp_path / 'train', classes=4, each=1)
     write_images(tmp_path / 'val', classes=4, each=1)
-    assert len(open_dataset(settings_of(tmp_path), split, net)) == 4
+    assert len(open_dataset(settings_of(tmp_path).data, split, net)) == 4
     (tmp_path / 'val' / 'class3').rename(tmp_path / 'val' / 'cat')
     with pytest.raises(SnnetError, match=f"different classes: only the first has '{first}'") as error:
-        open_dataset(settings_of(tmp_path), split, net)
+        open_dataset(settings_of(tmp_path).data, split, net)
     assert '\n' not in str(error.value)
     table = tmp_path / 'table.txt'
     table.write_text('class0\nclass1\nclass2\nclass3\n')
     (tmp_path / 'val' / 'cat').rename(tmp_path / 'val' / 'dog')
-    assert len(open_dataset(settings_of(tmp_path, class_map=str(table)), 'train', net)) == 4
+    assert len(open_dataset(settings_of(tmp_path, class_map=str(table)).data, 'train', net)) == 4
 
 
 @pytest.mark.parametrize('split', ['train', 'validation', 'test'])
@@ -161,25 +162,25 @@ def test_a_class_folder_without_images_is_refused_by_name(net, tmp_path, split):
     (tmp_path / split / 'big').mkdir()
     (tmp_path / split / '.hidden').mkdir()
     with pytest.raises(SnnetError, match="class folders of .* hold no images: 'big'; fill or remove"):
-        open_dataset(settings_of(tmp_path), split, net)
+        open_dataset(settings_of(tmp_path).data, split, net)
 
 
 def test_a_missing_split_is_refused_where_there_are_others_but_a_plain_folder_is_its_own_split(net, tmp_path):
     write_images(tmp_path / 'all' / 'train', classes=4, each=1)
     with pytest.raises(SnnetError, match="has no split 'validation', but 'train'"):
-        open_dataset(settings_of(tmp_path / 'all'), 'validation', net)
-    assert len(open_dataset(settings_of(tmp_path / 'all' / 'train'), 'validation', net)) == 4
+        open_dataset(settings_of(tmp_path / 'all').data, 'validation', net)
+    assert len(open_dataset(settings_of(tmp_path / 'all' / 'train').data, 'validation', net)) == 4
 
 
 def test_classes_in_nested_folders_are_the_leaves(net, tmp_path):
     write_images(tmp_path / 'train' / 'animals', classes=4, each=1)
-    assert len(open_dataset(settings_of(tmp_path), 'train', net)) == 4
+    assert len(open_dataset(settings_of(tmp_path).data, 'train', net)) == 4
 
 
 def test_another_number_of_classes_is_refused_and_says_what_helps(net, tmp_path):
     write_images(tmp_path / 'train', classes=3, each=2)
     with pytest.raises(SnnetError, match='has 3 classes, the anchors 4.*--num-classes 3'):
-        open_dataset(settings_of(tmp_path), 'train', net)
+        open_dataset(settings_of(tmp_path).data, 'train', net)
 
 
 def test_keyed_generators_repeat_themselves_and_leave_the_libraries_alone():

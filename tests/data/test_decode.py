@@ -17,10 +17,11 @@ from timm.data import create_dataset
 from torch import distributed as dist
 
 from snnet import SnnetError, create_stitchable_net
-from snnet.data.datasets import TrainImages, clean_loader, initialization_images, open_dataset
+from snnet.data.clean_images import clean_loader, initialization_images
+from snnet.data.datasets import open_dataset
 from snnet.data.decode import Pictures, Quarantine, Unreadable
 from snnet.utils.distributed import Ranks
-from tests.helpers.runs import train_settings, write_images
+from tests.helpers.runs import train_images, train_settings, write_images
 
 CPU = torch.device('cpu')
 ALONE = Ranks(0, 1, CPU)
@@ -146,7 +147,7 @@ def settings_of(folder, **changes):
 
 
 def epoch_of(settings, net, ranks=ALONE, epoch=0):
-    images = TrainImages(settings, net, ranks)
+    images = train_images(settings, net, ranks)
     return images, list(images.epoch(epoch))
 
 
@@ -171,7 +172,7 @@ def test_bad_images_are_replaced_alike_whatever_the_number_of_processes(net, fol
 
 def test_the_images_around_a_bad_one_stay_as_they_are(net, folder):
     _, with_bad = epoch_of(settings_of(folder), net)
-    draws = [draw.image for batch in TrainImages(settings_of(folder), net, ALONE)._draws.batches(0) for draw in batch]
+    draws = [draw.image for batch in train_images(settings_of(folder), net, ALONE)._draws.batches(0) for draw in batch]
     write_images(folder / 'train', classes=4, each=6)
     _, without = epoch_of(settings_of(folder), net)
     changed = [
@@ -207,15 +208,15 @@ def test_more_bad_images_than_may_be_end_in_a_sentence_with_paths(net, folder, s
     assert '\n' not in str(error.value)
     assert len((folder / 'run' / 'quarantine.jsonl').read_text().splitlines()) == 2
     with pytest.raises(SnnetError, match='2 of 24'):
-        TrainImages(settings_of(folder, max_bad_images=share), net, ALONE)
+        train_images(settings_of(folder, max_bad_images=share), net, ALONE)
     write_images(folder / 'train', classes=4, each=6)
-    assert TrainImages(settings_of(folder, max_bad_images=share), net, ALONE).quarantine.bad == {}, 'once repaired'
+    assert train_images(settings_of(folder, max_bad_images=share), net, ALONE).quarantine.bad == {}, 'once repaired'
 
 
 @pytest.mark.parametrize('share', [-0.1, 1.5, float('nan')])
 def test_a_share_of_bad_images_is_between_nothing_and_all(net, folder, share):
     with pytest.raises(SnnetError, match='max_bad_images is a share from 0 to 1'):
-        TrainImages(settings_of(folder, max_bad_images=share), net, ALONE)
+        train_images(settings_of(folder, max_bad_images=share), net, ALONE)
 
 
 def test_where_no_image_can_be_read_training_says_so(net, folder):
@@ -228,14 +229,14 @@ def test_where_no_image_can_be_read_training_says_so(net, folder):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_evaluation_refuses_an_image_that_cannot_be_read(net, folder, workers):
     settings = settings_of(folder, workers=workers)
-    dataset = open_dataset(settings, 'train', net)
+    dataset = open_dataset(settings.data, 'train', net)
     with pytest.raises(SnnetError, match=r"class1/2.png' cannot be read \(no image.*\): repair or remove it"):
-        list(clean_loader(settings, dataset, net, range(24), 4))
-    assert sum(len(x) for x, _ in clean_loader(settings, dataset, net, range(8), 4)) == 8
+        list(clean_loader(settings.data, dataset, net, range(24), 4))
+    assert sum(len(x) for x, _ in clean_loader(settings.data, dataset, net, range(8), 4)) == 8
 
 
 def test_initialization_puts_another_image_in_the_place_of_a_bad_one(net, folder, caplog):
-    batches, count = initialization_images(settings_of(folder, init_samples=24), net, ALONE)
+    batches, count = initialization_images(settings_of(folder).data, net, ALONE, 24, 0)
     assert sum(len(x) for x, _ in batches) == count == 24
     assert len([record for record in caplog.records if 'cannot be read' in record.message]) == 2
 
@@ -279,7 +280,7 @@ def test_paths_of_any_characters_are_read_and_recorded(net, tmp_path):
     for name in odd:
         with open(os.path.join(os.fsencode(tmp_path / 'train' / 'class0'), name), 'wb') as file:
             file.write(b'')
-    dataset = open_dataset(settings_of(tmp_path), 'train', net)
+    dataset = open_dataset(settings_of(tmp_path).data, 'train', net)
     quarantine = Quarantine(Pictures(dataset), 0.9, ALONE, tmp_path / 'quarantine.jsonl')
     empty = [index for index, (path, _) in enumerate(dataset.reader.samples) if os.path.getsize(path) == 0]
     for index in empty:

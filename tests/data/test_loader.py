@@ -14,13 +14,14 @@ from timm.data import create_transform
 import snnet.data.loader
 from snnet import SnnetError, create_stitchable_net
 from snnet.data.batches import AugmentedPictures, Batch, Normalizer, collate
-from snnet.data.datasets import TrainImages, open_dataset, train_transform
+from snnet.data.datasets import open_dataset
 from snnet.data.decode import Pictures
 from snnet.data.loader import Loader
 from snnet.data.order import Draw
+from snnet.data.transforms import train_transform
 from snnet.utils.distributed import Ranks
 from snnet.utils.seeds import seed_cpu, seeded_libraries
-from tests.helpers.runs import train_settings, write_images
+from tests.helpers.runs import train_images, train_settings, write_images
 
 CPU = torch.device('cpu')
 ALONE = Ranks(0, 1, CPU)
@@ -63,9 +64,9 @@ def same(one, other):
 @pytest.mark.parametrize('remode', ['pixel', 'rand', 'const'])
 def test_uint8_from_the_processes_ends_as_the_very_floats_of_timms_own_transform(net, folder, workers, remode):
     settings = settings_of(folder, workers=workers, reprob=0.5, remode=remode, aug_repeats=3)
-    images = TrainImages(settings, net, ALONE)
-    dataset = open_dataset(settings, 'train', net)
-    dataset.transform = transform_of_timm(settings, net)
+    images = train_images(settings, net, ALONE)
+    dataset = open_dataset(settings.data, 'train', net)
+    dataset.transform = transform_of_timm(settings.augmentation, net)
     for draws, (x, y) in zip(images._draws.batches(0), images.epoch(0), strict=True):
         for draw, image, target in zip(draws, x, y, strict=True):
             with seeded_libraries(draw.key):
@@ -298,7 +299,7 @@ def test_an_error_in_a_transform_is_no_killed_process_and_no_bad_image(workers):
 
 
 def test_loading_leaves_the_generators_of_torch_alone(net, folder):
-    images = TrainImages(settings_of(folder), net, ALONE)
+    images = train_images(settings_of(folder), net, ALONE)
     before = torch.get_rng_state()
     list(images.epoch(0))
     assert torch.equal(torch.get_rng_state(), before)
@@ -306,5 +307,5 @@ def test_loading_leaves_the_generators_of_torch_alone(net, folder):
 
 def test_pictures_of_torchvision_data_sets_are_read_too(net):
     settings = train_settings('unused', dataset='generated/4')
-    image, target = Pictures(open_dataset(settings, 'train', net)).read(2)
+    image, target = Pictures(open_dataset(settings.data, 'train', net)).read(2)
     assert (image.mode, image.size, 0 <= target < 4) == ('RGB', (32, 32), True)

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from snnet import SnnetError, StitchableNet, UnknownStitch, create_stitchable_net
 from snnet.budget.curve import draw_curve
 from snnet.budget.frontier import Record, table
-from snnet.data.datasets import clean_loader, clean_transform, open_dataset
+from snnet.data.clean_images import clean_loader
+from snnet.data.datasets import open_dataset
+from snnet.data.transforms import clean_transform
 from snnet.evaluation.evaluate import Evaluation, evaluate, spread
 from snnet.evaluation.hits import Tally, best_against_anchor, compare, read_hits, write_hits
 from snnet.net.shared_prefixes import all_logits
@@ -92,7 +94,7 @@ def test_evaluation_with_merged_suffixes_gives_the_same_records(saved, tmp_path)
 def test_results_equal_evaluating_each_stitch_by_itself(saved, tmp_path):
     settings = eval_settings(saved, output=str(tmp_path))
     net, _ = evaluate(settings)
-    dataset = open_dataset(settings, 'validation', net)
+    dataset = open_dataset(settings.data, 'validation', net)
     dataset.transform = clean_transform(net)
     items = [dataset[i] for i in range(10)]
     x, y = torch.stack([image for image, _ in items]), torch.tensor([int(label) for _, label in items])
@@ -187,8 +189,8 @@ def test_hits_say_which_images_each_stitch_got_right(saved, tmp_path):
     net, _ = evaluate(eval_settings(saved, output=str(tmp_path), stitches='0-3'))
     hits = read_hits(tmp_path / 'hits.safetensors')
     settings = eval_settings(saved)
-    dataset = open_dataset(settings, 'validation', net)
-    items = [image for batch in clean_loader(settings, dataset, net, range(10), 4) for image in zip(*batch)]  # noqa: B905
+    dataset = open_dataset(settings.data, 'validation', net)
+    items = [image for batch in clean_loader(settings.data, dataset, net, range(10), 4) for image in zip(*batch)]  # noqa: B905
     assert sorted(hits) == [0, 1, 2, 3]
     for i, row in hits.items():
         with torch.no_grad():
@@ -341,7 +343,7 @@ def test_the_recorded_accuracy_is_that_of_the_loaded_and_of_the_extracted_stitch
     folder, data = cnn
     evaluate(eval_settings(folder, **data, recalibrate=21))
     net, settings = StitchableNet.from_pretrained(folder), eval_settings(folder, **data)
-    batches = list(clean_loader(settings, open_dataset(settings, 'validation', net), net, range(7), 4))
+    batches = list(clean_loader(settings.data, open_dataset(settings.data, 'validation', net), net, range(7), 4))
     for i, record in enumerate(net.records):
         for network in (partial(net, stitch=i), net.extract(i)):
             with torch.no_grad():

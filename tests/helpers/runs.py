@@ -18,9 +18,13 @@ import torch
 from PIL import Image
 from torch import distributed as dist
 
-from snnet.config.parse import EvalSettings, TrainSettings
+from snnet.config.sections import from_flat
+from snnet.data.train_images import TrainImages
+from snnet.evaluation.eval_settings import EvalSettings
+from snnet.net.stitchable_net import StitchableNet
 from snnet.training.run_folder import RunFolder
 from snnet.training.signals import StopRequest, Watchdog
+from snnet.training.train_settings import TrainSettings
 from snnet.training.trainer import Trainer
 from snnet.utils.distributed import Ranks, ranks
 
@@ -42,18 +46,22 @@ TINY: dict[str, Any] = {
 
 
 def train_settings(output: Path, **changes: Any) -> TrainSettings:
-    return TrainSettings(**{**TINY, 'output': str(output), **changes})
+    return from_flat(TrainSettings, {**TINY, 'output': str(output), **changes})
 
 
 def eval_settings(net: Path, **changes: Any) -> EvalSettings:
     defaults = {'dataset': 'generated/10', 'batch_size': 4, 'workers': 0, 'device': 'cpu'}
-    return EvalSettings(**{**defaults, 'net': str(net), **changes})
+    return from_flat(EvalSettings, {**defaults, 'net': str(net), **changes})
+
+
+def train_images(settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> TrainImages:
+    return TrainImages(settings.data, settings.augmentation, settings.seeds.of_data, Path(settings.output), net, ranks)
 
 
 @contextmanager
 def trainer(settings: TrainSettings) -> Iterator[Trainer]:
     """A trainer of one process, as `train` makes it."""
-    with ranks('cpu') as group, StopRequest() as stop, Watchdog(settings.timeout) as watchdog:
+    with ranks('cpu') as group, StopRequest() as stop, Watchdog(settings.ranks.timeout) as watchdog:
         yield Trainer(settings, group, RunFolder(settings, group.world), stop, watchdog)
 
 

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 import snnet
 from snnet import SnnetError
-from snnet.config.parse import ReassembleSettings
+from snnet.config.sections import from_flat
 from snnet.evaluation.evaluate import evaluate
 from snnet.reassembly import Reassembled, search as dery
+from snnet.reassembly.reassemble_settings import ReassembleSettings
 from snnet.reassembly.search import Workshop
 from snnet.training.trainer import train
 from snnet.utils.plugins import import_plugins
@@ -41,7 +42,7 @@ SMALL = {
 
 
 def shop(output, **changes):
-    return Workshop(ReassembleSettings(**{**SMALL, 'output': str(output), **changes}))
+    return Workshop(from_flat(ReassembleSettings, {**SMALL, 'output': str(output), **changes}))
 
 
 def found(made):
@@ -120,7 +121,7 @@ def test_the_same_command_takes_up_the_similarity_and_other_facts_measure_anew(t
     names = set()
     made = shop(tmp_path)
     for name, value in facts.items():
-        made.settings = ReassembleSettings(**{**SMALL, 'output': str(tmp_path), name: value})
+        made.settings = from_flat(ReassembleSettings, {**SMALL, 'output': str(tmp_path), name: value})
         names.add(made._fingerprint())
     assert len(names) == len(facts)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import snnet
-from snnet.data.datasets import clean_transform
+from snnet.data.transforms import clean_transform
 from snnet.utils.plugins import import_plugins
 
 ROOT = Path(__file__).parents[2]

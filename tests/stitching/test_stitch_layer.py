@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import snnet
-from snnet.config.parse import TrainSettings
 from snnet.stitching.stitch_layer import StitchLayer, merged_state
-from snnet.training.optimizer import parameter_groups
+from snnet.training.optimizer import OptimizerSettings, parameter_groups
 from snnet.training.trainer import train
 from tests.helpers.families import family_net, images, three_vits
 from tests.helpers.runs import train_settings
@@ -156,7 +155,7 @@ def test_the_merged_state_of_a_net_without_updates_is_its_state():
 
 def test_updates_have_the_rate_of_the_stitch_layers_and_frozen_weights_none():
     net = net_with_updates()
-    groups = parameter_groups(net, TrainSettings(lr=1e-4, stitch_lr=1e-3))
+    groups = parameter_groups(net, OptimizerSettings(lr=1e-4, stitch_lr=1e-3))
     rate = {id(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']}
     for layer in map(net.layer, range(len(net.stitch_layers))):
         assert rate[id(layer.down)] == rate[id(layer.up)] == (1e-3, 0.05)

@@ -17,7 +17,7 @@ from torch import nn
 
 import snnet.training.checkpoint
 from snnet import SnnetError
-from snnet.training.checkpoint import Checkpoints, State
+from snnet.training.checkpoint import Checkpoints, RunState
 
 X = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 FILES = ('state.safetensors', 'state.json', 'SHA256SUMS')
@@ -29,7 +29,7 @@ def make(opt='adamw', channels_last=False, **options):
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(24, 2))
     if channels_last:
         net.to(memory_format=torch.channels_last)
-    state = State({'net': net}, create_optimizer_v2(net, opt=opt, lr=0.01, **options), torch.amp.GradScaler('cpu'))
+    state = RunState({'net': net}, create_optimizer_v2(net, opt=opt, lr=0.01, **options), torch.amp.GradScaler('cpu'))
     move(state, 1)
     return state
 

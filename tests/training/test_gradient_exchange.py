@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from snnet.errors import LostRanks
 from snnet.training.gradient_exchange import Exchange
-from snnet.training.step import Batch, Step
+from snnet.training.make_step import make_step
+from snnet.training.train_step import TrainBatch
 from snnet.utils.distributed import Ranks, ranks
 from tests.helpers.families import CLASSES, images, shared_net
 from tests.helpers.rounding import assert_close_up_to_rounding
@@ -31,7 +32,7 @@ def batch_of(family, rank=0, count=4):
     """The share of a rank of a batch of 8."""
     labels = torch.randint(CLASSES, (8,), generator=torch.Generator().manual_seed(1))
     part = slice(4 * rank, 4 * rank + count)
-    return Batch(0, images(SIZES[family], 8)[part], labels[part])
+    return TrainBatch(0, images(SIZES[family], 8)[part], labels[part])
 
 
 def gradients(net):
@@ -47,9 +48,9 @@ def digest(net):
     return hashlib.sha256(bits).hexdigest()
 
 
-def make_step(ranks, family, **changes):
+def step_of(ranks, family, **changes):
     options = {'smoothing': 0.0, 'epochs': 10, 'anchors': 'a,b', **changes}
-    return Step(train_settings(Path('unused'), **options), net_of(family), ranks, range(10))
+    return make_step(train_settings(Path('unused'), **options), net_of(family), ranks, range(10))
 
 
 def exchanged(ranks, stitches):
@@ -99,14 +100,14 @@ def test_averaged_gradients_are_those_of_one_process_and_of_torchs_own_way(stitc
 
 
 def trained(ranks, family, steps, options):
-    step = make_step(ranks, family, **options)
+    step = step_of(ranks, family, **options)
     rows = [step(number, [batch_of(family, ranks.rank)], [ranks.first, False]) for number in range(steps)]
     return {
         'rows': rows,
         'weights': digest(step.net),
         'gradients': set(gradients(step.net)),
         'statistics': statistics(step.net),
-        'strangers': step.exchange.strangers(),
+        'differing': step.exchange.differing_ranks(),
     }
 
 
@@ -115,7 +116,7 @@ def test_weights_and_statistics_stay_equal_on_all_ranks(options):
     one, two = on_two_ranks(trained, 'resnet', 4, options)
     assert one['weights'] == two['weights']
     assert one['gradients'] == two['gradients']
-    assert one['strangers'] == two['strangers'] == {}
+    assert one['differing'] == two['differing'] == {}
     assert all(torch.equal(value, two['statistics'][name]) for name, value in one['statistics'].items())
     drawn = [[row['stitch'] for row, _ in found['rows']] for found in (one, two)]
     assert (drawn[0] == drawn[1]) == ('stitch_per_rank' not in options)
@@ -125,7 +126,7 @@ def test_weights_and_statistics_stay_equal_on_all_ranks(options):
 
 def test_two_ranks_move_weights_as_one_process_with_the_joined_batch():
     one, _ = on_two_ranks(moved, 'vit')
-    step = make_step(Ranks(0, 1, torch.device('cpu')), 'vit', lr=0.01, opt='momentum')
+    step = step_of(Ranks(0, 1, torch.device('cpu')), 'vit', lr=0.01, opt='momentum')
     before = {name: p.detach().clone() for name, p in step.net.named_parameters()}
     for number in range(3):
         step(number, [batch_of('vit', count=8)], [])
@@ -134,7 +135,7 @@ def test_two_ranks_move_weights_as_one_process_with_the_joined_batch():
 
 
 def moved(ranks, family):
-    step = make_step(ranks, family, lr=0.01, opt='momentum')
+    step = step_of(ranks, family, lr=0.01, opt='momentum')
     for number in range(3):
         step(number, [batch_of(family, ranks.rank)], [])
     return {name: p.detach().clone() for name, p in step.net.named_parameters()}
@@ -164,19 +165,19 @@ def test_statistics_are_averaged_for_layers_that_took_part_alone():
         assert unused == [{1.0 + 2 * rank}] * len(unused)
 
 
-def strangers_of(ranks, changes):
+def differences_of(ranks, changes):
     net = net_of('vit')
     if ranks.rank == 1:
         with torch.no_grad():
             next(net.parameters()).add_(1)
     exchange = Exchange(net, ranks)  # copies the first rank's weights
-    found = [exchange.strangers()]
+    found = [exchange.differing_ranks()]
     for name, change in changes:
         flat = net.get_parameter(name).detach().view(-1)
         kept = flat[-1].clone()
         if ranks.rank == 1:
             flat[-1] = torch.nextafter(flat[-1], torch.tensor(9.0)) if change == 'least' else flat[-1] + change
-        found.append(exchange.strangers())
+        found.append(exchange.differing_ranks())
         flat[-1] = kept
     return found
 
@@ -184,11 +185,11 @@ def strangers_of(ranks, changes):
 def test_a_single_weight_that_differs_is_found_and_named_on_all_ranks():
     names = ('anchors.1.model.blocks.2.mlp.fc1.weight', 'stitch_layers.0.bias')
     changes = [(name, change) for name in names for change in ('least', 1e-6, float('nan'))]
-    assert on_two_ranks(strangers_of, changes) == [[{}, *({1: name} for name, _ in changes)]] * 2
+    assert on_two_ranks(differences_of, changes) == [[{}, *({1: name} for name, _ in changes)]] * 2
 
 
 def poisoned(ranks):
-    step = make_step(ranks, 'resnet')
+    step = step_of(ranks, 'resnet')
     step.sampler = lambda number, rank, turn: 2
     batch = batch_of('resnet', ranks.rank)
     found = []
@@ -206,7 +207,7 @@ def test_nan_on_one_rank_makes_both_leave_the_step_out():
 
 
 def left_alone(ranks):
-    step = make_step(ranks, 'vit')
+    step = step_of(ranks, 'vit')
     step(0, [batch_of('vit', ranks.rank)], [])
     if ranks.rank == 1:
         os._exit(3)

@@ -18,7 +18,7 @@ from snnet.errors import LostRanks
 from snnet.reparam import structure_of
 from snnet.reparam.scores import Scores
 from snnet.training import trainer as engine
-from snnet.training.step import Step
+from snnet.training.train_step import TrainStep
 from snnet.training.trainer import train
 from snnet.utils.files import sha256
 from snnet.utils.plugins import import_plugins
@@ -40,7 +40,7 @@ class Killed(BaseException):
 
 
 def stopped(monkeypatch, settings, number):
-    call = Step.__call__
+    call = TrainStep.__call__
 
     def stopping(self, step, batches, asks):
         if step == number:
@@ -48,7 +48,7 @@ def stopped(monkeypatch, settings, number):
         return call(self, step, batches, asks)
 
     with monkeypatch.context() as patch, suppress(Killed):
-        patch.setattr(Step, '__call__', stopping)
+        patch.setattr(TrainStep, '__call__', stopping)
         train(settings)
         raise AssertionError('the run was not stopped')
 
@@ -109,14 +109,14 @@ def grow_on(rank, store, folder, number):
     """A rank of a run that grows; the second ends itself in a step."""
     os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store), 'TORCHELASTIC_USE_AGENT_STORE': 'True'}
     os.environ |= {'WORLD_SIZE': '2', 'RANK': str(rank), 'TORCHELASTIC_RUN_ID': 'x'}
-    call = Step.__call__
+    call = TrainStep.__call__
 
     def stopping(self, step, batches, asks):
         if step == number and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return call(self, step, batches, asks)
 
-    Step.__call__ = stopping
+    TrainStep.__call__ = stopping
     options = {**TWO, 'stitch_per_rank': True, 'grow_every': 1, 'check_steps': 1, 'recalibrate': 0}
     settings = train_settings(folder, dataset='generated/16', checkpoint_steps=2, timeout=60, **options)
     try:
@@ -210,14 +210,14 @@ def test_branches_from_the_start_keep_weights_that_were_learnt(tmp_path):
 
 
 def test_steps_that_are_left_out_do_not_count_and_leave_no_score(tmp_path, monkeypatch):
-    call = Step.__call__
+    call = TrainStep.__call__
 
     def blind(self, step, batches, asks):
         if step == 1:
             batches = [batch._replace(images=batch.images * float('nan')) for batch in batches]
         return call(self, step, batches, asks)
 
-    monkeypatch.setattr(Step, '__call__', blind)
+    monkeypatch.setattr(TrainStep, '__call__', blind)
     train(train_settings(tmp_path, **CNN, grow_every=2))
     assert [step for step, *_ in changes(tmp_path)] == [2, 4]
 

@@ -19,8 +19,8 @@ from torch import distributed as dist
 from snnet import SnnetError, StitchableNet
 from snnet.errors import LostRanks
 from snnet.training import trainer as engine
-from snnet.training.initial_net import build_net
-from snnet.training.step import Step
+from snnet.training.build_net import build_net
+from snnet.training.train_step import TrainStep
 from snnet.training.trainer import train
 from tests.helpers.runs import in_two_processes, train_settings, trainer
 
@@ -32,7 +32,7 @@ NET = ('anchors', 'num_classes', 'img_size', 'drop_path')
 
 @cache
 def built(*values):
-    return build_net(train_settings(Path('unused'), **dict(zip(NET, values, strict=True))))
+    return build_net(train_settings(Path('unused'), **dict(zip(NET, values, strict=True))).net)
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +47,14 @@ class Killed(BaseException):
 
 def stop_at(monkeypatch, number, how):
     """Ends a run in the step with this number, or behind it as a signal does."""
-    call = Step.__call__
+    call = TrainStep.__call__
 
     def stopping(self, step, batches, asks):
         if step == number and how == 'killed':
             raise Killed
         return call(self, step, batches, [asks[0] or step == number, *asks[1:]])
 
-    monkeypatch.setattr(Step, '__call__', stopping)
+    monkeypatch.setattr(TrainStep, '__call__', stopping)
 
 
 def stopped(monkeypatch, settings, number, how='killed'):
@@ -121,14 +121,14 @@ def train_on(rank, store, folder, number, how):
     """A rank of a run, that ends itself in a step."""
     os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store), 'TORCHELASTIC_USE_AGENT_STORE': 'True'}
     os.environ |= {'WORLD_SIZE': '2', 'RANK': str(rank), 'TORCHELASTIC_RUN_ID': 'x'}
-    call = Step.__call__
+    call = TrainStep.__call__
 
     def stopping(self, step, batches, asks):
         if step == number and rank == 1:
             os.kill(os.getpid(), how)
         return call(self, step, batches, asks)
 
-    Step.__call__ = stopping
+    TrainStep.__call__ = stopping
     settings = train_settings(
         folder, dataset='generated/24', stitch_per_rank=True, drop_path=0.3, mixup=0.8, checkpoint_steps=2, timeout=60
     )
@@ -156,8 +156,10 @@ def test_a_rank_that_is_told_to_end_or_killed_takes_no_bit_away(tmp_path):
 
 def test_a_signal_loses_no_step_and_a_crash_at_most_an_interval(tmp_path, monkeypatch):
     taken = []
-    call = Step.__call__
-    monkeypatch.setattr(Step, '__call__', lambda self, step, *rest: (taken.append(step), call(self, step, *rest))[1])
+    call = TrainStep.__call__
+    monkeypatch.setattr(
+        TrainStep, '__call__', lambda self, step, *rest: (taken.append(step), call(self, step, *rest))[1]
+    )
     settings = train_settings(tmp_path, checkpoint_steps=2, checkpoint_minutes=None)
     for number, how in ((0, 'asked'), (2, 'asked'), (5, 'killed')):
         stopped(monkeypatch, settings, number, how)
@@ -245,7 +247,7 @@ def test_a_full_disk_costs_one_warning_a_checkpoint_and_nothing_else(tmp_path, m
 
 def test_weights_that_are_not_finite_end_the_run_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
     settings = train_settings(tmp_path, checkpoint_steps=2)
-    call = Step.__call__
+    call = TrainStep.__call__
 
     def poison(self, step, *rest):
         found = call(self, step, *rest)
@@ -255,7 +257,7 @@ def test_weights_that_are_not_finite_end_the_run_and_the_last_good_checkpoint_st
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, '__call__', poison)
+        patch.setattr(TrainStep, '__call__', poison)
         with pytest.raises(SnnetError, match='not finite after step 4'):
             train(settings)
     assert newest(tmp_path)[1]['step'] == 2
@@ -264,7 +266,7 @@ def test_weights_that_are_not_finite_end_the_run_and_the_last_good_checkpoint_st
 
 def test_ranks_that_differ_end_the_run_before_anything_is_saved(tmp_path):
     with trainer(train_settings(tmp_path, checkpoint_steps=2, check_steps=100)) as run:
-        run.step.exchange.strangers = lambda: {1: 'stitch_layers.0.bias'}
+        run.step.exchange.differing_ranks = lambda: {1: 'stitch_layers.0.bias'}
         with pytest.raises(SnnetError, match=r'after step 1 .*\(rank 1 from stitch_layers\.0\.bias on\)'):
             run.run()
     assert newest(tmp_path)[1]['step'] == 0
@@ -272,12 +274,12 @@ def test_ranks_that_differ_end_the_run_before_anything_is_saved(tmp_path):
 
 def test_how_many_steps_were_left_out_in_a_row_is_known_after_a_stop(tmp_path, monkeypatch):
     settings = train_settings(tmp_path, max_skips=3)
-    call = Step.__call__
+    call = TrainStep.__call__
 
     def blind(self, step, batches, asks):
         return call(self, step, [batch._replace(images=batch.images * float('nan')) for batch in batches], asks)
 
-    monkeypatch.setattr(Step, '__call__', blind)
+    monkeypatch.setattr(TrainStep, '__call__', blind)
     stopped(monkeypatch, settings, 1, 'asked')
     with pytest.raises(SnnetError, match=r'not finite in 3 steps in a row.* at step 2:'):
         train(settings)
@@ -303,7 +305,7 @@ def test_the_watchdog_hears_of_every_part_of_the_initialization_and_of_every_ste
 
 def test_a_folder_that_was_removed_in_the_run_is_a_run_again_after_the_next_checkpoint(tmp_path, monkeypatch):
     settings = train_settings(tmp_path / 'run', checkpoint_steps=1)
-    call = Step.__call__
+    call = TrainStep.__call__
 
     def remove(self, step, *rest):
         if step == 2:
@@ -311,7 +313,7 @@ def test_a_folder_that_was_removed_in_the_run_is_a_run_again_after_the_next_chec
         return call(self, step, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, '__call__', remove)
+        patch.setattr(TrainStep, '__call__', remove)
         stopped(patch, settings, 4)
     assert newest(tmp_path / 'run')[1]['step'] >= 3
     assert train(settings)

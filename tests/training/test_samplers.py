@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from snnet import Record, SnnetError
-from snnet.config.parse import TrainSettings
-from snnet.training.samplers import SAMPLERS, bins, make_sampler
+from snnet.training.samplers import SAMPLERS, SamplingSettings, bins, make_sampler
 
 DRAWS = 4000
 # the published GFLOPs of the 71 stitches of DeiT-Ti/S/B, sorted
@@ -30,7 +29,9 @@ IDS = range(len(NET.records))
 
 
 def sampler(name, net=NET, ids=None, **settings):
-    return make_sampler(TrainSettings(sampler=name, **settings), net, range(len(net.records)) if ids is None else ids)
+    seed = settings.pop('seed', 0)
+    ids = range(len(net.records)) if ids is None else ids
+    return make_sampler(SamplingSettings(sampler=name, **settings), net, ids, seed)
 
 
 def assert_drawn_as_expected(draw, expected):

@@ -11,8 +11,9 @@ from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 
 from snnet import SnnetError
+from snnet.training.make_step import make_step
 from snnet.training.optimizer import make_optimizer
-from snnet.training.step import Batch, Step
+from snnet.training.train_step import TrainBatch
 from snnet.utils.distributed import Ranks
 from tests.helpers.families import CLASSES, build as build_net, images, shared_net, vit
 from tests.helpers.rounding import assert_close_up_to_rounding
@@ -24,7 +25,8 @@ ONE = Ranks(0, 1, torch.device('cpu'))
 def make(family='vit', **changes):
     """A step of one process on a net of its own; it draws the stitch that the test puts into `drawn`."""
     net = copy.deepcopy(shared_net(family)).train()
-    return Step(train_settings(Path('unused'), **{'smoothing': 0.0, 'epochs': 10, **changes}), net, ONE, range(10))
+    settings = train_settings(Path('unused'), **{'smoothing': 0.0, 'epochs': 10, **changes})
+    return make_step(settings, net, ONE, range(10))
 
 
 def draw(step, *stitches):
@@ -33,7 +35,7 @@ def draw(step, *stitches):
 
 def batch(count=4, size=32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return Batch(seed, images(size, count, seed), torch.randint(CLASSES, (count,), generator=generator))
+    return TrainBatch(seed, images(size, count, seed), torch.randint(CLASSES, (count,), generator=generator))
 
 
 def gradients(step):
@@ -63,8 +65,8 @@ def moments(step):
 def test_gradients_of_two_batches_add_up_to_those_of_one_twice_as_large():
     whole, parts = make(), make(grad_accum_steps=2)
     _, x, y = batch(8)
-    halves = [Batch(0, x[:4], y[:4]), Batch(1, x[4:], y[4:])]
-    for step, batches in ((whole, [Batch(0, x, y)]), (parts, halves)):
+    halves = [TrainBatch(0, x[:4], y[:4]), TrainBatch(1, x[4:], y[4:])]
+    for step, batches in ((whole, [TrainBatch(0, x, y)]), (parts, halves)):
         draw(step, 4)
         row, _ = step(0, batches, [])
         assert row['loss'] == pytest.approx(F.cross_entropy(shared_net('vit')(x, stitch=4), y).item(), rel=1e-5)
@@ -192,7 +194,7 @@ def test_recomputed_blocks_drop_the_same_paths(seed):
     makers = [(f'w{width}', partial(vit, width, drop_path_rate=0.5)) for width in (16, 24)]
     found = []
     for again in (False, True):
-        step = Step(train_settings(Path('unused'), seed=seed), build_net(*makers, size=32).train(), ONE, range(10))
+        step = make_step(train_settings(Path('unused'), seed=seed), build_net(*makers, size=32).train(), ONE, range(10))
         for i in range(2):
             step.net.anchor(i).checkpointing = again
         draw(step, 3)
@@ -230,10 +232,10 @@ def test_the_fused_optimizer_moves_weights_as_the_plain_one():
 def test_an_optimizer_that_has_no_fused_form_is_refused_in_a_sentence(opt):
     settings = train_settings(Path('unused'), opt=opt, fused=True)
     if opt == 'momentum':
-        assert make_optimizer(shared_net('vit'), settings)  # torch has a fused SGD
+        assert make_optimizer(shared_net('vit'), settings.optimizer)  # torch has a fused SGD
         return
     with pytest.raises(SnnetError, match=f"'{opt}'.*fused") as error:
-        make_optimizer(shared_net('vit'), settings)
+        make_optimizer(shared_net('vit'), settings.optimizer)
     assert '\n' not in str(error.value)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -11,18 +10,26 @@ import torch
 from torch import nn
 
 from snnet import SnnetError, create_stitchable_net
-from snnet.config.parse import TrainSettings
-from snnet.data.datasets import open_dataset
+from snnet.config.sections import options_of
 from snnet.training import answer_store as store
 from snnet.training.answer_store import MANIFEST, Store
-from snnet.training.distillation import Answer, DistillationLoss, Question, Teacher
-from snnet.training.teacher_answers import DECIDING, Answers, fingerprint
-from tests.helpers.runs import train_settings, write_images
+from snnet.training.distillation import Answer, DistillationLoss, Question
+from snnet.training.teacher import Teacher
+from snnet.training.teacher_answers import Answers, fingerprint
+from snnet.training.train_settings import TrainSettings
+from snnet.utils.distributed import Ranks
+from tests.helpers.runs import train_images, train_settings, write_images
 
 CLASSES, STEPS = 30, 6
 QUESTIONS = {'hard': Question('hard'), 'top 5': Question('soft', 5, 2.0), 'all': Question('soft', 0, 2.0)}
 SAME = ((0.5,) * 3, (0.5,) * 3)
 
+DECIDING = {
+    'dataset', 'train_split', 'batch_size', 'scale', 'ratio', 'hflip', 'color_jitter', 'aa', 'train_interpolation',
+    'reprob', 'remode', 'aug_repeats', 'mixup', 'cutmix', 'mixup_prob', 'mixup_switch_prob', 'distill',
+    'channels_last',
+}  # fmt: skip
+"""Settings that decide images or answers by their value."""
 SEEN = {
     'data_dir', 'class_map', 'anchors', 'img_size', 'num_classes', 'seed', 'data_seed', 'amp', 'amp_dtype', 'teacher',
     'distill_tau', 'distill_topk',
@@ -331,10 +338,9 @@ def test_no_more_than_a_shard_is_kept_in_memory(tmp_path, monkeypatch):
 
 
 def test_every_setting_either_decides_images_and_answers_or_does_not():
-    names = {field.name for field in dataclasses.fields(TrainSettings)}
-    lists = [set(DECIDING), SEEN, FREE]
+    names, lists = set(options_of(TrainSettings)), [DECIDING, SEEN, FREE]
     assert sum(map(len, lists)) == len(set.union(*lists)), 'a setting in two lists'
-    assert set.union(*lists) == names, 'list a new setting as deciding (in snnet/replay.py), seen, or free'
+    assert set.union(*lists) == names, 'list a new setting as deciding (and put it into the fingerprint), seen, or free'
 
 
 @pytest.fixture(scope='module')
@@ -352,7 +358,9 @@ OTHER = {
 
 def of(net, world=1, **changes):
     settings = train_settings('out', **{**BASE, **changes})
-    return fingerprint(settings, net, open_dataset(train_settings('out'), 'train', net), world)
+    images = train_images(train_settings('out'), net, Ranks(0, world, torch.device('cpu')))
+    images.data, images.augmentation, images.seed = settings.data, settings.augmentation, settings.seeds.of_data
+    return fingerprint(settings.distillation, settings.mixing, settings.compute, net, images.identity())
 
 
 @pytest.mark.parametrize('name', OTHER)
@@ -373,7 +381,7 @@ def test_the_fingerprint_goes_into_json_and_holds_what_settings_come_to(net):
 def test_files_are_known_by_their_names_wherever_they_lie(net, tmp_path):
     def digest(folder):
         settings = train_settings('out', dataset='', data_dir=str(folder), **BASE)
-        return fingerprint(settings, net, open_dataset(settings, 'train', net), 1)['files']
+        return train_images(settings, net, Ranks(0, 1, torch.device('cpu'))).identity()['files']
 
     for folder in ('a', 'b'):
         write_images(tmp_path / folder / 'train', 4, 2)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from snnet import SnnetError, StitchableNet, create_stitchable_net
 from snnet.errors import reason_of
 from snnet.training.optimizer import parameter_groups
-from snnet.training.step import Batch
+from snnet.training.train_step import TrainBatch
 from snnet.training.trainer import train
 from tests.helpers.runs import train_settings, trainer
 
@@ -43,7 +43,7 @@ def test_a_step_moves_exactly_the_parameters_that_the_stitch_uses(tmp_path):
         batch = next(run.images.epoch(0))
         for number in range(4):
             before = {name: p.detach().clone() for name, p in run.net.named_parameters()}
-            row, _ = run.step(number, [Batch(number, *batch)], [])
+            row, _ = run.step(number, [TrainBatch(number, *batch)], [])
             moved = {name for name, p in run.net.named_parameters() if not torch.equal(p, before[name])}
             gradients = {name for name, p in run.net.named_parameters() if p.grad is not None}
             assert gradients == run.net.parameter_names(row['stitch'])
@@ -67,7 +67,7 @@ def test_frozen_anchors_stay_as_they_are_and_only_stitches_are_drawn(tmp_path):
 
 def test_stitch_layers_get_their_own_learning_rate_and_vectors_do_not_decay():
     net = create_stitchable_net('test_vit,test_vit2', pretrained=False)
-    groups = parameter_groups(net, train_settings(Path('unused'), lr=1e-4, stitch_lr=1e-3, weight_decay=0.05))
+    groups = parameter_groups(net, train_settings(Path('unused'), lr=1e-4, stitch_lr=1e-3, weight_decay=0.05).optimizer)
     names = {id(p): name for name, p in net.named_parameters()}
     rate = {names[id(p)]: group['lr'] for group in groups for p in group['params']}
     decay = {names[id(p)]: group['weight_decay'] for group in groups for p in group['params']}

@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import dispatch_clip_grad
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config.parse import TrainSettings
-from ..data.datasets import TrainImages
-from ..errors import SnnetError
+from ..config.process import ComputeSettings, SeedSettings
+from ..config.sections import option
 from ..net.stitchable_net import StitchableNet
 from ..reparam import Grower
 from ..utils.distributed import Ranks
-from ..utils.modes import autocast
 from ..utils.seeds import key, seed_libraries
 from .anchor_teachers import AnchorTeachers
-from .answer_store import Store
-from .distillation import DistillationLoss, Question, teacher_maker
+from .distillation import Answer, DistillationLoss
 from .gradient_exchange import Active, Exchange
-from .optimizer import make_optimizer, make_schedule
-from .samplers import make_sampler
-from .teacher_answers import Answers, fingerprint
+
+DrawStitch = Callable[[int, int, int], int]
+"""The stitch that is trained in a step, on a rank, in a turn."""
 
 
-class Batch(NamedTuple):
-    """Images of a step.
+@dataclass
+class TrainComputeSettings(ComputeSettings):
+    """Where and how the net is computed."""
+
+    channels_last: bool = option(False, 'keep images and convolutions channel by channel in memory')
+    grad_checkpointing: bool = option(False, 'recompute blocks in the backward pass: less memory, more time')
+
+
+@dataclass
+class UpdateSettings:
+    """How gradients become an update of the weights."""
+
+    grad_accum_steps: int = option(1, 'batches per update', least=1)
+    clip_grad: float | None = option(None, 'clip gradients at this value')
+    clip_mode: str = option('norm', 'norm, value or agc', choices=('norm', 'value', 'agc'))
+    unused_grads: str = option(
+        'none', "gradients of weights that take no part: 'none', or 'zero' as published", choices=('none', 'zero')
+    )
+    max_skips: int = option(10, 'updates in a row that may be left out because gradients are not finite', least=1)
+
+
+class TrainBatch(NamedTuple):
+    """Images of a step on their way into the net.
 
     Attributes:
         number: tells batches of the run apart; equal where the augmentations repeat.
@@ -44,48 +62,58 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-class Step:
+class TrainStep:
     """Moves what the drawn stitches use, and nothing else (SN-Net, Algorithm 1).
 
     Args:
-        settings: of the run.
-        net: is trained.
+        net: the network to train.
         ranks: each runs its own images; all end with equal weights.
-        images: tell how long an epoch is.
+        sampler: draws the stitches.
+        stitches_per_step: stitches trained on each batch.
+        criterion: loss of logits, targets and the teacher's answer.
+        optimizer: moves the weights.
+        schedule: sets its learning rates.
+        settings: how gradients become an update.
+        compute: how the net runs.
+        seeds: of everything that is drawn.
+        mixup: mixes images up, if at all.
+        answers: gives the teacher's answer for the number and the images of a batch, if there is a teacher.
+        protect: keeps anchors near what they were, if anything does.
 
     Attributes:
-        updates: steps an epoch.
         grower: of branches, where some grow; it sees the gradients of every step that moves weights.
-
-    Raises:
-        SnnetError: settings that do not go together; an epoch has fewer batches than one step needs.
+        skips: steps in a row that moved nothing because gradients were not finite.
     """
 
-    def __init__(self, settings: TrainSettings, net: StitchableNet, ranks: Ranks, images: TrainImages) -> None:
-        self.settings, self.net, self.ranks = settings, net, ranks
-        self.updates = len(images) // settings.grad_accum_steps
-        if self.updates == 0:
-            raise SnnetError(
-                f'an epoch has {len(images)} batches, fewer than the {settings.grad_accum_steps} of one update: '
-                f'lower --grad-accum-steps or --batch-size'
-            )
-        moving = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
-        trainable = [i for i in range(len(net.stitches)) if moving & net.parameter_names(i)]
-        if not trainable:
-            raise SnnetError(f'there is nothing to train: {net.title} is frozen and has no stitch layers')
-        self.sampler = make_sampler(settings, net, trainable)
-        self.criterion, self.mixup = _make_criterion(settings, net, ranks)
-        self.answers = _make_answers(settings, net, ranks, images)
-        self.protect = AnchorTeachers(net, settings.protect_anchors) if settings.protect_anchors else None
-        self.optimizer = make_optimizer(net, settings)
-        self.schedule = make_schedule(self.optimizer, settings, self.updates)
-        half = settings.amp and settings.amp_dtype == 'float16'
+    def __init__(
+        self,
+        net: StitchableNet,
+        ranks: Ranks,
+        sampler: DrawStitch,
+        stitches_per_step: int,
+        criterion: DistillationLoss,
+        optimizer: torch.optim.Optimizer,
+        schedule: Scheduler,
+        settings: UpdateSettings,
+        compute: TrainComputeSettings,
+        seeds: SeedSettings,
+        mixup: Mixup | None = None,
+        answers: Callable[[int, Tensor], Answer] | None = None,
+        protect: AnchorTeachers | None = None,
+    ) -> None:
+        self.net, self.ranks, self.sampler, self.stitches_per_step = net, ranks, sampler, stitches_per_step
+        self.criterion, self.mixup, self.answers, self.protect = criterion, mixup, answers, protect
+        self.optimizer, self.schedule = optimizer, schedule
+        self.settings, self.compute, self.seeds = settings, compute, seeds
+        half = compute.amp and compute.amp_dtype == 'float16'
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=half)
         self.grower: Grower | None = None
-        self.follow()
+        self.note_parameters()
         self.skips = 0
 
-    def __call__(self, step: int, batches: Sequence[Batch], asks: Sequence[bool]) -> tuple[dict[str, Any], list[bool]]:
+    def __call__(
+        self, step: int, batches: Sequence[TrainBatch], asks: Sequence[bool]
+    ) -> tuple[dict[str, Any], list[bool]]:
         """One update.
 
         Args:
@@ -126,43 +154,38 @@ class Step:
         }
         return row, [wish > 0 for wish in wishes]
 
-    def prepared(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def prepared(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
         """Images and targets (classes, or shares of classes) as the net is shown them: mixed up, on the device."""
         images, targets = (x.to(self.ranks.device, non_blocking=True) for x in (batch.images, batch.targets))
-        if self.settings.channels_last:
+        if self.compute.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.mixup is not None:
-            seed_libraries(key(self.settings.seed_of_data, 'mixup', batch.number, self.ranks.rank))
+            seed_libraries(key(self.seeds.of_data, 'mixup', batch.number, self.ranks.rank))
             images, targets = self.mixup(images, targets)
         return images, targets
 
-    def follow(self) -> None:
-        """Takes note of the net's parameters, at the start and whenever there are others."""
+    def note_parameters(self) -> None:
+        """Finds out what there is to move: at the start, and whenever the net's parameters have been replaced."""
         self.exchange = Exchange(self.net, self.ranks)
-
-    def flush(self) -> None:
-        """Writes what must be on the disk before a checkpoint is."""
-        if self.answers is not None:
-            self.answers.flush()
 
     def _drawn(self, step: int) -> list[list[int]]:
         """The stitches of each rank; no rank needs to be asked, for draws depend on nothing but seed and place."""
-        turns = range(self.settings.stitches_per_step)
+        turns = range(self.stitches_per_step)
         return [[self.sampler(step, rank, turn) for turn in turns] for rank in range(self.ranks.world)]
 
-    def _gradients(self, step: int, batches: Sequence[Batch], stitches: Sequence[int]) -> Tensor:
+    def _gradients(self, step: int, batches: Sequence[TrainBatch], stitches: Sequence[int]) -> Tensor:
         """Adds up gradients of the mean loss over batches and stitches; returns that loss."""
-        settings, device = self.settings, self.ranks.device
+        device = self.ranks.device
         total = torch.zeros((), device=device)
         share = 1 / (len(batches) * len(stitches))
         for place, batch in enumerate(batches):
             images, targets = self.prepared(batch)
-            with autocast(settings.amp, settings.amp_dtype, device):
+            with self.compute.autocast(device):
                 answer = None if self.answers is None else self.answers(batch.number, images)
             for turn, stitch in enumerate(stitches):
                 # what drop path and dropout draw
-                seed_libraries(key(settings.seed, 'forward', step, place, self.ranks.rank, turn))
-                with autocast(settings.amp, settings.amp_dtype, device):
+                seed_libraries(key(self.seeds.seed, 'forward', step, place, self.ranks.rank, turn))
+                with self.compute.autocast(device):
                     logits = self.net(images, stitch=stitch)
                     loss = self.criterion(logits, targets, answer)
                     if self.protect is not None:
@@ -189,31 +212,3 @@ class Step:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         return finite
-
-
-def _make_criterion(settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> tuple[DistillationLoss, Mixup | None]:
-    base: nn.Module = nn.CrossEntropyLoss()
-    mixup = None
-    if settings.mixup > 0 or settings.cutmix > 0:
-        mixup = Mixup(
-            settings.mixup, settings.cutmix, prob=settings.mixup_prob, switch_prob=settings.mixup_switch_prob,
-            label_smoothing=settings.smoothing, num_classes=net.num_classes,
-        )  # fmt: skip
-        base = SoftTargetCrossEntropy()
-    elif settings.smoothing > 0:
-        base = LabelSmoothingCrossEntropy(settings.smoothing)
-    return DistillationLoss(base, settings.distill_alpha, settings.distill_tau).to(ranks.device), mixup
-
-
-def _make_answers(settings: TrainSettings, net: StitchableNet, ranks: Ranks, images: TrainImages) -> Answers | None:
-    """The teacher's answers, from the store where one is named; None without a teacher."""
-    question = Question(settings.distill, settings.distill_topk, settings.distill_tau)
-    if settings.teacher == 'none':
-        return None
-    make = teacher_maker(settings.teacher, net)
-    store = None
-    if settings.teacher_store:
-        identity = fingerprint(settings, net, images.dataset, ranks.world)
-        store = Store(Path(settings.teacher_store), identity, ranks.rank)
-    epochs = min(settings.epochs, settings.teacher_epochs or settings.epochs)
-    return Answers(lambda: make().to(ranks.device), question, store, range(epochs * len(images)))

@@ -1,0 +1,100 @@
+"""What happens to a decoded image: augmentation for training, resizing and cropping for everything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import create_transform, resolve_data_config
+from timm.data.auto_augment import AugmentOp
+from timm.data.random_erasing import RandomErasing
+
+from ..config.sections import option
+from ..net.stitchable_net import StitchableNet
+from .batches import Normalizer
+
+
+@dataclass
+class AugmentationSettings:
+    """How training images are varied."""
+
+    scale: tuple[float, float] = option((0.08, 1.0), 'area of random crops')
+    ratio: tuple[float, float] = option((3 / 4, 4 / 3), 'aspect ratio of random crops')
+    hflip: float = option(0.5, 'probability of a horizontal flip')
+    color_jitter: float = option(0.4, 'strength of color jitter (unused with --aa)')
+    aa: str = option('', 'AutoAugment policy, such as rand-m9-mstd0.5-inc1')
+    train_interpolation: str = option('bicubic', 'interpolation of random crops')
+    reprob: float = option(0.0, 'probability of random erasing')
+    remode: str = option('pixel', 'filling of random erasing')
+    aug_repeats: int = option(0, 'versions of an image in one epoch (repeated augmentation)')
+
+
+def train_transform(augmentation: AugmentationSettings, net: StitchableNet) -> Any:
+    """timm's training transform for the net's images, from a PIL image to a uint8 tensor; what follows is float32."""
+    config = preprocessing(net)
+    transform = create_transform(
+        input_size=config['input_size'],
+        is_training=True,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        hflip=augmentation.hflip,
+        color_jitter=augmentation.color_jitter,
+        auto_augment=augmentation.aa or None,
+        interpolation=augmentation.train_interpolation,
+        mean=config['mean'],
+        std=config['std'],
+        normalize=False,
+    )
+    _keep_one_bit(transform)
+    return transform
+
+
+def random_erasing(augmentation: AugmentationSettings) -> RandomErasing | None:
+    """timm's random erasing, which comes after normalization."""
+    return (
+        RandomErasing(augmentation.reprob, mode=augmentation.remode, device='cpu') if augmentation.reprob > 0 else None
+    )
+
+
+def clean_transform(net: StitchableNet) -> Any:
+    """Resize, center crop and normalization as the first anchor was evaluated."""
+    config = preprocessing(net)
+    return create_transform(is_training=False, **config)
+
+
+def clean_steps(net: StitchableNet) -> Any:
+    """The steps of `clean_transform` without the normalization: a PIL image to a uint8 tensor."""
+    return create_transform(is_training=False, normalize=False, **preprocessing(net))
+
+
+def make_normalizer(net: StitchableNet, device: torch.device) -> Normalizer:
+    """What normalizes batches on a device as the first anchor was trained."""
+    config = preprocessing(net)
+    return Normalizer(config['mean'], config['std'], device)
+
+
+def preprocessing(net: StitchableNet) -> dict[str, Any]:
+    """Size, resizing, cropping and normalization as the first anchor's, in timm's words."""
+    config = resolve_data_config({'input_size': net.input_size}, model=net.anchor(0).model, verbose=False)
+    return {name: config[name] for name in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
+
+
+def _keep_one_bit(transform: Any) -> None:
+    """Lets posterizing keep at least one bit a channel; recent Pillow refuses the 0 bits that timm can ask for."""
+    for step in getattr(transform, 'transforms', [transform]):
+        policies = getattr(step, 'policy', [getattr(step, 'ops', [])])  # AutoAugment has several, RandAugment one
+        for op in (op for policy in policies for op in policy):
+            if isinstance(op, AugmentOp) and op.name.startswith('Posterize'):
+                op.level_fn = _AtLeastOne(op.level_fn)
+
+
+class _AtLeastOne:
+    """A level function whose first argument is at least 1 (a class, so that loader processes can receive it)."""
+
+    def __init__(self, level: Any) -> None:
+        self.level = level
+
+    def __call__(self, *args: Any) -> tuple[Any, ...]:
+        bits, *rest = self.level(*args)
+        return (max(1, bits), *rest)

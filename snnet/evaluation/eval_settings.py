@@ -1,0 +1,36 @@
+"""The settings of eval_stitches.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config.process import ComputeSettings
+from ..config.sections import option, section
+from ..data.datasets import DataSettings
+
+
+@dataclass
+class EvalSettings:
+    """Settings of eval_stitches.py."""
+
+    net: str = option('', 'folder of a saved net, or its id on the Hub: OWNER/NAME or OWNER/NAME@REVISION')
+    output: str = option(
+        '', 'folder for results (default: evaluation, in the folder of the net; output/evaluation/OWNER/NAME)'
+    )
+    overwrite: bool = option(False, 'discard results in the output folder instead of resuming')
+    val_split: str = option('validation', 'name of the split to evaluate')
+    stitches: str = option('', "ids to evaluate, such as '0-2,24' (default: all)")
+    images: int | None = option(None, 'number of images to evaluate, evenly spread (default: all)')
+    recalibrate: int = option(
+        0,
+        'training images for BatchNorm statistics of every stitch, kept in the folder of the net; 0 keeps what it has',
+        least=0,
+    )
+    train_split: str = option('train', 'name of the split to recalibrate with')
+    suffix_batch: int | None = option(
+        None,
+        'most images in a batch of several stitches with the same end; 0 merges none (default: 512 on a GPU, 0)',
+    )
+    plugin: list[str] = option([], 'Python files that register networks and adapters', free=True)
+    data: DataSettings = section(DataSettings)
+    compute: ComputeSettings = section(ComputeSettings)

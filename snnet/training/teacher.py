@@ -1,0 +1,127 @@
+"""The teacher: a frozen network that is built only when an answer is missing, and what tells teachers apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from timm.data import resolve_data_config
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from ..anchors.names import resolve
+from ..anchors.weights import load_model
+from ..errors import SnnetError, reason_of
+from ..net.stitchable_net import StitchableNet
+from ..utils.files import sha256
+
+LARGEST = 'largest'
+NONE = 'none'
+
+
+class Teacher(nn.Module):
+    """A frozen network in eval mode that takes images normalized for the student.
+
+    Args:
+        model: the network.
+        mean, std: how its own images are normalized, a value a channel.
+        student_mean, student_std: how the images it is given are normalized.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        student_mean: tuple[float, ...],
+        student_std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        own, given = torch.tensor([mean, std]), torch.tensor([student_mean, student_std])
+        self.same = torch.equal(own, given)
+        self.register_buffer('scale', (given[1] / own[1]).view(-1, 1, 1))
+        self.register_buffer('shift', ((given[0] - own[0]) / own[1]).view(-1, 1, 1))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to logits (N, classes)."""
+        return self.model(x if self.same else x * self.scale + self.shift)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in eval mode."""
+        return super().train(False)
+
+
+def teacher_maker(name: str, net: StitchableNet) -> Callable[[], Teacher]:
+    """What makes the teacher called `name`, on the CPU, when it is needed; it may never be (see `replay`).
+
+    Args:
+        name: NAME or NAME=FILE as for anchors, or 'largest' for a copy of the largest anchor. That copy is taken now,
+            for the anchor changes while it is trained.
+        net: the student.
+
+    Returns:
+        A function that raises SnnetError where the teacher has another number of classes than the net or does not take
+        its images, and NoWeights where its weights cannot be had.
+    """
+    student = resolve_data_config(model=net.anchor(0).model, verbose=False)
+    classes, size = net.num_classes, net.input_size
+    copy = net.anchor(len(net.anchors) - 1).duplicate().cpu() if name == LARGEST else None
+
+    def make() -> Teacher:
+        model = load_model(resolve(name), pretrained=True) if copy is None else copy
+        config = resolve_data_config(model=model, verbose=False) if copy is None else student
+        if model.num_classes != classes:
+            raise SnnetError(f'teacher {name} knows {model.num_classes} classes, the anchors {classes}')
+        teacher = Teacher(model, config['mean'], config['std'], student['mean'], student['std'])
+        try:
+            teacher(torch.zeros(1, *size))
+        except Exception as error:  # whatever a network raises for images of another size than its own
+            pixels = 'x'.join(map(str, size))
+            raise SnnetError(f'teacher {name} does not take the images of {pixels}: {reason_of(error)}') from error
+        return teacher
+
+    return make
+
+
+def teacher_identity(name: str, net: StitchableNet) -> tuple[str, str | None]:
+    """Tells teachers apart without loading them: timm's name with the tag, and the SHA-256 of local weights.
+
+    Args:
+        name: as for `teacher_maker`. The digest of the largest anchor is of its weights now, before any training.
+        net: the student.
+
+    Returns:
+        The name; and the digest, which is '' for timm's own weights, whose tag says which, and None where the file
+        cannot be read, for a run that replays every answer needs no teacher.
+
+    Raises:
+        SnnetError: no such network or tag.
+    """
+    if name == LARGEST:
+        return LARGEST, _digest(net.anchor(len(net.anchors) - 1))
+    text, equals, file = (part.strip() for part in name.partition('='))
+    model = resolve(text).model
+    config = get_pretrained_cfg(model)
+    full = f'{config.architecture}.{config.tag}' if config is not None and config.tag and not equals else model
+    if not equals:
+        return full, ''
+    try:
+        return full, sha256(Path(file))
+    except OSError:
+        return full, None
+
+
+def _digest(network: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
