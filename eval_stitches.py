@@ -17,7 +17,7 @@ from snnet.evaluation.hits import HITS, best_against_anchor, read_hits
 
 
 def main() -> int:
-    """Runs the evaluation; 2 for bad input, which is told in one sentence."""
+    """Runs the evaluation; returns the exit code, which is 2 for bad input."""
     try:
         net, output = evaluate(parse(EvalSettings, positional='net'))
     except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written

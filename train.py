@@ -14,14 +14,14 @@ from snnet.training.trainer import train
 
 
 def main() -> int:
-    """Runs the training; 2 for bad input, which is told in one sentence."""
+    """Runs the training; returns the exit code, which is 2 for bad input."""
     try:
         train(parse(TrainSettings, recipes=RECIPES))
     except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
         print(f'train.py: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # Ctrl-C pressed twice
-        print('train.py: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+        print('train.py: interrupted; the same command continues from the last checkpoint', file=sys.stderr)
         return 130
     return 0
 

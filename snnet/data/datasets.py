@@ -35,7 +35,7 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
     Args:
         data: where the images are.
         split: its name. Where classes do not matter, a folder without splits or classes will do.
-        net: tells image size and number of classes.
+        net: gives image size and number of classes.
         classes_matter: whether the classes must be those of the net.
 
     Raises:
@@ -44,7 +44,7 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
     if data.dataset.startswith(GENERATED):
         count = data.dataset.removeprefix(GENERATED)
         if not count.isdigit() or int(count) < 1:
-            raise SnnetError(f"'{data.dataset}' wants a number of images, as in {GENERATED}256")
+            raise SnnetError(f"'{data.dataset}' needs a number of images, as in {GENERATED}256")
         return FakeData(int(count), net.input_size, net.num_classes)
     if not data.data_dir:
         raise SnnetError('no images: name their folder with --data-dir')
@@ -55,7 +55,7 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
     except (RuntimeError, AssertionError, OSError, ValueError) as error:
         raise SnnetError(f"no images in the split '{split}' of '{data.data_dir}': {reason_of(error)}") from None
     if isinstance(dataset, IterableDataset):
-        raise SnnetError(f"'{data.dataset}' is a stream, and images are drawn by number: use a folder or hfds/")
+        raise SnnetError(f"'{data.dataset}' is a stream, but images are drawn by number: use a folder or hfds/")
     if classes_matter and hasattr(getattr(dataset, 'reader', None), 'samples') and Path(data.data_dir).is_dir():
         check_folders(dataset, Path(data.data_dir), split, data.class_map)
     classes = _classes_of(dataset) if classes_matter else None
@@ -70,6 +70,6 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
 
 
 def _classes_of(dataset: Any) -> int | None:
-    """Number of classes where the data set tells it."""
+    """The number of classes, if the data set says."""
     table = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
     return len(set(table.values())) if table else None

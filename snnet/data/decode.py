@@ -78,11 +78,11 @@ class Quarantine:
         pictures: where the images come from.
         share: of the images that may be bad; unless it is 0, one always may.
         ranks: their findings are put together.
-        file: JSON lines with the index, path and reason of each; those of a run that is taken up again are known,
+        file: JSON lines with the index, path and reason of each; those of a run that is resumed are known,
             unless they have been repaired.
 
     Raises:
-        SnnetError: the share is no number from 0 to 1, or more images are known to be bad than may be.
+        SnnetError: the share is not a number from 0 to 1, or too many images are known to be bad.
     """
 
     def __init__(self, pictures: Pictures, share: float, ranks: Ranks, file: Path) -> None:

@@ -39,7 +39,7 @@ class Loader:
         pictures: the augmented images.
         normalizer: finishes a batch.
         workers: number of processes; 0 reads the images in this one.
-        found: is told the index of each image that cannot be read, and the reason.
+        found: called with the index of each image that cannot be read, and the reason.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Loader:
                 killed += 1
                 if killed > RESTARTS:
                     raise SnnetError(_MEMORY.format('were killed again and again', self._workers)) from None
-                _log.warning('a process that loads images was killed; going on at batch %d with new ones', done)
+                _log.warning('a process that loads images was killed; continuing at batch %d with new ones', done)
 
     def _pass(self, batches: Iterator[list[Draw]]) -> Iterator[Batch]:
         # processes at work on a pass that was broken off, or with a dead one among them, are not used again

@@ -43,7 +43,7 @@ class Draws:
         if repeats > 1:
             self._order = RepeatAugSampler(range(images), num_repeats=repeats, **place)
         else:
-            self._order = DistributedSampler(range(images), drop_last=True, **place)  # type: ignore[arg-type]  # wants a length
+            self._order = DistributedSampler(range(images), drop_last=True, **place)  # type: ignore[arg-type]  # needs only a length
 
     def __len__(self) -> int:
         """Batches an epoch."""

@@ -81,7 +81,7 @@ def preprocessing(net: StitchableNet) -> dict[str, Any]:
 
 
 def _keep_one_bit(transform: Any) -> None:
-    """Lets posterizing keep at least one bit a channel; recent Pillow refuses the 0 bits that timm can ask for."""
+    """Lets posterizing keep at least one bit per channel; recent Pillow refuses the 0 bits that timm can ask for."""
     for step in getattr(transform, 'transforms', [transform]):
         policies = getattr(step, 'policy', [getattr(step, 'ops', [])])  # AutoAugment has several, RandAugment one
         for op in (op for policy in policies for op in policy):

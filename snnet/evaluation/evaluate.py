@@ -43,9 +43,9 @@ _SUFFIX_BATCH = 512
 def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
     """Evaluates the stitches of a saved net; returns the net with its records and the folder of the results.
 
-    The output folder gets `stitches.jsonl` (a JSON object a stitch), `hits.safetensors` (a bit an image and stitch)
-    and, while the pass lasts, `progress.safetensors`: an evaluation that was stopped anywhere goes on where it was and
-    ends with the same results. The accuracies are also put into the net's config.json, and so are the statistics of
+    The output folder receives `stitches.jsonl` (a JSON object per stitch), `hits.safetensors` (a bit per image and
+    stitch) and, during the pass, `progress.safetensors`: an evaluation that was stopped at any point is resumed there
+    and ends with the same results. The accuracies are also put into the net's config.json, and so are the statistics of
     BatchNorm where they are recalibrated first (`recalibrate` in the settings).
 
     Raises:
@@ -55,16 +55,16 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
     import_plugins(settings.plugin)
     with ranks(settings.compute.device) as group:
         set_up_logging(quiet=not group.first)
-        folder, own = locate(settings.net), Path(settings.net).is_dir()  # what the hub's cache holds is not ours
+        folder, own = locate(settings.net), Path(settings.net).is_dir()  # the cache of the Hub is not ours to change
         if settings.recalibrate > 0 and not own:
             raise SnnetError(
-                f'recalibrated statistics are kept in the folder of the net, and {settings.net} is on the hub: '
+                f'recalibrated statistics are kept in the folder of the net, but {settings.net} is on the Hub: '
                 f'fetch it first (hf download {settings.net} --local-dir FOLDER)'
             )
         settings = replace(settings, net=str(folder), output=settings.output or _output(settings.net))
         net = StitchableNet.from_pretrained(folder).to(group.device)
         output = Path(settings.output)
-        evaluation = Evaluation(settings, net, output, group)  # first of all, for it refuses bad settings
+        evaluation = Evaluation(settings, net, output, group)  # first, because it refuses bad settings
         prepare_statistics(settings, net, group)
         evaluation.run()
         if group.first and own:
@@ -76,7 +76,7 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
 
 
 def _output(net: str) -> str:
-    """Where results go that were given no place: into the net's folder, or, of a net on the hub, beside a run's."""
+    """Where results go by default: into the folder of the net, or for a net on the Hub into output/evaluation."""
     return str(Path(net) / 'evaluation' if Path(net).is_dir() else Path('output') / 'evaluation' / net)
 
 
@@ -103,7 +103,7 @@ class Evaluation:
         self.partial = output / 'progress.safetensors'
 
     def run(self) -> None:
-        """Evaluates what is missing and makes the net's records say exactly what the results file says."""
+        """Evaluates what is missing and puts what the results file then holds into the net's records."""
         rows = self._earlier_results()
         todo = [stitch for stitch in self.wanted if stitch not in rows]
         if todo:
@@ -187,7 +187,7 @@ class Evaluation:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells apart what results depend on: weights, BatchNorm statistics, images, precision."""
+        """A digest of what results depend on: weights, BatchNorm statistics, images, precision."""
         names = self.dataset.filenames() if hasattr(self.dataset, 'filenames') else self.settings.data.dataset
         compute = self.settings.compute
         precision = (compute.amp_dtype if compute.amp else 'float32', compute.compile)

@@ -1,4 +1,4 @@
-"""Right answers and losses of many stitches, image by image, so that two stitches can be compared in pairs."""
+"""Correct answers and losses of many stitches, image by image, so that two stitches can be compared in pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..budget.frontier import Record
 from ..utils.files import write_atomically, write_tensors
 
 HITS = 'hits.safetensors'
-"""File of one bit an image and stitch, beside the results: 444 kB for 71 stitches and 50,000 images."""
+"""File with one bit per image and stitch, beside the results: 444 kB for 71 stitches and 50,000 images."""
 
 _SUMS = 4
 """Columns before those of the images: right answers, right ones among the best five, loss, images."""
@@ -56,7 +56,7 @@ class Tally:
         self.hits = torch.zeros(len(self.stitches), images, dtype=torch.bool)
 
     def window(self, width: int, device: torch.device) -> Tensor:
-        """An empty window of the next `width` images: a row a stitch, with sums and then a column an image.
+        """An empty window of the next `width` images: a row per stitch, with sums and then a column per image.
 
         Its numbers add up over ranks; adding windows rather than ranks makes the sums the same after a resumption.
         """
@@ -77,7 +77,7 @@ class Tally:
         return found
 
     def save(self, path: Path, of: str) -> None:
-        """Writes the state, whole or not at all; `of` tells what it belongs to."""
+        """Writes the state, whole or not at all; `of` identifies what it belongs to."""
         tensors = {'sums': self.sums, 'hits': pack(self.hits.numpy())}
         _write(path, tensors, {'of': of, 'stitches': self.stitches, 'done': self.done})
 
@@ -90,12 +90,12 @@ class Tally:
 
 
 def write_hits(path: Path, hits: Mapping[int, np.ndarray], of: str) -> None:
-    """Writes one bit an image and stitch, whole or not at all.
+    """Writes one bit per image and stitch, whole or not at all.
 
     Args:
         path: of the file.
         hits: of each stitch, whether it is right (images,).
-        of: tells what the hits belong to.
+        of: identifies what the hits belong to.
     """
     ids = sorted(hits)
     tensors = {'stitches': torch.tensor(ids), 'hits': pack(np.stack([hits[stitch] for stitch in ids]))}
@@ -164,7 +164,7 @@ def unpack(packed: Tensor, columns: int) -> np.ndarray:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Writes tensors and facts, whole or not at all; one text holds all facts, for safetensors shuffles several."""
+    """Writes tensors and facts, whole or not at all; one text holds all facts, because safetensors reorders several."""
     metadata = {'about': json.dumps({**about, 'sha256': _digest(about, tensors)})}
     write_atomically(path, lambda temporary: write_tensors(temporary, tensors, metadata))
 
@@ -174,7 +174,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, 'pt') as file:
             about = json.loads(file.metadata()['about'])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping
         intact = about.pop('sha256') == _digest(about, tensors)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
         return {}, {}

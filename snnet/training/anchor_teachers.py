@@ -1,4 +1,4 @@
-"""Anchors kept near what they were: each is taught by a frozen copy of itself whenever it is drawn."""
+"""Keeps anchors near what they were: a frozen copy of each teaches it whenever it is drawn."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..net.stitchable_net import StitchableNet
 
 
 class AnchorTeachers(nn.Module):
-    """Frozen copies of a net's anchors as they are now, in eval mode, each the teacher of its own anchor.
+    """Frozen copies of a net's anchors, in eval mode; each is the teacher of the anchor it was copied from.
 
     Args:
-        net: before training, and before a checkpoint is loaded into it, so that the copies are the originals.
+        net: before training and before a checkpoint is loaded into it.
         weight: of the copy's answer in the loss, above 0 and up to 1.
 
     Raises:
@@ -36,7 +36,7 @@ class AnchorTeachers(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, stitch: int, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
-        """The loss of a stitch; of an anchor, mixed with its divergence from what the original says.
+        """The loss of a stitch, which for an anchor is mixed with the divergence from its original.
 
         Args:
             stitch: id.

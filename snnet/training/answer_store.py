@@ -1,4 +1,4 @@
-"""A folder of teacher's answers: shards that are written whole, checked when read, and asked anew where damaged."""
+"""A folder of teacher answers in shards, which are written whole, checked when read, and asked for again if damaged."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class _Shard:
 class Store:
     """The answers of one rank, by step, in a folder that the ranks share.
 
-    Each rank has a folder of its own, for its batches and their mixup depend on its number, on how many ranks there are
-    and on the batch size; so a store serves runs of the same three. A shard is written whole under a name that holds
-    its steps and its SHA-256: after a crash at any moment, what was flushed is valid, and the rest is asked anew. Any
-    number of runs may read a store, one may fill it at a time.
+    Each rank has its own folder, because its batches and their mixup depend on its number, on the number of ranks and
+    on the batch size; a store serves runs that agree in all three. A shard is written whole, under a name that holds
+    its steps and its SHA-256: after a crash at any moment, what was flushed is valid, and the teacher is asked again
+    for the rest. Any number of runs may read a store at the same time, but only one may fill it.
 
     Args:
         folder: of the store; made when first written to.
-        fingerprint: what decides images and answers (see `replay.fingerprint`), in values that JSON can hold; a None
-            is unknown and agrees with anything.
+        fingerprint: what decides images and answers (see `teacher_answers.fingerprint`), in values that JSON can hold;
+            None is unknown and agrees with anything.
         rank: of this process.
 
     Raises:
@@ -64,7 +64,7 @@ class Store:
         self.folder, self.fingerprint = folder, json.loads(json.dumps(fingerprint))
         self._own = folder / f'rank{rank}'
         if folder.exists() and not folder.is_dir():
-            raise SnnetError(f"the teacher's store '{folder}' is no folder: name another --teacher-store")
+            raise SnnetError(f"the teacher's store '{folder}' is not a folder: name another --teacher-store")
         for manifest in sorted(folder.glob(f'rank*/{MANIFEST}')):
             self._compare(manifest)
         for left in self._own.glob('.*.tmp'):  # by a crash
@@ -75,7 +75,7 @@ class Store:
         self._shards = _tidied(_listed(self._own))
         self._open: tuple[_Shard | None, dict[str, np.ndarray]] = (None, {})
         if self._shards and not (self._own / MANIFEST).is_file():
-            raise SnnetError(f'{self._own} has lost its {MANIFEST}, which says whose answers it holds: remove it')
+            raise SnnetError(f'{self._own} has lost its {MANIFEST}, which says what its answers belong to: remove it')
 
     def held(self, steps: range) -> int:
         """How many of the steps have a shard."""
@@ -102,7 +102,7 @@ class Store:
             return None
         if step == shard.first and not _alike(arrays['probe'], _probe(images)):
             raise SnnetError(
-                f'the answers in {self.folder} are to other images than those of step {step}: the files, or the '
+                f'the answers in {self.folder} do not belong to the images of step {step}: the files, or the '
                 f'libraries that read and augment them, have changed since; name another --teacher-store'
             )
         return _unpacked(arrays, step - shard.first, images.device)
@@ -117,9 +117,9 @@ class Store:
             self._buffer.clear()
 
     def flush(self) -> None:
-        """Writes what was put since the last time; a shard that is not full yet is written anew with more steps.
+        """Writes what was put since the last time; a shard that is not full yet is written again with more steps.
 
-        Where that fails, a warning says so, and training goes on: the answers are asked for again next time.
+        If that fails, there is a warning and training continues: the teacher is asked again next time.
         """
         if not self._fresh:
             return
@@ -184,7 +184,10 @@ class Store:
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and now.get(key, '') is not None]
         if keys:
             listed = ', '.join(f'{key} was {before.get(key)!r}, is {now.get(key)!r}' for key in keys)
-            raise SnnetError(f"the answers in '{self.folder}' are other ones: {listed}; name another --teacher-store")
+            raise SnnetError(
+                f"the answers in '{self.folder}' were made with different settings: {listed}; "
+                f'name another --teacher-store'
+            )
 
 
 def _listed(folder: Path) -> list[_Shard]:

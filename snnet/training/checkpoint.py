@@ -1,4 +1,4 @@
-"""The states of a training run: one folder a checkpoint, written whole or not at all and verified before it is used."""
+"""Checkpoints of a training run: one folder each, written whole or not at all and verified before it is used."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RunState:
     scaler: torch.amp.GradScaler
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor under a name of its own, without a copy."""
+        """Every tensor by name, without a copy."""
         found = {f'{name}.{key}': t for name, module in self.modules.items() for key, t in module.state_dict().items()}
         for kind, rows in self._rows().items():
             for i, row in rows.items():
@@ -75,7 +75,7 @@ class RunState:
             json.dumps(moments)
         except TypeError as error:
             name = type(self.optimizer).__name__
-            raise SnnetError(f'{name} keeps what no checkpoint can hold ({error}): choose another --opt') from None
+            raise SnnetError(f'{name} keeps what a checkpoint cannot hold ({error}): choose another --opt') from None
         return {'moment': moments, 'group': groups, 'scaler': self.scaler.state_dict()}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, step: int, state: RunState, values: dict[str, Any]) -> bool:
-        """Writes the state after `step` steps; where there is no room says so and returns False.
+        """Writes the state after `step` steps; logs a warning and returns False if there is no room.
 
         A crash or a full disk at any moment leaves the earlier checkpoints as they are.
 
@@ -146,8 +146,9 @@ class Checkpoints:
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             _log.warning(
-                'no checkpoint after step %d: %s wants %s bytes (%s); the run goes on', step, final, f'{size:,}', error
-            )
+                'no checkpoint after step %d: %s needs %s bytes (%s); the run continues',
+                step, final, f'{size:,}', error,
+            )  # fmt: skip
             return False
         self._prune()
         return True
@@ -166,7 +167,7 @@ class Checkpoints:
             _log.warning('checkpoint %s is broken (%s): set aside as %s', path, reason, aside.name)
             broken = True
         if broken:
-            _log.warning('no checkpoint in %s is whole: the run begins anew', self.folder)
+            _log.warning('no checkpoint in %s is whole: the run starts from the beginning', self.folder)
         return None
 
     def load(self, step: int, state: RunState) -> None:
@@ -203,7 +204,7 @@ class Checkpoints:
         """The loss that came with a checkpoint; infinite where none did."""
         try:
             loss = json.loads((self.folder / f'step-{step:08}' / _VALUES).read_text(encoding='utf-8'))['loss']
-        except (OSError, ValueError, TypeError, KeyError):  # an older one, which nobody has verified
+        except (OSError, ValueError, TypeError, KeyError):  # an older checkpoint, which was not verified
             return math.inf
         return loss if isinstance(loss, float) else math.inf
 

@@ -1,4 +1,4 @@
-"""Distillation from a teacher, hard as in the papers' recipes or soft, by way of answers compact enough to be kept."""
+"""Distillation from a teacher, hard as in the published recipes or soft, through answers small enough to be stored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DistillationSettings:
     distill: str = option('hard', 'hard or soft')
     distill_alpha: float = option(0.5, 'weight of the teacher')
     distill_tau: float = option(1.0, 'temperature of soft distillation')
-    distill_topk: int = option(16, 'classes that a soft answer of the teacher tells apart; 0 for all')
+    distill_topk: int = option(16, 'classes that a soft answer of the teacher lists; 0 for all')
     teacher_store: str = option('', "folder for the teacher's answers, which later epochs and runs replay", free=True)
     teacher_epochs: int | None = option(
         None, 'repeat the augmentations after this many epochs (default: never)', least=1
@@ -51,7 +51,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """What a teacher is asked, and thus what an answer keeps of its logits.
+    """What a teacher is asked, which decides what an answer keeps of its logits.
 
     A soft answer keeps the probabilities of the k most likely classes and of all others together. The divergence from
     it, over these k + 1 outcomes, is a lower bound of the divergence over all classes that grows with k and vanishes
@@ -59,7 +59,7 @@ class Question:
 
     Attributes:
         kind: 'hard' asks for the most likely class (DeiT, Eq. 3), 'soft' for the distribution (DeiT, Eq. 2).
-        topk: how many classes a soft answer tells apart; 0 for all.
+        topk: how many classes a soft answer lists; 0 for all.
         tau: temperature of a soft answer.
 
     Raises:
@@ -79,7 +79,7 @@ class Question:
             raise SnnetError(f'distill_topk is a number of classes, or 0 for all, not {self.topk}')
 
     def kept(self, classes: int) -> int:
-        """How many of the classes a soft answer tells apart."""
+        """How many of the classes a soft answer lists."""
         return min(self.topk or classes, classes)
 
     def answer(self, logits: Tensor) -> Answer:
@@ -98,7 +98,7 @@ class DistillationLoss(nn.Module):
     """(1 - alpha) * base loss + alpha * distance to the teacher's answer.
 
     The distance from a hard answer is the cross entropy (DeiT, Eq. 3); that from a soft one the Kullback-Leibler
-    divergence at temperature tau, over the outcomes that the answer tells apart (see `Question`), times tau squared
+    divergence at temperature tau, over the outcomes that the answer lists (see `Question`), times tau squared
     (DeiT, Eq. 2).
 
     Args:

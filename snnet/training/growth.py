@@ -64,7 +64,7 @@ def check_growth(settings: GrowthSettings, compiled: bool) -> None:
     if settings.grow_every is not None and settings.grow_static:
         raise SnnetError('grow_static and grow_every do not go together: branches stay from the start, or come and go')
     if compiled:
-        raise SnnetError('compile does not go together with branches, for every change would compile blocks anew')
+        raise SnnetError('compile does not go together with branches, because every change would compile blocks again')
     if settings.grow_score not in SCORES:
         raise SnnetError(f"grow_score is one of {', '.join(SCORES)}, not '{settings.grow_score}'")
     if settings.grow_score == 'grasp':
@@ -103,8 +103,8 @@ def make_grower(
         return None
     if settings.grow_every is not None and 0 < steps <= settings.grow_every:
         raise SnnetError(
-            f'grow_every {settings.grow_every} leaves no step to train what has grown, for the run has {steps} steps: '
-            f'lower --grow-every'
+            f'grow_every {settings.grow_every} leaves no step to train what has grown, because the run has {steps} '
+            f'steps: lower --grow-every'
         )
     start = 'static' if settings.grow_static and not learned else 'calibrated'
     grower = Grower(
@@ -118,7 +118,7 @@ def make_grower(
     if settings.grow_budget is not None and settings.grow_budget <= grower.flops:
         raise InvalidBudget(
             f'grow_budget {settings.grow_budget:.4g} leaves no room for branches: the convolutions and linear layers '
-            f'of the plain net take {grower.flops:.4g} multiply-adds an image'
+            f'of the plain net take {grower.flops:.4g} multiply-adds per image'
         )
     return grower
 

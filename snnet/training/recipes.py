@@ -30,7 +30,7 @@ SNNET: dict[str, Any] = {
 """What gave the highest frontier on the residual family of docs/results/family.md.
 
 Bins of FLOPs are drawn equally often, the weights are a moving average, and at the end every stitch gets BatchNorm
-statistics of its own. The transformers there want uniform draws, anchors slower than stitch layers (`lr`, `stitch_lr`)
+statistics of its own. The transformers there need uniform draws, anchors slower than stitch layers (`lr`, `stitch_lr`)
 and stitches from large to small (`direction`), as their config says.
 """
 

@@ -1,4 +1,4 @@
-"""The output folder of a training run: whose it is, whether the run may go on, and whether going on has a point."""
+"""The output folder of a training run: who owns it, whether its run may be resumed, and whether that makes sense."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .train_settings import TrainSettings
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'
 _LEFTOVER = re.compile(r'\.lock|\.config\.yaml\.\d+\.tmp')
-"""What a process leaves that is killed before its settings are noted."""
+"""What a process leaves if it is killed before its settings are written."""
 ATTEMPTS = 3
 """Restarts in a row without a new checkpoint after which a launcher's further ones are refused."""
 
@@ -47,8 +47,8 @@ class RunFolder:
         """Looks before anything is written.
 
         Raises:
-            SnnetError: the folder holds something else, or a run with other settings or another number of images a
-                step; the message names what differs.
+            SnnetError: the folder holds something else, or a run with other settings or another number of images
+                per step; the message names what differs.
         """
         if not self.path.exists():
             return
@@ -56,7 +56,7 @@ class RunFolder:
         if not config.is_file():
             if self.path.is_dir() and all(_LEFTOVER.fullmatch(path.name) for path in self.path.iterdir()):
                 return
-            raise SnnetError(f"the output folder '{self.path}' holds other things: name another --output")
+            raise SnnetError(f"the output folder '{self.path}' holds something else: name another --output")
         if not self.settings.resume:
             raise SnnetError(f"the output folder '{self.path}' holds a run: continue it with --resume, or name another")
         try:
@@ -72,22 +72,22 @@ class RunFolder:
             ValueError,
         ):  # SnnetError is a ValueError
             raise SnnetError(
-                f'{config} is damaged, so nobody can tell what run this is: name another --output'
+                f'{config} is damaged, so it is unknown which run this is: name another --output'
             ) from None
         differing = changes(self.settings, before)
         asked = self.settings.data.batch_size * self.settings.update.grad_accum_steps * self.world
-        if asked == then:  # the same images a step, dealt otherwise
+        if asked == then:  # the same images per step, distributed differently
             differing = [text for text in differing if text.split()[0] not in ('batch_size', 'grad_accum_steps')]
         elif world != self.world and not differing:
             differing = [
-                f'{world} processes took {then} images a step, {self.world} take {asked} (go on with '
+                f'{world} processes took {then} images per step, {self.world} take {asked} (resume with '
                 f'{world} processes, or set --batch-size so that a step has {then} images again)'
             ]
         if differing:
             raise SnnetError(f"'{self.path}' holds a run with other settings: {'; '.join(differing)}")
 
     def open(self) -> None:
-        """Makes the folder, claims it until the process ends and notes the settings (first rank only).
+        """Makes the folder, claims it until the process ends and writes the settings (first rank only).
 
         Raises:
             SnnetError: the folder cannot be written, or another process trains in it.
@@ -105,36 +105,36 @@ class RunFolder:
             ) from None
         for folder in (self.path, self.net):
             clear_temporaries(folder)
-        self.note_settings()  # even of an old run: batch size and processes may have been dealt otherwise
+        self.note_settings()  # of an old run, too: the images may be distributed differently now
 
     def note_settings(self) -> None:
-        """Writes the settings beside what they lead to; without them the folder is nobody's run."""
+        """Writes the settings, without which the folder does not count as a run."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / _CONFIG, to_yaml(self.settings) + f'world: {self.world}\n')
 
     @property
     def noted(self) -> bool:
-        """Whether the settings stand in the folder."""
+        """Whether the settings are in the folder."""
         return (self.path / _CONFIG).is_file()
 
     def note_attempt(self, step: int) -> None:
-        """Notes that the run goes on from `step` (first rank only).
+        """Records that the run continues from `step` (first rank only).
 
         Raises:
-            SnnetError: torchrun has restarted it from this step several times in vain.
+            SnnetError: torchrun has restarted it from this step several times without success.
         """
         restart = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'))
         rows = self._attempts.read() if restart else []
         starts = [row['step'] for row in rows if 'step' in row]
         if len(starts) >= ATTEMPTS and set(starts[-ATTEMPTS:]) == {step}:
             raise SnnetError(
-                f'{ATTEMPTS} attempts from step {step} ended before the next checkpoint, so no more are made; '
+                f'{ATTEMPTS} attempts from step {step} ended before the next checkpoint, so it is not tried again; '
                 f'last cause: {_cause(rows)}'
             )
         self._attempts.rewrite([*rows, {'step': step}])
 
     def note_error(self, rank: int, error: BaseException) -> None:
-        """Notes why a rank ends, for `note_attempt` of the next."""
+        """Records why a rank ends, for `note_attempt` of the next attempt."""
         row: dict[str, Any] = {'rank': rank, 'error': ' '.join(f'{type(error).__name__}: {error}'.split())}
         if not self.noted:
             return  # no run has begun here
@@ -143,8 +143,8 @@ class RunFolder:
 
 
 def _cause(rows: Sequence[dict[str, Any]]) -> str:
-    """Why the last attempt ended: the first error of it that is not the loss of a rank which had an error itself."""
+    """Why the last attempt ended: its first error, apart from those that only say that another rank was lost."""
     last = max(i for i, row in enumerate(rows) if 'step' in row)
-    told = [f'rank {row.get("rank")}: {row["error"]}' for row in rows[last:] if 'error' in row]
-    own = [text for text in told if LostRanks.__name__ not in text]
-    return next(iter([*own, *told]), 'unknown (killed?)')
+    errors = [f'rank {row.get("rank")}: {row["error"]}' for row in rows[last:] if 'error' in row]
+    own = [text for text in errors if LostRanks.__name__ not in text]
+    return next(iter([*own, *errors]), 'unknown (killed?)')

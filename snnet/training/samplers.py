@@ -38,8 +38,8 @@ class Sampler(ABC):
 
     Attributes:
         seed: of the run.
-        per_rank: let every rank train a stitch of its own; otherwise all train the same one.
-        per_step: stitches a step.
+        per_rank: whether every rank trains a different stitch.
+        per_step: stitches per step.
     """
 
     seed: int
@@ -76,7 +76,7 @@ class GroupSampler(Sampler):
 
 @dataclass(frozen=True)
 class StratifiedSampler(Sampler):
-    """Draws every stitch once, in an order of its own for each pass, before any comes again.
+    """Draws every stitch once before any comes again, in a new order for each pass.
 
     Attributes:
         stitches: ids.
@@ -166,7 +166,7 @@ def bins(costs: dict[int, float], width: float) -> tuple[tuple[int, ...], ...]:
         width: as a share of the span from the least cost to the greatest.
 
     Raises:
-        SnnetError: a width that is no number from 0 to 1.
+        SnnetError: the width is not a number from 0 to 1.
     """
     if not 0 <= width <= 1:
         raise SnnetError(f'sampler_width is a share of the span of costs, from 0 to 1, not {width}')

@@ -1,4 +1,4 @@
-"""Stops from outside: signals that ask for an end at the next step boundary, and a watchdog for what hangs."""
+"""Ends from outside: signals that ask a run to stop after the current step, and a watchdog for runs that hang."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def alive(self) -> None:
-        """Starts the time anew."""
+        """Restarts the clock."""
         faulthandler.dump_traceback_later(self.timeout, exit=True, file=sys.__stderr__ or 2)

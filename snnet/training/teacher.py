@@ -1,4 +1,4 @@
-"""The teacher: a frozen network that is built only when an answer is missing, and what tells teachers apart."""
+"""The teacher: a frozen network, built only when an answer is missing, and what identifies it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Teacher(nn.Module):
 
     Args:
         model: the network.
-        mean, std: how its own images are normalized, a value a channel.
+        mean, std: how the images it was trained on are normalized, one value per channel.
         student_mean, student_std: how the images it is given are normalized.
     """
 
@@ -59,11 +59,11 @@ class Teacher(nn.Module):
 
 
 def teacher_maker(name: str, net: StitchableNet) -> Callable[[], Teacher]:
-    """What makes the teacher called `name`, on the CPU, when it is needed; it may never be (see `replay`).
+    """A function that builds the teacher on the CPU; where all answers are stored, it is never called.
 
     Args:
-        name: NAME or NAME=FILE as for anchors, or 'largest' for a copy of the largest anchor. That copy is taken now,
-            for the anchor changes while it is trained.
+        name: NAME or NAME=FILE as for anchors, or 'largest' for a copy of the largest anchor. That copy is made now,
+            because the anchor changes while it is trained.
         net: the student.
 
     Returns:
@@ -91,15 +91,15 @@ def teacher_maker(name: str, net: StitchableNet) -> Callable[[], Teacher]:
 
 
 def teacher_identity(name: str, net: StitchableNet) -> tuple[str, str | None]:
-    """Tells teachers apart without loading them: timm's name with the tag, and the SHA-256 of local weights.
+    """Identifies a teacher without loading it: timm's name with the tag, and the SHA-256 of local weights.
 
     Args:
         name: as for `teacher_maker`. The digest of the largest anchor is of its weights now, before any training.
         net: the student.
 
     Returns:
-        The name; and the digest, which is '' for timm's own weights, whose tag says which, and None where the file
-        cannot be read, for a run that replays every answer needs no teacher.
+        The name and the digest. The digest is '' for timm's own weights, which the tag identifies, and None where the
+        file cannot be read, because a run that replays every answer needs no teacher.
 
     Raises:
         SnnetError: no such network or tag.

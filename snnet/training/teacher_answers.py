@@ -1,19 +1,19 @@
-"""The teacher's answers, kept on disk: whoever shows a student the same images again asks no teacher.
+"""The teacher's answers, kept on disk to avoid running the teacher again on images it has already seen.
 
-Every draw of a run is keyed, so the images of a step follow from the settings, and so do the teacher's answers. The
-first run that names a store fills it as it goes; later runs of other recipes, or later epochs where the augmentations
-repeat (`teacher_epochs`), replay it. A live teacher's logits pass through the same compact `Answer`, so both ways agree
-bit for bit.
+Every draw of a run is keyed, so the images of a step, and with them the teacher's answers, follow from the settings.
+The first run that names a store fills it. Later runs with other recipes, or later epochs where the augmentations repeat
+(`teacher_epochs`), replay it. A live teacher's logits pass through the same compact `Answer`, so both ways agree bit
+for bit.
 
 Cost on disk for ImageNet, 1,281,167 images and 50 epochs of augmentations (5 epochs: a tenth):
 
-| answers | bytes an image | 50 epochs | 5 epochs |
+| answers | bytes per image | 50 epochs | 5 epochs |
 |---|---|---|---|
 | hard, 1000 classes | 2 | 128 MB | 13 MB |
 | soft, top 16 (indices of 2 bytes, 17 values of 2) | 66 | 4.2 GB | 423 MB |
 | soft, all 1000 classes | 2000 | 128 GB | 12.8 GB |
 
-When it pays: RegNetY-160 takes 16 GMACs an image, the mean stitch of DeiT-Ti/S/B 7.6 forward and about twice that
+When it pays: RegNetY-160 takes 16 GMACs per image, the mean stitch of DeiT-Ti/S/B 7.6 forward and about twice that
 backward, 22.8 together, so the teacher is 16 / 38.8 = 41 % of the compute. Filling the store costs next to nothing,
 every later run takes 59 % of the compute, and a single run of E epochs whose augmentations repeat after T takes
 1 - 0.41 (1 - T / E): 63 % for T = 5 and E = 50, at the price of fewer augmentations.
@@ -70,11 +70,11 @@ class Answers:
         """The answer to the images (N, C, H, W) of a step, on their device.
 
         Args:
-            step: number of the batch: (virtual) epoch * batches an epoch + place in the epoch.
+            step: number of the batch: (virtual) epoch * batches per epoch + place in the epoch.
             images: as the student sees them, mixed up if they are.
 
         Raises:
-            SnnetError: the answers stored are to other images, or the teacher is needed and cannot be had.
+            SnnetError: the stored answers belong to other images, or the teacher is needed and cannot be had.
         """
         answer = None if self.store is None else self.store.get(step, images)
         if answer is None:

@@ -52,7 +52,7 @@ class TrainBatch(NamedTuple):
     """Images of a step on their way into the net.
 
     Attributes:
-        number: tells batches of the run apart; equal where the augmentations repeat.
+        number: identifies the batch in the run; equal where the augmentations repeat.
         images: (N, C, H, W).
         targets: classes (N,).
     """
@@ -119,11 +119,11 @@ class TrainStep:
         Args:
             step: its number, from 0; with the seed it decides every draw.
             batches: `grad_accum_steps` of them.
-            asks: wishes of this rank, such as to stop.
+            asks: what this rank asks for, such as to stop.
 
         Returns:
-            A row for the log (the same on all ranks but for the stitch, where each draws its own), and which wishes at
-            least one rank has.
+            A row for the log, and which of the things at least one rank asks for. The row is the same on all ranks,
+            except for the stitch where each rank draws a different one.
 
         Raises:
             LostRanks: another rank is gone.
@@ -135,13 +135,13 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._gradients(step, batches, drawn[self.ranks.rank])
         numbers = torch.cat([loss.double().view(1), torch.tensor([*map(float, asks)], device=loss.device)])
-        mean, *wishes = self.exchange.average(active, numbers).tolist()
+        mean, *asked = self.exchange.average(active, numbers).tolist()
         if finite := self._move(active):
             self.skips = 0
         else:
             self.skips += 1
             for statistic, old in zip(active.statistics, before, strict=True):
-                statistic.copy_(old)  # what batch norms saw was not finite either
+                statistic.copy_(old)  # what the BatchNorms saw was not finite either
         rates = [group['lr'] for group in self.optimizer.param_groups]
         own = drawn[self.ranks.rank]
         row = {
@@ -152,7 +152,7 @@ class TrainStep:
             'stitch_lr': rates[-1],
             **({} if finite else {'skipped': True}),
         }
-        return row, [wish > 0 for wish in wishes]
+        return row, [share > 0 for share in asked]
 
     def prepared(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
         """Images and targets (classes, or shares of classes) as the net is shown them: mixed up, on the device."""
@@ -169,7 +169,7 @@ class TrainStep:
         self.exchange = Exchange(self.net, self.ranks)
 
     def _drawn(self, step: int) -> list[list[int]]:
-        """The stitches of each rank; no rank needs to be asked, for draws depend on nothing but seed and place."""
+        """The stitches of each rank, known to all of them because draws depend on seed and place alone."""
         turns = range(self.stitches_per_step)
         return [[self.sampler(step, rank, turn) for turn in turns] for rank in range(self.ranks.world)]
 

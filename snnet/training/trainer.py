@@ -127,7 +127,7 @@ class Trainer:
         return self.folder.net
 
     def _resume(self) -> int | None:
-        """Takes up the newest checkpoint that verifies; returns its step, or None where there is none."""
+        """Loads the newest checkpoint that is whole; returns its step, or None if there is none."""
         values = self.ranks.share(self.checkpoints.newest() if self.ranks.first else None)
         step = 0 if values is None else values['step']
         if self.ranks.first:
@@ -142,7 +142,7 @@ class Trainer:
         self.step.skips = values['skips']
         if self.ranks.first:
             self.folder.lines.rewrite([row for row in self.folder.lines.read() if row['step'] < step])
-        _log.info('%s goes on after step %d of %d', self.folder.path, step, self.total)
+        _log.info('%s continues after step %d of %d', self.folder.path, step, self.total)
         return step
 
     def _start(self) -> None:
@@ -160,7 +160,7 @@ class Trainer:
         self._save(0, [])
 
     def _compile(self) -> None:
-        """Compiles the blocks now, so that no later step stops for it."""
+        """Compiles the blocks now, so that no later step has to wait for it."""
         compile_blocks(self.net)
         self.net.train()
         images = torch.zeros(self.settings.data.batch_size, *self.net.input_size, device=self.ranks.device)
@@ -193,7 +193,8 @@ class Trainer:
                 saved, losses = time.monotonic(), []
             if stopping and step + 1 < self.total:
                 progress.close()
-                _log.info('stopped after step %d of %d; the same command goes on after %d', step + 1, self.total, last)
+                done = step + 1
+                _log.info('stopped after step %d of %d; the same command continues after %d', done, self.total, last)
                 return False
         progress.close()
         return True
@@ -211,7 +212,7 @@ class Trainer:
                 yield step, [TrainBatch(number, *batch) for number, batch in islice(batches, together)]
 
     def _grow(self, row: dict[str, Any]) -> None:
-        """Lets branches grow behind a step that has moved weights."""
+        """Lets branches grow after a step that has moved weights."""
         if self.grower is None or row.get('skipped'):
             return
         changes = self.grower.step()
@@ -220,7 +221,7 @@ class Trainer:
             row['changes'] = [as_log_entry(change) for change in changes]
 
     def _note(self, progress: Progress, row: dict[str, Any]) -> None:
-        """Says how a step went."""
+        """Records how a step went; ends the run if too many in a row moved nothing."""
         self.watchdog.alive()
         if self.average is not None:
             self.average.update(self.net, row['step'] + 1)
@@ -238,13 +239,13 @@ class Trainer:
             )
 
     def _due(self, done: int, saved: float) -> bool:
-        """Whether this rank wants a checkpoint after `done` steps; the clock is the first rank's."""
+        """Whether this rank asks for a checkpoint after `done` steps; only the first rank looks at the clock."""
         steps, minutes = self.settings.checkpoints.checkpoint_steps, self.settings.checkpoints.checkpoint_minutes
         by_steps = steps is not None and done % steps == 0
         return by_steps or (self.ranks.first and minutes is not None and time.monotonic() - saved > 60 * minutes)
 
     def _save(self, step: int, losses: list[float]) -> bool:
-        """Writes a checkpoint; False on the first rank where there was no room."""
+        """Writes a checkpoint; returns False on the first rank if there was no room."""
         self.step.flush()
         done = True
         if self.ranks.first:
@@ -260,13 +261,13 @@ class Trainer:
         return done
 
     def _compare(self, step: int) -> None:
-        """Ends the run where the ranks' weights have drifted apart, for their gradients then mean nothing."""
+        """Ends the run if the weights of the ranks differ, because their average gradient is then meaningless."""
         differing = self.step.exchange.differing_ranks()
         if differing:
             listed = '; '.join(f'rank {rank} from {name} on' for rank, name in differing.items())
             raise SnnetError(
                 f'after step {step} the weights of some ranks differ from the first rank ({listed}), so no '
-                f'checkpoint was written; run it again to go on from the last one'
+                f'checkpoint was written; run it again to continue from the last one'
             )
 
     def _finish(self) -> None:

@@ -41,21 +41,21 @@ class Ranks:
             LostRanks: another process is gone or silent (as for every method below).
         """
         if self.world > 1:
-            with self.told():
+            with self.naming_lost_ranks():
                 dist.all_reduce(tensor)
 
     def share(self, value: Any) -> Any:
         """The first process's value, in all processes; small, and made of numbers, strings and the like."""
         box = [value]
         if self.world > 1:
-            with self.told():
+            with self.naming_lost_ranks():
                 dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def copy_first(self, tensors: Iterator[Tensor]) -> None:
         """Overwrites tensors with the first process's."""
         if self.world > 1:
-            with self.told():
+            with self.naming_lost_ranks():
                 for tensor in tensors:
                     dist.broadcast(tensor.detach(), src=0)
 
@@ -63,19 +63,19 @@ class Ranks:
         """What every process gives, in the order of ranks, on all of them."""
         things = [thing] * self.world
         if self.world > 1:
-            with self.told():
+            with self.naming_lost_ranks():
                 dist.all_gather_object(things, thing)
         return things
 
     def barrier(self) -> None:
         """Waits for all processes."""
         if self.world > 1:
-            with self.told():
+            with self.naming_lost_ranks():
                 dist.barrier()
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """Tells the failure of an exchange in one sentence: what stopped the other ranks stands in their output.
+    def naming_lost_ranks(self) -> Iterator[None]:
+        """Turns the failure of an exchange into one sentence; what stopped the other ranks is in their own output.
 
         Raises:
             LostRanks: instead of a backend's error.
@@ -98,7 +98,7 @@ def ranks(device: str, timeout: float = 1800) -> Iterator[Ranks]:
     world, rank = int(os.environ.get('WORLD_SIZE', '1')), int(os.environ.get('RANK', '0'))
     local = int(os.environ.get('LOCAL_RANK', '0'))
     if kind == 'cuda' and local >= torch.cuda.device_count():
-        raise SnnetError(f'rank {rank} wants GPU {local}, but there are {torch.cuda.device_count()}: use --device cpu')
+        raise SnnetError(f'rank {rank} needs GPU {local}, but there are {torch.cuda.device_count()}: use --device cpu')
     chosen = torch.device(kind, local) if kind == 'cuda' else torch.device(kind)
     if chosen.type == 'cuda':
         torch.cuda.set_device(chosen)

@@ -193,7 +193,7 @@ def test_a_killed_process_costs_no_batch_and_no_bit(tmp_path, quick, caplog):
     got += batches
     assert same(got, expected)
     assert [r.message for r in caplog.records if r.levelname == 'WARNING'] == [
-        'a process that loads images was killed; going on at batch 4 with new ones'
+        'a process that loads images was killed; continuing at batch 4 with new ones'
     ]
     assert same(pass_of(loader), expected), 'and the next pass is whole'
 

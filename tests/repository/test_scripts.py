@@ -74,10 +74,10 @@ def test_two_processes_that_are_told_to_end_lose_no_step_and_go_on_with_the_same
         time.sleep(0.01)
     process.terminate()
     told = process.end().stderr
-    step = int(re.search(r'stopped after step (\d+) of 20; the same command goes on', told)[1])
+    step = int(re.search(r'stopped after step (\d+) of 20; the same command continues', told)[1])
     assert len(rows_of(log)) == step
     assert not (tmp_path / 'net').exists()
-    assert f'goes on after step {step} of 20' in run_script(*command, ranks=2).stderr
+    assert f'continues after step {step} of 20' in run_script(*command, ranks=2).stderr
     assert [row['step'] for row in rows_of(log)] == list(range(20))
 
 

@@ -223,5 +223,5 @@ def test_a_net_on_the_hub_is_evaluated_like_a_folder_and_the_cache_stays_as_it_w
     assert str(output) == 'output/evaluation/me/elastic'
     assert net.records[1].n == 10
     assert {path: path.read_bytes() for path in locate('me/elastic').iterdir()} == before
-    with pytest.raises(SnnetError, match='me/elastic is on the hub: fetch it first'):
+    with pytest.raises(SnnetError, match='me/elastic is on the Hub: fetch it first'):
         evaluate(eval_settings('me/elastic', recalibrate=4))

@@ -167,7 +167,7 @@ def test_where_none_is_left_the_run_is_told_to_begin_anew(two, said):
     for step in (1, 2):
         flip(checkpoints.folder / f'step-0000000{step}' / 'state.safetensors')
     assert checkpoints.newest() is None
-    assert 'begins anew' in said.messages[-1]
+    assert 'starts from the beginning' in said.messages[-1]
     assert Checkpoints(checkpoints.folder.parent / 'nowhere', 1).newest() is None
     assert len(said.messages) == 3
 

@@ -207,7 +207,7 @@ def test_where_every_checkpoint_is_broken_the_run_begins_anew_with_a_warning(tmp
         path.write_bytes(b'')
     train(train_settings(tmp_path / 'stopped', **changes))
     assert ends(tmp_path / 'whole') == ends(tmp_path / 'stopped')
-    assert 'is whole: the run begins anew' in said.text
+    assert 'is whole: the run starts from the beginning' in said.text
 
 
 def test_a_finished_run_says_so_and_leaves_what_is_known_of_its_stitches(tmp_path, said):

@@ -45,7 +45,7 @@ def test_a_run_that_was_killed_at_its_very_beginning_can_be_started_again(tmp_pa
 @pytest.mark.parametrize('name', ['thesis.txt', '.git', 'checkpoints'])
 def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path, name):
     (tmp_path / name).touch()
-    with pytest.raises(SnnetError, match='holds other things: name another --output'):
+    with pytest.raises(SnnetError, match='holds something else: name another --output'):
         look(tmp_path)
     RunFolder(train_settings(tmp_path), 1).note_error(0, ValueError('no'))
     assert os.listdir(tmp_path) == [name]
@@ -96,8 +96,8 @@ def test_other_processes_with_as_many_images_a_step_are_welcome(tmp_path, world,
 @pytest.mark.parametrize(
     ('world', 'changes', 'hint'),
     [
-        (1, {}, r'2 processes took 8 images a step, 1 take 4 \(go on with 2 processes, or set --batch-size so that'),
-        (3, {}, r'2 processes took 8 images a step, 3 take 12'),
+        (1, {}, r'2 processes took 8 images per step, 1 take 4 \(resume with 2 processes, or set --batch-size so that'),
+        (3, {}, r'2 processes took 8 images per step, 3 take 12'),
         (1, {'batch_size': 16}, r'batch_size was 4, is 16$'),
         (1, {'batch_size': 8, 'lr': 1.0}, r'other settings: lr was 0.0001, is 1.0$'),
     ],
@@ -121,7 +121,7 @@ def test_the_way_a_step_is_dealt_may_change_again_and_again(tmp_path):
 def test_a_damaged_config_is_one_sentence(tmp_path, text):
     opened(tmp_path)
     (tmp_path / 'config.yaml').write_bytes(text)
-    with pytest.raises(SnnetError, match=r'config\.yaml is damaged, so nobody can tell what run this is'):
+    with pytest.raises(SnnetError, match=r'config\.yaml is damaged, so it is unknown which run this is'):
         look(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_a_restart_storm_ends_after_three_attempts_and_tells_what_caused_it(rest
         with pytest.raises(SnnetError) as error:
             restart(count, 4)
         assert re.fullmatch(
-            r'3 attempts from step 4 ended before the next checkpoint, so no more are made; '
+            r'3 attempts from step 4 ended before the next checkpoint, so it is not tried again; '
             r'last cause: rank 1: RuntimeError: out of memory',
             str(error.value),
         )

@@ -255,7 +255,9 @@ def test_another_fingerprint_is_refused_with_the_keys_that_differ(tmp_path):
     kept.flush()
     Store(tmp_path, {'aa': '', 'scale': (0.5, 1.0), 'seed': 1}, 0)
     Store(tmp_path, {'aa': '', 'scale': (0.5, 1.0), 'seed': None}, 0)  # unknown
-    with pytest.raises(SnnetError, match=r"are other ones: aa was '', is 'rand'; name another") as error:
+    with pytest.raises(
+        SnnetError, match=r"were made with different settings: aa was '', is 'rand'; name another"
+    ) as error:
         Store(tmp_path, {'aa': 'rand', 'scale': (0.5, 1), 'seed': 1}, 0)
     assert 'scale' not in str(error.value)
     with pytest.raises(SnnetError, match='seed was 1, is 2, mixup was None, is 0.8'):
@@ -286,7 +288,7 @@ def test_a_store_without_a_readable_manifest_is_refused(tmp_path, text, hint):
 
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(SnnetError, match='is no folder'):
+    with pytest.raises(SnnetError, match='is not a folder'):
         Store(tmp_path / 'file', {})
 
 
@@ -295,7 +297,7 @@ def test_answers_to_other_images_are_refused(tmp_path):
     opened = Store(tmp_path, {'of': 'test'})
     assert opened.get(0, images(0) + 1e-4) is not None  # normalized elsewhere
     for others in (images(1), images(0).flip(0), images(0)[:3]):
-        with pytest.raises(SnnetError, match='to other images than those of step 0'):
+        with pytest.raises(SnnetError, match='do not belong to the images of step 0'):
             opened.get(0, others)
 
 

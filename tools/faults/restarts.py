@@ -38,7 +38,7 @@ def restart_storm(lab: Lab) -> str:
     check.require(run.wait() != [0], 'the run ended well')
     attempts = run.said().count('\nRuntimeError: a fault was injected here\n')
     check.require(attempts <= 4, f'{attempts} attempts were made')  # the first may have made a checkpoint
-    told = [line for line in run.said().splitlines() if 'no more are made' in line]
+    told = [line for line in run.said().splitlines() if 'it is not tried again' in line]
     check.require(any('a fault was injected here' in line for line in told), f'no cause is told: {told}')
     check.sound(lab.output)
     lab.faults.clear()
