@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import distributed as dist
 
 from snnet import SnnetError, StitchableNet
+from snnet.config.sections import flattened, options_of, with_changes
 from snnet.errors import LostRanks
 from snnet.training import trainer as engine
 from snnet.training.build_net import build_net
+from snnet.training.train_settings import TrainSettings
 from snnet.training.train_step import TrainStep
 from snnet.training.trainer import train
 from tests.helpers.runs import in_two_processes, train_settings, trainer
@@ -106,6 +109,23 @@ def test_a_run_that_is_stopped_anywhere_ends_bit_for_bit_as_one_that_is_not(tmp_
     before = newest(tmp_path / 'stopped')
     train(settings)
     assert before != newest(tmp_path / 'stopped')
+    assert ends(tmp_path / 'whole') == ends(tmp_path / 'stopped')
+
+
+def test_a_run_whose_settings_are_flat_as_in_older_versions_continues_bit_for_bit(tmp_path, monkeypatch):
+    changes = {'mixup': 0.8, 'model_ema': True}
+    train(train_settings(tmp_path / 'whole', **changes))
+    settings = train_settings(tmp_path / 'stopped', checkpoint_steps=2, **changes)
+    stopped(monkeypatch, settings, 3)
+    config = tmp_path / 'stopped' / 'config.yaml'
+    nested = yaml.safe_load(config.read_text())
+    flat = flattened(TrainSettings, nested)
+    assert set(flat) == {*options_of(TrainSettings), 'world'}
+    assert flat != nested
+    config.write_text(yaml.safe_dump(flat))
+    with pytest.raises(SnnetError, match=r'other settings: mixup was 0.8, is 0.5$'):
+        train(with_changes(settings, mixup=0.5))
+    train(settings)
     assert ends(tmp_path / 'whole') == ends(tmp_path / 'stopped')
 
 

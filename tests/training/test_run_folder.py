@@ -6,9 +6,12 @@ import re
 import signal
 
 import pytest
+import yaml
 
+from snnet.config.sections import from_flat, with_changes
 from snnet.errors import LostRanks, SnnetError
 from snnet.training.run_folder import RunFolder
+from snnet.training.train_settings import TrainSettings
 from tests.helpers.runs import train_settings
 
 
@@ -268,3 +271,36 @@ def test_a_full_disk_does_not_hide_why_a_run_ended(tmp_path, monkeypatch):
     folder = opened(tmp_path)
     monkeypatch.setattr('builtins.open', refuse)
     folder.note_error(0, ValueError('the cause'))
+
+
+OLDER = """
+{data_dir: '', dataset: generated/64, class_map: '', batch_size: 4, workers: 0, device: cpu, plugin: [], amp: false,
+amp_dtype: bfloat16, compile: false, anchors: 'test_vit,test_vit2', output: somewhere, resume: true, seed: 0,
+data_seed: null, pretrained: false, num_classes: 4, img_size: 32, window: 2, step: 1, nearest: true,
+direction: fast_to_slow, init: joint, init_ridge: 0.0, stitch_rank: 0, init_samples: 8, freeze_anchors: false,
+sampler: flops, sampler_width: 0.05, sampler_anchors: 0.3, stitches_per_step: 1, stitch_per_rank: false,
+protect_anchors: 0.2, drop_path: 0.1, teacher: largest, distill: soft, distill_alpha: 0.5, distill_tau: 1.0,
+distill_topk: 16, teacher_store: '', teacher_epochs: null, opt: adamw, lr: 0.0001, stitch_lr: 0.001,
+weight_decay: 0.05, momentum: 0.9, clip_grad: null, clip_mode: norm, sched: cosine, epochs: 6, warmup_epochs: 1,
+warmup_lr: 1.0e-07, min_lr: 1.0e-06, grow_every: 10, grow_score: snip, grow_cut: published, grow_budget: null,
+grow_kinds: [], grow_where: [], grow_static: false, max_bad_images: 0.001, train_split: train, scale: [0.5, 1.0],
+ratio: [0.75, 1.3333333333333333], hflip: 0.5, color_jitter: 0.4, aa: rand-m9-mstd0.5-inc1,
+train_interpolation: bicubic, reprob: 0.25, remode: pixel, aug_repeats: 3, mixup: 0.8, cutmix: 1.0, mixup_prob: 1.0,
+mixup_switch_prob: 0.5, smoothing: 0.1, recalibrate: 1000, grad_accum_steps: 2, unused_grads: none,
+channels_last: false, fused: false, grad_checkpointing: false, model_ema: true, model_ema_decay: 0.9998,
+checkpoint_steps: null, checkpoint_minutes: 5.0, checkpoint_keep: 2, max_skips: 10, check_steps: 500,
+timeout: 1800.0, log_interval: 1, world: 1}
+"""
+"""The config.yaml of a run before settings had sections."""
+
+
+def test_the_settings_that_an_older_version_wrote_are_understood(tmp_path):
+    values = yaml.safe_load(OLDER)
+    assert values.pop('world') == 1
+    values['output'] = str(tmp_path)
+    settings = from_flat(TrainSettings, values)
+    (tmp_path / 'config.yaml').write_text(OLDER)
+    RunFolder(settings, 1).refuse_what_is_not_ours()
+    RunFolder(with_changes(settings, batch_size=2), 2).refuse_what_is_not_ours()
+    with pytest.raises(SnnetError, match='other settings: scale was .0.5, 1.0., is .0.6, 1.0.; lr was 0.0001, is 0.1$'):
+        RunFolder(with_changes(settings, lr=0.1, scale=(0.6, 1.0)), 1).refuse_what_is_not_ours()
