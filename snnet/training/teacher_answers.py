@@ -33,10 +33,10 @@ from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 from ..utils.seeds import seeded_libraries
 from .answer_store import Store
+from .compute_settings import TrainComputeSettings
 from .distillation import Answer, DistillationSettings, Question
 from .loss import MixupSettings
 from .teacher import NONE, Teacher, teacher_identity, teacher_maker
-from .train_step import TrainComputeSettings
 
 _log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from ..data.train_images import TrainDataSettings
 from ..data.transforms import AugmentationSettings
 from .build_net import NetSettings
 from .checkpoint import CheckpointSettings
+from .compute_settings import TrainComputeSettings
 from .distillation import DistillationSettings
 from .gradient_exchange import RanksSettings
 from .growth import GrowthSettings
@@ -17,7 +18,7 @@ from .initialize_layers import InitializationSettings
 from .loss import MixupSettings
 from .optimizer import OptimizerSettings, ScheduleSettings
 from .samplers import SamplingSettings
-from .train_step import TrainComputeSettings, UpdateSettings
+from .train_step import UpdateSettings
 from .weight_average import AverageSettings
 
 

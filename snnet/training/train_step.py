@@ -13,26 +13,20 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import dispatch_clip_grad
 from torch import Tensor
 
-from ..config.process import ComputeSettings, SeedSettings
+from ..config.process import SeedSettings
 from ..config.sections import option
 from ..net.stitchable_net import StitchableNet
 from ..reparam import Grower
 from ..utils.distributed import Ranks
 from ..utils.seeds import key, seed_libraries
 from .anchor_teachers import AnchorTeachers
-from .distillation import Answer, DistillationLoss
+from .compute_settings import TrainComputeSettings
+from .distillation import DistillationLoss
 from .gradient_exchange import Active, Exchange
+from .teacher_answers import Answers
 
 DrawStitch = Callable[[int, int, int], int]
 """The stitch that is trained in a step, on a rank, in a turn."""
-
-
-@dataclass
-class TrainComputeSettings(ComputeSettings):
-    """Where and how the net is computed."""
-
-    channels_last: bool = option(False, 'keep images and convolutions channel by channel in memory')
-    grad_checkpointing: bool = option(False, 'recompute blocks in the backward pass: less memory, more time')
 
 
 @dataclass
@@ -77,7 +71,7 @@ class TrainStep:
         compute: how the net runs.
         seeds: of everything that is drawn.
         mixup: mixes images up, if at all.
-        answers: gives the teacher's answer for the number and the images of a batch, if there is a teacher.
+        answers: of the teacher, if there is one.
         protect: keeps anchors near what they were, if anything does.
 
     Attributes:
@@ -98,7 +92,7 @@ class TrainStep:
         compute: TrainComputeSettings,
         seeds: SeedSettings,
         mixup: Mixup | None = None,
-        answers: Callable[[int, Tensor], Answer] | None = None,
+        answers: Answers | None = None,
         protect: AnchorTeachers | None = None,
     ) -> None:
         self.net, self.ranks, self.sampler, self.stitches_per_step = net, ranks, sampler, stitches_per_step
@@ -167,6 +161,11 @@ class TrainStep:
     def note_parameters(self) -> None:
         """Finds out what there is to move: at the start, and whenever the net's parameters have been replaced."""
         self.exchange = Exchange(self.net, self.ranks)
+
+    def flush(self) -> None:
+        """Writes what must be on the disk before a checkpoint is."""
+        if self.answers is not None:
+            self.answers.flush()
 
     def _drawn(self, step: int) -> list[list[int]]:
         """The stitches of each rank, known to all of them because draws depend on seed and place alone."""

@@ -255,7 +255,7 @@ def test_another_fingerprint_is_refused_with_the_keys_that_differ(tmp_path):
     kept.flush()
     Store(tmp_path, {'aa': '', 'scale': (0.5, 1.0), 'seed': 1}, 0)
     Store(tmp_path, {'aa': '', 'scale': (0.5, 1.0), 'seed': None}, 0)  # unknown
-    with pytest.raises(SnnetError, match=r"were different settings: aa was '', is 'rand'; name another") as error:
+    with pytest.raises(SnnetError, match=r"different settings: aa was '', is 'rand'; name another") as error:
         Store(tmp_path, {'aa': 'rand', 'scale': (0.5, 1), 'seed': 1}, 0)
     assert 'scale' not in str(error.value)
     with pytest.raises(SnnetError, match='seed was 1, is 2, mixup was None, is 0.8'):
