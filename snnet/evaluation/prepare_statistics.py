@@ -35,8 +35,6 @@ def prepare_statistics(settings: EvalSettings, net: StitchableNet, ranks: Ranks)
     Raises:
         SnnetError: no BatchNorm, no such images, or the images that are evaluated.
     """
-    if settings.recalibrate < 0:
-        raise SnnetError(f'recalibrate is a number of images, or 0, not {settings.recalibrate}')
     if settings.recalibrate == 0:
         return
     images = _training_images(settings, net)

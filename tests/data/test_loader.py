@@ -170,7 +170,7 @@ def cmdline(pid):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(snnet.loader, '_POLL_SECONDS', 0.2)
+    monkeypatch.setattr(snnet.data.loader, '_POLL_SECONDS', 0.2)
 
 
 needs_proc = pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='finds processes in /proc')
@@ -212,7 +212,7 @@ def test_processes_that_are_killed_each_time_end_in_a_sentence(quick):
 
 @needs_proc
 def test_a_stuck_process_is_given_up_and_leaves_nothing_behind(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(snnet.loader, 'STUCK_SECONDS', 0.5)
+    monkeypatch.setattr(snnet.data.loader, 'STUCK_SECONDS', 0.5)
     (tmp_path / 'obstacle').touch()
     before = set(children())
     batches = pass_of(loader_of(tmp_path))

@@ -355,7 +355,7 @@ def test_the_recorded_accuracy_is_that_of_the_loaded_and_of_the_extracted_stitch
     ('change', 'told'),
     [
         ({'train_split': 'validation'}, "the splits 'validation' and 'validation' of .* share images"),
-        ({'recalibrate': -1}, 'a number of images, or 0, not -1'),
+        ({'recalibrate': -1}, 'recalibrate is at least 0, not -1'),
     ],
 )
 def test_images_that_are_evaluated_are_not_recalibrated_with(cnn, change, told):

@@ -237,14 +237,14 @@ def full_while_saving(monkeypatch):
         path.write_bytes(b'half of the')
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(snnet.files, 'save_file', save)
+    monkeypatch.setattr(snnet.utils.files, 'save_file', save)
 
 
 def full_in_safetensors(monkeypatch):
     def save(tensors, path, metadata):
-        raise snnet.files.SafetensorError('I/O error: No space left on device (os error 28)')
+        raise snnet.utils.files.SafetensorError('I/O error: No space left on device (os error 28)')
 
-    monkeypatch.setattr(snnet.files, 'save_file', save)
+    monkeypatch.setattr(snnet.utils.files, 'save_file', save)
 
 
 def full_while_moving(monkeypatch):
