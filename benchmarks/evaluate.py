@@ -23,15 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 import snnet
-<<<<<<< HEAD
 from snnet.anchors.flops import part_flops
-from snnet.config.parse import EvalSettings
-from snnet.data.datasets import clean_loader, open_dataset
-=======
 from snnet.data.clean_images import clean_loader
 from snnet.data.datasets import DataSettings, open_dataset
-from snnet.net.costs import part_flops
->>>>>>> 52cdedd (Settings are nested in typed sections, each declared in the room that uses it)
 from snnet.net.part_tree import Part, plant
 from snnet.net.shared_prefixes import all_logits
 
