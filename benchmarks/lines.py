@@ -25,7 +25,8 @@ from timm.models import list_modules
 from torch import Tensor, nn
 
 import snnet
-from snnet.utils.log import Progress, set_up_logging
+from snnet.utils.log import set_up_logging
+from snnet.utils.progress import Progress
 
 SMALL = re.compile(
     r'atto|femto|pico|nano|tiny|mini|small|micro|xxs|_xs|_s\d?(_|$)|_t\d?(_|$)|[bms]0|18|_0\d\d|\d_0?[1-5]0'

@@ -32,7 +32,7 @@ from snnet.reparam import DBB
 from snnet.reparam.flops_meter import Meter
 from snnet.training.train_settings import TrainSettings
 from snnet.training.trainer import train
-from snnet.utils.log import JsonLines
+from snnet.utils.json_lines import JsonLines
 from snnet.utils.plugins import import_plugins
 
 HERE = Path(__file__).parent

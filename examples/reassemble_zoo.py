@@ -33,7 +33,8 @@ from snnet.data.datasets import DataSettings, open_dataset
 from snnet.errors import BudgetInfeasible, SnnetError
 from snnet.net.create import load_zoo
 from snnet.reassembly.partition_lines import Lines
-from snnet.utils.log import JsonLines, set_up_logging
+from snnet.utils.json_lines import JsonLines
+from snnet.utils.log import set_up_logging
 from snnet.utils.modes import eval_mode
 from snnet.utils.plugins import import_plugins
 from snnet.utils.seeds import generator, key

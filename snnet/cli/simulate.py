@@ -62,7 +62,7 @@ def run(settings: SimulateSettings) -> list[PolicyOutcome]:
     from ..serve.compare_policies import PolicyOutcome, compare_policies, outcome_table
     from ..serve.simulation import World
     from ..serve.stitch_choices import Choices
-    from ..utils.log import Progress
+    from ..utils.progress import Progress
 
     folder = locate(settings.folder)
     records, tables = _known(folder, settings.setup)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ..errors import SnnetError, reason_of
 from ..utils.distributed import Ranks
-from ..utils.log import JsonLines
+from ..utils.json_lines import JsonLines
 
 _log = logging.getLogger(__name__)
 

@@ -26,9 +26,11 @@ from ..saving.remote import WEIGHTS, locate
 from ..stitching.stitch import parse_ids
 from ..utils.distributed import Ranks, ranks
 from ..utils.files import clear_temporaries, sha256
-from ..utils.log import JsonLines, Progress, set_up_logging
+from ..utils.json_lines import JsonLines
+from ..utils.log import set_up_logging
 from ..utils.modes import eval_mode
 from ..utils.plugins import import_plugins
+from ..utils.progress import Progress
 from .eval_settings import EvalSettings
 from .hits import HITS, Tally, read_hits, score, write_hits
 from .prepare_statistics import prepare_statistics

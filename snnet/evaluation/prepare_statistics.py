@@ -18,7 +18,7 @@ from ..errors import SnnetError
 from ..net.pretrained import write_records, write_statistics
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
-from ..utils.log import Progress
+from ..utils.progress import Progress
 from ..utils.seeds import generator
 from .eval_settings import EvalSettings
 

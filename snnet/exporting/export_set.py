@@ -12,7 +12,8 @@ from ..budget.frontier import Record
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
 from ..utils.files import clear_temporaries, sha256, write_text
-from ..utils.log import JsonLines, Progress
+from ..utils.json_lines import JsonLines
+from ..utils.progress import Progress
 from .export import Cut, checked_format, write
 from .formats import data_file
 from .set_index import (

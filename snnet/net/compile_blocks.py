@@ -27,7 +27,7 @@ from torch._dynamo.utils import counters
 from ..anchors.anchor import Anchor
 from ..anchors.cut import Absent
 from ..errors import reason_of
-from ..utils.log import Progress
+from ..utils.progress import Progress
 from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SnnetError, UnknownStitch
-from ..utils.log import Progress
+from ..utils.progress import Progress
 from .stitchable_net import StitchableNet
 
 _WARM_UP = 3

@@ -19,8 +19,8 @@ from ..net.hardware import setup_of
 from ..net.stitchable_net import StitchableNet
 from ..saving.remote import PROFILES
 from ..utils.files import write_text
-from ..utils.log import Progress
 from ..utils.modes import eval_mode
+from ..utils.progress import Progress
 from ..utils.seeds import generator
 from .memory import own_bytes
 from .predict_latency import Additive

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..utils.files import write_text
-from ..utils.log import Progress
+from ..utils.progress import Progress
 from ..utils.seeds import key
 from .memory import peak_memory
 

@@ -23,8 +23,10 @@ from ..net.create import create_stitchable_net, load_zoo
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import ranks
 from ..utils.files import clear_temporaries, write_text
-from ..utils.log import JsonLines, Progress, set_up_logging
+from ..utils.json_lines import JsonLines
+from ..utils.log import set_up_logging
 from ..utils.plugins import import_plugins
+from ..utils.progress import Progress
 from ..utils.seeds import key, seeded_libraries
 from .assemble import Assembly
 from .candidates import RANKS, Candidate

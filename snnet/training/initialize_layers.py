@@ -12,7 +12,7 @@ from ..data.clean_images import initialization_images
 from ..data.train_images import TrainDataSettings
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
-from ..utils.log import Progress
+from ..utils.progress import Progress
 from ..utils.seeds import generator
 
 _log = logging.getLogger(__name__)

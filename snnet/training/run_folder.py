@@ -17,7 +17,7 @@ from ..config.parse import to_yaml
 from ..config.sections import changes, flattened
 from ..errors import LostRanks, SnnetError
 from ..utils.files import clear_temporaries, write_text
-from ..utils.log import JsonLines
+from ..utils.json_lines import JsonLines
 from .train_settings import TrainSettings
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'

@@ -16,8 +16,9 @@ from ..data.train_images import TrainImages
 from ..errors import SnnetError
 from ..net.compile_blocks import compile_blocks, warm_up
 from ..utils.distributed import Ranks, ranks
-from ..utils.log import Progress, set_up_logging
+from ..utils.log import set_up_logging
 from ..utils.plugins import import_plugins
+from ..utils.progress import Progress
 from ..utils.seeds import key, seed_libraries
 from .build_net import build_net, choose_trained_weights
 from .check_settings import check_settings

@@ -1,4 +1,4 @@
-"""One process or many, started by torchrun or by plain python."""
+"""One process or several: the ranks of a run, started by plain Python or by torchrun."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..errors import LostRanks, SnnetError, reason_of
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run.
+    """This process among the processes of a run.
 
     Attributes:
-        rank: its number, from 0.
-        world: how many there are.
-        device: what it computes on.
+        rank: number of this process, from 0.
+        world: number of processes.
+        device: device that this process computes on.
     """
 
     rank: int
@@ -31,21 +31,21 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this is rank 0, which writes the files."""
         return self.rank == 0
 
     def all_reduce(self, tensor: Tensor) -> None:
-        """Adds a tensor up over all processes, in place.
+        """Sums a tensor over all ranks, in place.
 
         Raises:
-            LostRanks: another process is gone or silent (as for every method below).
+            LostRanks: another rank has ended or does not answer; all methods below raise it, too.
         """
         if self.world > 1:
             with self.naming_lost_ranks():
                 dist.all_reduce(tensor)
 
     def share(self, value: Any) -> Any:
-        """The first process's value, in all processes; small, and made of numbers, strings and the like."""
+        """Returns the first rank's value on every rank. Meant for small values: they are pickled."""
         box = [value]
         if self.world > 1:
             with self.naming_lost_ranks():
@@ -53,14 +53,14 @@ class Ranks:
         return box[0]
 
     def copy_first(self, tensors: Iterator[Tensor]) -> None:
-        """Overwrites tensors with the first process's."""
+        """Overwrites tensors with those of the first rank."""
         if self.world > 1:
             with self.naming_lost_ranks():
                 for tensor in tensors:
                     dist.broadcast(tensor.detach(), src=0)
 
     def gather(self, thing: Any) -> list[Any]:
-        """What every process gives, in the order of ranks, on all of them."""
+        """Returns the values of all ranks, in their order, on every rank."""
         things = [thing] * self.world
         if self.world > 1:
             with self.naming_lost_ranks():
@@ -68,17 +68,17 @@ class Ranks:
         return things
 
     def barrier(self) -> None:
-        """Waits for all processes."""
+        """Waits for all ranks."""
         if self.world > 1:
             with self.naming_lost_ranks():
                 dist.barrier()
 
     @contextmanager
     def naming_lost_ranks(self) -> Iterator[None]:
-        """Turns the failure of an exchange into one sentence; what stopped the other ranks is in their own output.
+        """Turns a failed exchange into one sentence. Why the other ranks stopped is in their own output.
 
         Raises:
-            LostRanks: instead of a backend's error.
+            LostRanks: in place of the backend's error.
         """
         try:
             yield
@@ -88,11 +88,11 @@ class Ranks:
 
 @contextmanager
 def ranks(device: str, timeout: float = 1800) -> Iterator[Ranks]:
-    """Joins the process group that torchrun announces, if it did, and leaves it at the end.
+    """Joins the process group that torchrun's environment variables describe, if any, and leaves it at the end.
 
     Args:
-        device: 'cpu', 'cuda' or '' for a GPU where there is one.
-        timeout: seconds after which a rank gives up waiting for the others.
+        device: 'cpu', 'cuda', or '' for a GPU if there is one.
+        timeout: seconds after which a rank stops waiting for the others.
     """
     kind = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     world, rank = int(os.environ.get('WORLD_SIZE', '1')), int(os.environ.get('RANK', '0'))
@@ -105,12 +105,12 @@ def ranks(device: str, timeout: float = 1800) -> Iterator[Ranks]:
     if world > 1:
         _join('nccl' if chosen.type == 'cuda' else 'gloo', timedelta(seconds=timeout))
     yield Ranks(rank, world, chosen)
-    if world > 1:  # not after an error: leaving waits for ranks that may be gone
+    if world > 1:  # not after an error, because leaving waits for ranks that may have ended
         dist.destroy_process_group()
 
 
 def _join(backend: str, timeout: timedelta) -> None:
-    """Joins the group, under names of this attempt: a restarted rank would find addresses of the last attempt's."""
+    """Joins the group with a store of this attempt alone: a restarted rank would else find stale addresses."""
     attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     try:
         store, rank, world = next(iter(dist.rendezvous('env://', timeout=timeout)))

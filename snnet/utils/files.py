@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then puts it in its place in one step.
+    """Has `write` fill a temporary file beside `path`, then renames it to `path`.
 
-    A crash or a full disk at any moment leaves the old file, if there was one, untouched.
+    A crash or a full disk at any moment leaves an existing file untouched.
     """
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -29,10 +29,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file; wrap it in `write_atomically` or write into a folder that is renamed.
+    """Writes a safetensors file. Not atomic: wrap it in `write_atomically`, or write into a folder that is renamed.
 
     Raises:
-        OSError: it cannot be written; the library has an error of its own for it.
+        OSError: the file cannot be written (safetensors itself raises `SafetensorError`).
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file  # here, because it loads torch, which files of text do not need
@@ -44,13 +44,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def clear_temporaries(folder: Path) -> None:
-    """Removes the temporary files that killed processes left in a folder, where no other process may write."""
+    """Removes temporary files left by killed processes. No other process may be writing to the folder."""
     for path in folder.glob('.*.tmp'):
         path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk, as a rename alone does not."""
+    """Flushes the names in a folder to the disk, which a rename alone does not do."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -59,12 +59,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding='utf-8'))
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes in hexadecimal, read in pieces: memory does not grow with the file.
+    """Returns the SHA-256 of a file in hexadecimal. Memory does not grow with the size of the file.
 
     Raises:
         OSError: the file cannot be read.

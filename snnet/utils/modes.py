@@ -1,4 +1,4 @@
-"""Eval mode or still statistics for a while, and mixed precision."""
+"""Context managers for eval mode, frozen BatchNorm statistics and mixed precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Puts every module into eval mode within a `with` block and each back into its own mode after it."""
+    """Puts every module into eval mode inside a `with` block and restores each module's mode afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -28,9 +28,9 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def still_statistics(network: nn.Module) -> Iterator[None]:
-    """Puts the batch norms' running statistics back after a `with` block; what they put out is the same.
+    """Restores the running statistics of all BatchNorms after a `with` block, without changing their outputs.
 
-    A pass that a backward pass runs again would otherwise count twice.
+    Needed where a backward pass repeats a forward pass: the statistics would otherwise count it twice.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [dict(norm.named_buffers(recurse=False)) for norm in norms]
@@ -46,10 +46,10 @@ def still_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def autocast(on: bool, dtype: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Mixed precision in a type given by name, or a context that does nothing.
+    """Returns a context for mixed precision in the named type, or one that does nothing if `on` is false.
 
     Raises:
-        SnnetError: another type than bfloat16 or float16.
+        SnnetError: the type is neither bfloat16 nor float16.
     """
     if dtype not in _TYPES:
         raise SnnetError(f"amp_dtype is one of {', '.join(_TYPES)}, not '{dtype}'")

@@ -1,4 +1,4 @@
-"""Files from outside the package that bring networks and adapters with them."""
+"""Python files from outside the package that register networks and adapters."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ..errors import SnnetError
 
 
 def import_plugins(files: Sequence[str]) -> None:
-    """Runs Python files that the user named, so that they can register networks and adapters.
+    """Imports the Python files that the user named with `--plugin`. A file that is already imported is skipped.
 
     Raises:
-        SnnetError: a file is not there.
+        SnnetError: a file does not exist.
     """
     for file in files:
         path = Path(file)
         if not path.is_file():
-            raise SnnetError(f"there is no plugin file '{file}'")
+            raise SnnetError(f"plugin file '{file}' does not exist")
         if path.stem in sys.modules:
             continue
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module  # timm finds a network's module by name, and so does a data loader's process
+        sys.modules[path.stem] = module  # timm and the processes of a data loader look modules up by name
         spec.loader.exec_module(module)

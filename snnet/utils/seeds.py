@@ -1,4 +1,4 @@
-"""Randomness by key: every draw depends only on the seed, its purpose and its place, so nothing needs to be saved."""
+"""Keyed randomness: a draw depends only on the seed, its purpose and its place, so no generator state is saved."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import torch
 
 
 def key(seed: int, purpose: str, *place: int) -> int:
-    """A number below 2^63 for a draw: the same for the same seed, purpose and place, unrelated for others."""
+    """Returns a number below 2^63: equal for equal seed, purpose and place, unrelated otherwise."""
     digest = hashlib.blake2b(repr((seed, purpose, *place)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'big') >> 1
 
 
 def generator(seed: int, purpose: str, *place: int) -> torch.Generator:
-    """A generator for one purpose and place."""
+    """Returns a new generator for one purpose and place."""
     return torch.Generator().manual_seed(key(seed, purpose, *place))
 
 
 def seed_libraries(value: int) -> None:
-    """Seeds the generators that libraries draw from without being handed one: random's, numpy's and torch's."""
+    """Seeds the global generators of random, numpy and torch, which libraries draw from."""
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)
 
 
 def seed_cpu(value: int) -> None:
-    """Seeds the libraries' CPU generators alone (25 times as fast)."""
+    """Seeds the global CPU generators only, which is 25 times as fast as `seed_libraries`."""
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.default_generator.manual_seed(value)
@@ -38,7 +38,7 @@ def seed_cpu(value: int) -> None:
 
 @contextmanager
 def seeded_libraries(value: int) -> Iterator[None]:
-    """Seeds the libraries' CPU generators within a `with` block and puts them back after it."""
+    """Seeds the global CPU generators inside a `with` block and restores their states afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed_cpu(value)
     try:
