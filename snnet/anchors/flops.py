@@ -7,7 +7,8 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,10 @@ from ..utils.modes import eval_mode
 from .anchor import Anchor
 
 _log = logging.getLogger(__name__)
-_HEAVY = re.compile(r'attention|matmul|conv|linear|bmm|addmm|einsum|baddbmm|::mm$')
+_HEAVY = re.compile(
+    r'attention|transformer|matmul|conv|linear|bmm|addm|einsum|tensordot|cdist|lstm|gru|rnn|fft|::(mm|mv|dot|inner)$'
+)
+"""Operations that multiply as a matrix product does."""
 
 _Run = Callable[[Tensor], Tensor]
 
@@ -61,13 +65,15 @@ def part_flops(anchor: Anchor) -> PartFlops:
     """
     parts: list[_Run] = [anchor.stem, *anchor.line()]
     heads: list[_Run] = [anchor.head, anchor.published_head]
-    analysis = trace(_Parts(anchor, parts, heads), anchor.input_size)
+    network = _Parts(anchor, parts, heads)
+    analysis = trace(network, anchor.input_size)
     counts = analysis.by_module()
-    missed = uncounted(analysis)
-    if missed:
+    for op in sorted(uncounted(analysis)):
+        places = _places_of(analysis, network, op)
         _log.warning(
-            '%s: FLOPs leave out operations that cannot be counted: %s', anchor.name, ', '.join(sorted(missed))
-        )
+            '%s: FLOPs leave out %s in %s, which cannot be counted',
+            anchor.name, op, ', '.join(places[:3]) + (', ...' if len(places) > 3 else ''),
+        )  # fmt: skip
     flops = [int(counts[f'parts.{i}']) for i in range(len(parts) + len(heads))]
     return PartFlops(flops[0], tuple(flops[1 : len(parts)]), *flops[len(parts) :])
 
@@ -76,13 +82,25 @@ def trace(network: nn.Module, input_size: tuple[int, int, int]) -> FlopCountAnal
     """fvcore's analysis of a network for one image, in eval mode, with fused attention counted."""
     weight = next(network.parameters())
     image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
-    with eval_mode(network), torch.no_grad(), warnings.catch_warnings():
+    with eval_mode(network), torch.no_grad(), _slow_paths(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # tracing warns about every shape that becomes a constant
         analysis = FlopCountAnalysis(network, image).ancestor_mode('caller')
         analysis.set_op_handle('aten::scaled_dot_product_attention', _attention_flops)
+        analysis.set_op_handle('aten::baddbmm', _batched_product_flops)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
         analysis.total()
     return analysis
+
+
+@contextmanager
+def _slow_paths() -> Iterator[None]:
+    """Lets torch's own transformer modules run as single operations, which can be counted, not as one fused call."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def uncounted(analysis: FlopCountAnalysis) -> Counter[str]:
@@ -94,6 +112,20 @@ def _attention_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """Query (..., L, E) times key (..., S, E), then times value (..., S, V)."""
     query, key, value = (x.type().sizes() for x in inputs[:3])
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _batched_product_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Matrices (N, L, K) times (N, K, M), added to a third."""
+    left, right = (x.type().sizes() for x in inputs[1:3])
+    return math.prod(left) * right[-1]
+
+
+def _places_of(analysis: FlopCountAnalysis, network: _Parts, op: str) -> list[str]:
+    """The innermost modules of an anchor's network that run an operation which was not counted."""
+    names = [name for name, _ in network.anchor.model.named_modules(prefix='anchor.model')]
+    names = [name for name in names if analysis.unsupported_ops(name).get(op)]
+    inner = [name for name in names if not any(other.startswith(f'{name}.') for other in names)]
+    return [name.removeprefix('anchor.model.') for name in inner if name != 'anchor.model'] or ['its forward']
 
 
 class _Part(nn.Module):

@@ -1,7 +1,9 @@
-"""Names of networks: the papers' checkpoints, any timm name, or NAME=FILE."""
+"""Names of networks: the papers' checkpoints, any timm name, NAME=FILE, a folder, or a repository on the Hub."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,45 +23,123 @@ ALIASES = {
 """The checkpoints that the papers used, where timm's own defaults differ, and short names."""
 
 
+LOCAL = 'local-dir:'
+HUB = 'hf-hub:'
+_SOURCES = (LOCAL, HUB, 'hf_hub:')
+"""timm's prefixes of networks outside its registry; the last is an old spelling."""
+
+
 @dataclass(frozen=True)
 class NamedNetwork:
-    """What a user asked for with NAME or NAME=FILE.
+    """What a user asked for.
 
     Attributes:
         name: as given; what stitches and messages call the network.
-        model: timm's name for it, with the tag of the weights where one was chosen.
-        file: local weights, or None for timm's pretrained ones.
+        model: the name that `timm.create_model` takes, with the tag of the weights where one was chosen.
+        file: local weights, or None for those that belong to `model`.
     """
 
     name: str
     model: str
     file: Path | None = None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the weights lie on this machine, so that they are always loaded."""
+        return self.file is not None or self.model.startswith(LOCAL)
+
+
+def split_names(names: str | Sequence[str]) -> list[str]:
+    """The names in a list, or in a text that separates them by commas; paths that exist may contain commas.
+
+    Args:
+        names: such as 'deit_tiny,deit_small=weights.pth', or a list of such names.
+    """
+    if not isinstance(names, str):
+        return [str(name) for name in names]
+    parts = names.split(',')
+    found: list[str] = []
+    while parts:
+        longer = (end for end in range(2, len(parts) + 1) if _is_path(','.join(parts[:end]).strip()))
+        starts_path = '=' in parts[0] or not is_model(ALIASES.get(parts[0].strip(), parts[0].strip()).partition('.')[0])
+        length = next(longer, 1) if starts_path and not _is_path(parts[0].strip()) else 1
+        found.append(','.join(parts[:length]).strip())
+        parts = parts[length:]
+    return [name for name in found if name]
+
 
 def resolve(text: str) -> NamedNetwork:
-    """Looks up an alias, a timm name with or without tag, or NAME=FILE.
+    """Looks up an alias, a timm name with or without tag, NAME=FILE, hf-hub:OWNER/NAME, local-dir:FOLDER or FOLDER.
 
     Raises:
         SnnetError: no such network or tag.
-        NoWeights: the file is not there.
+        NoWeights: the file or folder is missing.
     """
+    text = text.strip()
+    if text.startswith(_SOURCES):
+        return _from_elsewhere(text)
+    if is_timm_folder(text):
+        return NamedNetwork(text, LOCAL + text)
     name, equals, file = (part.strip() for part in text.partition('='))
     model = ALIASES.get(name, name)
     architecture, _, tag = model.partition('.')
     if not is_model(architecture):
-        known = [*ALIASES, *list_models()]
-        raise SnnetError(
-            f"unknown network '{name}'{did_you_mean(name, known) or ': timm.list_models() lists the names'}"
-        )
+        raise SnnetError(_why_unknown(name))
     tags = [full.partition('.')[2] for full in list_models(architecture, pretrained=True)]
     if tag and tag not in tags:
         raise SnnetError(f"{architecture} has no weights tagged '{tag}', only {', '.join(tags)}")
     if equals and not Path(file).is_file():
-        raise NoWeights(f"{name}: there is no file '{file}'")
+        raise NoWeights(f"{name}: there is no file '{file}'{_COMMAS if _looks_cut(file) else ''}")
     return NamedNetwork(name, model, Path(file) if equals else None)
 
 
-def is_folder(text: str) -> bool:
-    """Whether a user means a folder rather than a network that timm has under that name."""
-    name = ALIASES.get(text, text).partition('.')[0]
-    return '=' not in text and not is_model(name) and Path(text).is_dir()
+def is_net_folder(text: str) -> bool:
+    """Whether a user means a folder of a saved net, rather than a network of timm or weights of one."""
+    name = text.partition('=')[0].strip()
+    known = is_model(ALIASES.get(name, name).partition('.')[0]) or text.startswith(_SOURCES)
+    return not known and Path(text).is_dir() and not is_timm_folder(text)
+
+
+def has_local_weights(text: str) -> bool:
+    """Whether a name stands for weights on this machine, which are loaded whether or not others are pretrained."""
+    return '=' in text or text.startswith(LOCAL) or is_timm_folder(text) or is_net_folder(text)
+
+
+def is_timm_folder(text: str) -> bool:
+    """Whether a folder holds a network as timm saves one (config.json with 'architecture')."""
+    try:
+        config = json.loads((Path(text) / 'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and 'architecture' in config
+
+
+_COMMAS = ' (commas separate networks: a path that contains one must exist)'
+
+
+def _looks_cut(file: str) -> bool:
+    """Whether a path may have lost its end at a comma."""
+    return not Path(file).suffix or '=' in file
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name ends in a file or folder that exists."""
+    file = name.partition('=')[2].strip()
+    folder = name.removeprefix(LOCAL)
+    return bool(file and Path(file).is_file()) or bool(folder and Path(folder).is_dir())
+
+
+def _from_elsewhere(text: str) -> NamedNetwork:
+    """A network of timm's sources: a folder on this machine, or a repository on the Hugging Face Hub."""
+    folder = text.removeprefix(LOCAL)
+    if text.startswith(LOCAL) and not is_timm_folder(folder):
+        reason = 'holds no network that timm saved' if Path(folder).is_dir() else 'does not exist'
+        raise NoWeights(f"{text}: the folder '{folder}' {reason} (timm.models.save_for_hf writes such folders)")
+    return NamedNetwork(text, text)
+
+
+def _why_unknown(name: str) -> str:
+    hint = did_you_mean(name, [*ALIASES, *list_models()])
+    if not hint and '/' in name:
+        hint = f' (a repository on the Hugging Face Hub reads {HUB}{name}, and there is no such folder)'
+    return f"unknown network '{name}'{hint or ': timm.list_models() lists the names'}"

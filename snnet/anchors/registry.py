@@ -61,7 +61,7 @@ def as_anchor(
         SnnetError: the input size is unknown.
     """
     config = getattr(model, 'pretrained_cfg', None) or {}
-    size = input_size or _image_size(model) or config.get('input_size')
+    size = input_size or _image_size(model)
     if size is None:
         raise SnnetError(f'{type(model).__name__} does not say its input size: pass input_size=(3, height, width)')
     architecture = config.get('architecture')
@@ -73,12 +73,31 @@ def as_anchor(
     return adapter(model, name, (size[0], size[1], size[2]), source, official)
 
 
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images that a network takes, as its first convolution says; 3 where there is none."""
+    noted = getattr(model, '_model_args', {}).get('in_chans')
+    if noted is not None:
+        return int(noted)
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    first = config.get('first_conv')
+    modules = dict(model.named_modules())
+    named = [modules[name] for name in ((first,) if isinstance(first, str) else first or ()) if name in modules]
+    for module in (*named, *modules.values()):
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    size = config.get('input_size')
+    return int(size[0]) if size else 3
+
+
 def _image_size(model: nn.Module) -> tuple[int, int, int] | None:
-    """The image size that a model was made for, where timm notes it in the model."""
+    """The image size that a model was made for, where timm notes it in the model or its pretrained config."""
+    config = getattr(model, 'pretrained_cfg', None) or {}
     size = getattr(model, '_model_args', {}).get('img_size') or getattr(
         getattr(model, 'patch_embed', None), 'img_size', None
     )
     if size is None:
+        size = tuple(config['input_size'])[1:] if config.get('input_size') else None
+    if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
-    return 3, height, width
+    return image_channels(model), height, width

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
-from timm.models import get_pretrained_cfg, load_state_dict
+import torch
+from timm.models import get_pretrained_cfg
+from timm.models._factory import parse_model_name
 from torch import Tensor, nn
 
 from ..errors import NoWeights, SnnetError, reason_of
 from .anchor import Anchor, Source
-from .names import NamedNetwork, resolve
-from .registry import as_anchor
+from .names import HUB, LOCAL, NamedNetwork, resolve
+from .registry import as_anchor, image_channels
+from .weight_files import read_weights
 
 _log = logging.getLogger(__name__)
 
@@ -23,10 +26,10 @@ def load_model(named: NamedNetwork, *, pretrained: bool, num_classes: int | None
     """Makes the network as timm does, with the weights that were asked for.
 
     Args:
-        named: what to make.
-        pretrained: load weights (always the case with a local file).
-        num_classes: width of the logits; what the weights hold by default. A classifier of another width is made
-            anew, as timm does.
+        named: the network.
+        pretrained: load weights (always the case with a local file or folder).
+        num_classes: width of the logits; by default what the weights hold. A classifier of another width is new, as
+            in timm, and the log says so.
         args: further arguments of `timm.create_model`.
 
     Raises:
@@ -41,47 +44,9 @@ def load_model(named: NamedNetwork, *, pretrained: bool, num_classes: int | None
     if num_classes is not None:
         args['num_classes'] = num_classes
     try:
-        return timm.create_model(named.model, pretrained=pretrained, **args)
+        return timm.create_model(named.model, pretrained=pretrained or named.is_local, **args)
     except Exception as error:  # whatever wrong arguments, no connection or a broken download lead to
         raise _explained(named, args, error) from error
-
-
-def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any]) -> nn.Module:
-    """The network with the weights of a local file, every one of them; then a new classifier if that was asked for."""
-    state = _read(named)
-    overlay: dict[str, Any] = {'state_dict': state}
-    held = classes_held(named, state)
-    if held is not None:
-        overlay['num_classes'] = args['num_classes'] = held
-    try:
-        model = timm.create_model(named.model, pretrained=True, pretrained_cfg_overlay=overlay, **args)
-    except Exception as error:  # whatever wrong arguments or foreign weights lead to
-        raise _explained(named, args, error) from error
-    if num_classes is not None and num_classes != model.num_classes:
-        _log.warning(
-            '%s: %s holds %d classes, so the classifier for %d starts anew',
-            named.name, named.file, model.num_classes, num_classes,
-        )  # fmt: skip
-        model.reset_classifier(num_classes)
-    return model
-
-
-def _explained(named: NamedNetwork, args: dict[str, Any], error: Exception) -> SnnetError:
-    """The error of `timm.create_model` in one sentence: wrong arguments, weights that do not fit, or no weights."""
-    try:
-        timm.create_model(named.model, pretrained=False, **args)
-    except Exception as cause:
-        listed = ', '.join(f'{key}={value}' for key, value in args.items())
-        return SnnetError(f'{named.name} does not take one of the arguments {listed}: {reason_of(cause)}')
-    if named.file is not None or 'loading state_dict' in str(error):
-        return NoWeights(_misfit(named, str(error)))
-    looked = get_pretrained_cfg(named.model)
-    places = [str(p) for p in (getattr(looked, 'hf_hub_id', None), getattr(looked, 'url', None)) if p]
-    return NoWeights(
-        f'no weights for {named.name}: looked for {named.model} at {" and ".join(places) or "no known place"} '
-        f'({type(error).__name__}); give a local file with {named.name}=FILE, or start without weights '
-        f'(--no-pretrained)'
-    )
 
 
 def load_anchor(
@@ -93,18 +58,18 @@ def load_anchor(
     drop_path_rate: float | None = None,
     official: bool = False,
 ) -> Anchor:
-    """The anchor that a user names with NAME or NAME=FILE (see `resolve` and `load_model`).
+    """The anchor that a user names (see `resolve` and `load_model`).
 
     Args:
         text: the name.
         pretrained: load weights.
         num_classes: width of the logits.
-        img_size: height and width of an image, in pixels.
-        drop_path_rate: stochastic depth while training.
+        img_size: height and width of an image in pixels.
+        drop_path_rate: stochastic depth in training.
         official: end stitches as the published implementation did.
     """
     named = resolve(text)
-    config = get_pretrained_cfg(named.model)
+    config = get_pretrained_cfg(named.model) if _is_registered(named) else None
     fixed = bool(config is not None and config.fixed_input_size)
     model = load_model(
         named,
@@ -113,33 +78,147 @@ def load_anchor(
         drop_path_rate=drop_path_rate,
         img_size=img_size if fixed else None,  # networks that take any size know no such argument
     )
+    size = (image_channels(model), img_size, img_size) if img_size is not None else None
+    if not _is_registered(named):  # what timm noted says how to make it again
+        return as_anchor(model, named.name, input_size=size, official=official)
     args: dict[str, Any] = {'num_classes': getattr(model, 'num_classes', None)}
     if drop_path_rate is not None:
         args['drop_path_rate'] = drop_path_rate
     if fixed and img_size is not None:
         args['img_size'] = img_size
-    size = (3, img_size, img_size) if img_size is not None else None
     return as_anchor(model, named.name, input_size=size, source=Source(named.model, args), official=official)
 
 
-def _read(named: NamedNetwork) -> dict[str, Tensor]:
-    """The tensors of a local file, without unpickling anything but tensors."""
-    try:
-        state = load_state_dict(str(named.file))
-    except Exception as error:  # whatever a damaged or foreign file leads to
-        raise NoWeights(f'{named.name}: {named.file} holds no readable weights ({reason_of(error)})') from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise NoWeights(f'{named.name}: {named.file} holds no table of tensors')
-    return state
+def default_size(text: str) -> tuple[int, int, int] | None:
+    """The input size that a named network was trained at; None where only the network itself can say."""
+    named = resolve(text)
+    config = get_pretrained_cfg(named.model) if _is_registered(named) else None
+    if config is None or config.input_size is None:
+        return None
+    channels, height, width = config.input_size
+    return channels, height, width
 
 
 def classes_held(named: NamedNetwork, state: Mapping[str, Tensor]) -> int | None:
     """Rows of the classifier in a file, or None where it has none under the name that timm gives it."""
-    config = get_pretrained_cfg(named.model)
+    for name in _classifiers(named):
+        for key in (f'{name}.bias', f'{name}.weight'):
+            if key in state:
+                return len(state[key])
+    return None
+
+
+def _classifiers(named: NamedNetwork) -> tuple[str, ...]:
+    """Names of the modules that turn features into logits."""
+    config = get_pretrained_cfg(named.model) if _is_registered(named) else None
     classifier = getattr(config, 'classifier', None) or ()
-    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    rows = [len(state[f'{name}.bias']) for name in names if f'{name}.bias' in state]
-    return rows[0] if rows else None
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
+def _is_registered(named: NamedNetwork) -> bool:
+    return not named.model.startswith((HUB, LOCAL, 'hf_hub:'))
+
+
+def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any]) -> nn.Module:
+    """The network with the weights of a local file, every one of them; then a new classifier if that was asked for."""
+    assert named.file is not None
+    state = read_weights(named.file, named.name, _shapes(named, args))
+    held = classes_held(named, state)
+    if held is not None:
+        args['num_classes'] = held
+    try:
+        model = _with_weights(named, state, args)
+    except Exception as error:  # whatever wrong arguments or foreign weights lead to
+        if held is None and _lacks_only(str(error), _classifiers(named)):
+            return _load_headless(named, state, num_classes, args)
+        raise _explained(named, args, error) from error
+    if num_classes is not None and num_classes != model.num_classes:
+        _log.warning(
+            '%s: %s holds %d classes, so the classifier for %d classes is new',
+            named.name, named.file, model.num_classes, num_classes,
+        )  # fmt: skip
+        model.reset_classifier(num_classes)
+    return model
+
+
+def _load_headless(
+    named: NamedNetwork, state: Mapping[str, Tensor], num_classes: int | None, args: dict[str, Any]
+) -> nn.Module:
+    """The network with all weights but the classifier's from a file without one, as self-supervised training leaves."""
+    if num_classes is None:
+        raise NoWeights(
+            f'{named.file} holds no classifier for {named.name} ({", ".join(_classifiers(named))}): '
+            f'give num_classes= (--num-classes) for a new one'
+        )
+    args['num_classes'] = num_classes
+    fresh = timm.create_model(named.model, pretrained=False, **args)
+    own = fresh.state_dict()
+    new = {key: tensor for key, tensor in own.items() if key.rpartition('.')[0] in _classifiers(named)}
+    unused = sorted(state.keys() - own.keys()) if own.keys() - new.keys() <= state.keys() else []
+    known = {key: tensor for key, tensor in state.items() if key not in unused}
+    try:
+        model = _with_weights(named, {**known, **new}, args)
+    except Exception as error:
+        raise _explained(named, args, error) from error
+    _log.warning(
+        '%s: %s holds no classifier, so the one for %d classes is new%s',
+        named.name, named.file, num_classes,
+        f'; {len(unused)} tensors are not used, such as {", ".join(unused[:3])}' if unused else '',
+    )  # fmt: skip
+    return model
+
+
+def _with_weights(named: NamedNetwork, state: Mapping[str, Tensor], args: Mapping[str, Any]) -> nn.Module:
+    overlay: dict[str, Any] = {'state_dict': dict(state)}
+    if 'num_classes' in args:
+        overlay['num_classes'] = args['num_classes']
+    return timm.create_model(named.model, pretrained=True, pretrained_cfg_overlay=overlay, **args)
+
+
+def _shapes(named: NamedNetwork, args: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """Names and shapes of the network's tensors."""
+    try:
+        with torch.device('meta'):
+            model = timm.create_model(named.model, pretrained=False, **args)
+    except Exception:  # some networks compute with numbers while they are built
+        try:
+            model = timm.create_model(named.model, pretrained=False, **args)
+        except Exception as error:
+            raise _explained(named, dict(args), error) from error
+    return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+
+def _lacks_only(message: str, modules: tuple[str, ...]) -> bool:
+    """Whether an error of loading complains of missing keys of these modules alone (and perhaps of further keys)."""
+    found = re.search(r'Missing key\(s\) in state_dict: (.*)', message)
+    missing = re.findall(r'"([^"]+)"', found[1]) if found else []
+    shapes = 'size mismatch' in message
+    return bool(missing) and not shapes and all(key.rpartition('.')[0] in modules for key in missing)
+
+
+def _explained(named: NamedNetwork, args: dict[str, Any], error: Exception) -> SnnetError:
+    """The error of `timm.create_model` in one sentence: wrong arguments, weights that do not fit, or no weights."""
+    if _is_registered(named):
+        try:
+            timm.create_model(named.model, pretrained=False, **args)
+        except Exception as cause:
+            listed = ', '.join(f'{key}={value}' for key, value in args.items())
+            return SnnetError(f'{named.name} does not take one of the arguments {listed}: {reason_of(cause)}')
+    if named.is_local or 'loading state_dict' in str(error):
+        return NoWeights(_misfit(named, str(error)))
+    if not _is_registered(named):
+        repository = parse_model_name(named.model)[1]
+        return NoWeights(
+            f'{named.name}: the repository {repository} of the Hugging Face Hub cannot be loaded '
+            f'({type(error).__name__}: {reason_of(error)})'
+        )
+    looked = get_pretrained_cfg(named.model)
+    places = [str(p) for p in (getattr(looked, 'hf_hub_id', None), getattr(looked, 'url', None)) if p]
+    return NoWeights(
+        f'no weights for {named.name}: looked for {named.model} at {" and ".join(places) or "no known place"} '
+        f'({type(error).__name__}); give a local file with {named.name}=FILE, or start without weights '
+        f'(--no-pretrained)'
+    )
 
 
 def _misfit(named: NamedNetwork, message: str) -> str:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from ..anchors.anchor import Anchor
 from ..anchors.flops import PartFlops, part_flops
-from ..anchors.names import is_folder
-from ..anchors.weights import load_anchor
+from ..anchors.names import is_net_folder, split_names
+from ..anchors.weights import default_size, load_anchor
 from ..errors import CannotStitch, SnnetError
 from ..stitching.space import check_anchors, list_stitches
 from .costs import measure_costs
@@ -35,11 +35,12 @@ def create_stitchable_net(
 
     Args:
         anchors: names, in a list or separated by commas: aliases (`deit_tiny`), timm names with or without tag,
-            NAME=FILE for local weights, FOLDER for a single network that was saved, such as a reassembled one; or
-            anchors made by `as_anchor`. Any order: they are sorted by cost.
+            NAME=FILE for local weights, hf-hub:OWNER/NAME, local-dir:FOLDER, or FOLDER for a single network that was
+            saved, such as a reassembled one; or anchors made by `as_anchor`. Any order: they are sorted by cost.
         pretrained: load weights (files and folders always do).
         num_classes: width of the logits; what the weights hold by default.
-        img_size: height and width of an image in pixels; what the networks were trained at by default.
+        img_size: height and width of an image in pixels; by default what the networks were trained at, and the
+            largest of these sizes where they differ.
         window, step: width and advance of the sliding window over equally deep stages.
         nearest: stitch only anchors next to each other in cost.
         direction: 'fast_to_slow', 'slow_to_fast' or 'two_way'.
@@ -49,28 +50,60 @@ def create_stitchable_net(
     Raises:
         SnnetError: with a sentence that says what was asked and what is possible.
     """
-    if isinstance(anchors, str):
-        anchors = [name.strip() for name in anchors.split(',') if name.strip()]
+    named: list[str | Anchor] = [*split_names(anchors)] if isinstance(anchors, str) else list(anchors)
+    if img_size is None:
+        img_size = _common_size(named)
     built = [
-        anchor
-        if isinstance(anchor, Anchor)
-        else load_folder(anchor, num_classes=num_classes, img_size=img_size, drop_path_rate=drop_path_rate)
-        if is_folder(anchor)
-        else load_anchor(
-            anchor,
-            pretrained=pretrained,
-            num_classes=num_classes,
-            img_size=img_size,
-            drop_path_rate=drop_path_rate,
-            official=official,
-        )
-        for anchor in anchors
+        _built(one, pretrained, num_classes, img_size, drop_path_rate, official) if isinstance(one, str) else one
+        for one in named
     ]
     check_anchors(built)
     parts = {anchor.name: part_flops(anchor) for anchor in built}
     ordered = _sorted_by_cost(built, parts)
     stitches = list_stitches(ordered, window=window, step=step, nearest=nearest, direction=direction, official=official)
     return measure_costs(StitchableNet(ordered, stitches), parts)
+
+
+def _built(
+    name: str,
+    pretrained: bool,
+    num_classes: int | None,
+    img_size: int | None,
+    drop_path_rate: float | None,
+    official: bool,
+) -> Anchor:
+    if is_net_folder(name):
+        return load_folder(name, num_classes=num_classes, img_size=img_size, drop_path_rate=drop_path_rate)
+    return load_anchor(
+        name,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        img_size=img_size,
+        drop_path_rate=drop_path_rate,
+        official=official,
+    )
+
+
+def _common_size(named: Sequence[str | Anchor]) -> int | None:
+    """The largest of the sizes that networks were trained at, where they differ and all are named; else None."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for one in named:
+        if isinstance(one, Anchor) or is_net_folder(one):
+            return None
+        size = default_size(one)
+        if size is None:
+            return None
+        sizes[one] = size[1], size[2]
+    largest = max(sizes.values(), default=(0, 0))
+    if len(set(sizes.values())) < 2 or any(height != width for height, width in sizes.values()):
+        return None
+    listed = ', '.join(f'{name} at {height}' for name, (height, _) in sizes.items())
+    _log.warning(
+        'the networks were trained at different image sizes (%s): all are built for the largest, %d '
+        '(img_size= or --img-size chooses another)',
+        listed, largest[0],
+    )  # fmt: skip
+    return largest[0]
 
 
 def load_zoo(
@@ -87,14 +120,13 @@ def load_zoo(
     Raises:
         SnnetError: a name that comes twice, or with a sentence that says what was asked and what is possible.
     """
-    if isinstance(names, str):
-        names = [name.strip() for name in names.split(',') if name.strip()]
+    names = split_names(names)
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice:
         raise SnnetError(f"'{twice}' is named twice: a zoo holds each network once")
     zoo = {}
     for name in names:
-        if is_folder(name):
+        if is_net_folder(name):
             anchor = load_folder(name, num_classes=num_classes, img_size=img_size)
         else:
             anchor = load_anchor(name, pretrained=pretrained, num_classes=num_classes, img_size=img_size)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..anchors.anchor import Anchor, Source
-from ..anchors.names import ALIASES, resolve
+from ..anchors.names import ALIASES, resolve, split_names
 from ..anchors.registry import as_anchor
 from ..anchors.weights import classes_held, load_model
 from ..errors import NoWeights, SnnetError, reason_of
@@ -71,7 +71,7 @@ def load_official(
     state = _read(path)
     parts, layers = _split(path, state)
     if isinstance(anchors, str):
-        anchors = [name.strip() for name in anchors.split(',') if name.strip()]
+        anchors = split_names(anchors)
     if anchors is not None and len(anchors) != len(parts):
         raise SnnetError(f'{path} holds {len(parts)} anchors, but {len(anchors)} were named')
     built = []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import reassembly
 from ..anchors.flops import PartFlops, part_flops
+from ..anchors.names import split_names
 from ..anchors.normalization import align_normalization
 from ..config.parse import to_yaml
 from ..data.clean_images import drawn_images
@@ -240,7 +241,7 @@ class Workshop:
 
 def _check(settings: ReassembleSettings) -> None:
     """Refuses what can be refused before anything is loaded."""
-    names = [name for name in settings.zoo.split(',') if name.strip()]
+    names = split_names(settings.zoo)
     if len(names) < 2:
         raise SnnetError(f'a zoo is at least two networks to take blocks from, --zoo names {len(names)}')
     for name, least in (('count', 1), ('init_samples', 1), ('batch_size', 1), ('images', 1)):

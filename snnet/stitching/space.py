@@ -117,13 +117,26 @@ def check_anchors(anchors: Sequence[Anchor]) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise SnnetError(f"two anchors are called '{twice}': give each its own name")
-    for what, values in (
-        ('number of classes', [anchor.num_classes for anchor in anchors]),
-        ('image size', ['x'.join(map(str, anchor.input_size)) for anchor in anchors]),
+    headless = [anchor.name for anchor in anchors if anchor.num_classes == 0]
+    if headless:
+        raise CannotStitch(
+            f'{", ".join(headless)} has no classifier (0 classes): give num_classes= (--num-classes) for a new one'
+        )
+    for what, values, remedy in (
+        (
+            'number of classes',
+            [anchor.num_classes for anchor in anchors],
+            'num_classes= (--num-classes) gives all of them new classifiers of one width',
+        ),
+        (
+            'image size',
+            ['x'.join(map(str, anchor.input_size)) for anchor in anchors],
+            'img_size= (--img-size) builds all of them for one size',
+        ),
     ):
         if len(set(values)) > 1:
             listed = ', '.join(f'{name} {value}' for name, value in zip(names, values, strict=True))
-            raise CannotStitch(f'anchors differ in {what}: {listed}')
+            raise CannotStitch(f'anchors differ in {what}: {listed}; {remedy}')
 
 
 @dataclass(frozen=True)

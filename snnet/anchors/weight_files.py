@@ -1,0 +1,184 @@
+"""Files of weights as they are found: tables of tensors among other objects, under the prefixes of trainers."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import collections
+import datetime
+import logging
+import pathlib
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import NoWeights, reason_of
+
+_log = logging.getLogger(__name__)
+
+_PREFERRED = ('ema', 'teacher', 'encoder_q', 'online')
+"""Of several copies of a network in one file, trainers mean these: averaged weights, teachers, query encoders."""
+_DEPTH = 4
+"""Tables are looked for in tables no deeper than this."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A copy of the network in a file: the table that holds it, the prefix of its keys, and how many keys fit."""
+
+    where: str
+    prefix: str
+    table: Mapping[str, Tensor]
+    fitting: int
+
+    def __str__(self) -> str:
+        return '.'.join(part for part in (self.where, self.prefix.rstrip('.')) if part) or 'the top level'
+
+
+def read_weights(path: Path, name: str, own: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The weights of a network in a file, by the network's own names where the file has them under a prefix.
+
+    Args:
+        path: a .safetensors file, or anything that `torch.load` reads without running code.
+        name: what messages call the network.
+        own: names and shapes of the network's tensors.
+
+    Raises:
+        NoWeights: the file is damaged, needs code to be read, or holds no table of tensors.
+    """
+    content = _read(path, name)
+    tables = list(_tables(content))
+    if not tables:
+        raise NoWeights(f'{name}: {path} holds no table of tensors')
+    candidates = [_best_prefix(where, table, own) for where, table in tables]
+    ranked = sorted(candidates, key=lambda c: (-c.fitting, not _is_preferred(str(c)), -len(c.table)))
+    chosen = ranked[0]
+    if not chosen.fitting:  # keys of another library, which timm may know how to rename
+        preferred = [c for c in candidates if _is_preferred(c.where)]
+        chosen = (preferred or sorted(candidates, key=lambda c: -len(c.table)))[0]
+        return _without_wrappers(chosen.table)
+    others = [str(c) for c in ranked[1:] if c.fitting == chosen.fitting]
+    if others:
+        _log.warning('%s: %s holds it several times; %s is used, not %s', name, path, chosen, ', '.join(others))
+    if not chosen.prefix:
+        return dict(chosen.table)
+    kept = {key.removeprefix(chosen.prefix): t for key, t in chosen.table.items() if key.startswith(chosen.prefix)}
+    left = len(chosen.table) - len(kept)
+    _log.info('%s: %d tensors under %r in %s are used, %d others are not', name, len(kept), chosen.prefix, path, left)
+    return kept
+
+
+def _read(path: Path, name: str) -> Any:
+    """What a file holds; only harmless objects are unpickled."""
+    try:
+        if path.suffix == '.safetensors':
+            return load_file(path)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file leads to
+        foreign = _foreign_classes(path)
+        if foreign:
+            raise NoWeights(
+                f'{name}: {path} holds objects beside its weights that only running code could read '
+                f'({", ".join(foreign[:3])}): if you trust the file, load it with torch.load(..., weights_only=False) '
+                f'and save its table of tensors alone'
+            ) from None
+        raise NoWeights(f'{name}: {path} holds no readable weights ({reason_of(error)})') from None
+
+
+def _foreign_classes(path: Path) -> list[str]:
+    """Names of the classes in a file that are not allowed; empty where the file cannot be read at all."""
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except Exception:  # no checkpoint of torch
+        return []
+
+
+def _tables(content: Any, where: str = '', depth: int = 0) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Every table of tensors in nested tables, with the keys that lead to it."""
+    if isinstance(content, argparse.Namespace | types.SimpleNamespace) or not isinstance(content, Mapping):
+        return
+    table = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if table:
+        yield where, table
+    if depth < _DEPTH:
+        for key, value in content.items():
+            if isinstance(key, str) and not key.startswith('optim'):
+                yield from _tables(value, f'{where}.{key}' if where else key, depth + 1)
+
+
+def _best_prefix(where: str, table: Mapping[str, Tensor], own: Mapping[str, torch.Size]) -> _Candidate:
+    """The prefix under which most of the network's tensors are found with their shapes."""
+    fitting: collections.Counter[str] = collections.Counter()
+    for key, tensor in table.items():
+        for prefix in _prefixes(key):
+            if own.get(key[len(prefix) :]) == tensor.shape:
+                fitting[prefix] += 1
+    if not fitting:
+        return _Candidate(where, '', table, 0)
+    best = min(fitting, key=lambda prefix: (-fitting[prefix], not _is_preferred(prefix), len(prefix)))
+    if fitting[best] == fitting['']:
+        best = ''
+    return _Candidate(where, best, table, fitting[best])
+
+
+def _prefixes(key: str) -> Iterator[str]:
+    yield ''
+    yield from (key[: i + 1] for i, letter in enumerate(key) if letter == '.')
+
+
+def _is_preferred(text: str) -> bool:
+    return any(word in text.lower() for word in _PREFERRED)
+
+
+def _without_wrappers(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A table without the prefixes that torch's wrappers (DDP, compile) give every key."""
+    prefixes = ('module.', '_orig_mod.')
+    while table and any(all(key.startswith(prefix) for key in table) for prefix in prefixes):
+        table = {key.partition('.')[2]: value for key, value in table.items()}
+    return dict(table)
+
+
+def _harmless() -> Iterable[Any]:
+    """Classes that trainers keep beside the weights, and whose construction runs no foreign code."""
+    scalar = np.float64(0).__reduce__()[0]
+    rebuild = np.zeros(1).__reduce__()[0]
+    yield from (
+        np.ndarray,
+        np.dtype,
+        *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type)),
+        codecs.encode,
+    )
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+        yield scalar, f'{module}.scalar'
+        yield rebuild, f'{module}._reconstruct'
+    for module in ('pathlib', 'pathlib._local'):
+        for pure in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
+            yield pure, f'{module}.{pure.__name__}'
+            yield pure, f'{module}.{pure.__name__.removeprefix("Pure")}'
+    yield from (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone)
+    yield from (argparse.Namespace, types.SimpleNamespace)
+    yield _new_dict, 'collections.defaultdict'
+    yield _new_list, 'collections.deque'
+    yield from (dict, list, set, frozenset, tuple, int, float, complex, bool, str, bytes, bytearray, slice, range)
+
+
+def _new_dict(*_: Any) -> dict[Any, Any]:
+    """In place of a defaultdict, which torch's unpickler does not fill."""
+    return {}
+
+
+def _new_list(*_: Any) -> list[Any]:
+    """In place of a deque, which torch's unpickler does not fill."""
+    return []
+
+
+_HARMLESS = list(_harmless())
