@@ -4,8 +4,9 @@
 
 Each is built by `snnet.create_stitchable_net(names, pretrained=False)` in a process of its own with limits on time and
 memory; where timm gives the networks no classifier, or each another one, with `num_classes=10`. Then its anchors and
-five stitches run. Networks have no numbers (torch's meta device) unless one needs them, or with --real: what runs and
-which shapes come out is the same. Prints a table in Markdown: stitches and stitch layers, or the refusal.
+five stitches run. Networks have no numbers (torch's meta device) unless one needs them, or with
+--real: what runs and which shapes come out is the same, but FLOPs cannot be traced, so parameters order the networks.
+Prints a table in Markdown: stitches and stitch layers, or the refusal.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 import snnet
+from snnet.anchors.flops import PartFlops, part_flops
 from snnet.utils.log import Progress, set_up_logging
 
 FAMILIES = """
@@ -139,10 +142,16 @@ class Row(NamedTuple):
     refusal: str = ''
 
 
+def parameters_as_flops(anchor: snnet.Anchor) -> PartFlops:
+    """Stands for the FLOPs of a network without numbers."""
+    count = sum(parameter.numel() for parameter in anchor.parameters())
+    return PartFlops(count, (0,) * len(anchor.line()), 0, 0)
+
+
 def built(names: str, real: bool) -> tuple[snnet.StitchableNet, str]:
     """The net of a family, with a note on what it needed."""
-    where = nullcontext() if real else torch.device('meta')
-    with where:
+    counted = part_flops if real else parameters_as_flops
+    with nullcontext() if real else torch.device('meta'), patch('snnet.net.create.part_flops', counted):
         try:
             return snnet.create_stitchable_net(names, pretrained=False), ''
         except snnet.CannotStitch as error:

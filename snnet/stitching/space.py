@@ -131,7 +131,7 @@ def check_anchors(anchors: Sequence[Anchor]) -> None:
         (
             'image size',
             ['x'.join(map(str, anchor.input_size)) for anchor in anchors],
-            'img_size= (--img-size) builds all of them for one size',
+            'img_size= (--img-size), or input_size= of as_anchor, gives all of them one',
         ),
     ):
         if len(set(values)) > 1:
@@ -229,8 +229,17 @@ def _why_not(front: Anchor, end: Anchor) -> str:
     def grids(anchor: Anchor) -> str:
         return '; '.join(str(_inside(anchor, stage)) for stage in anchor.stitch_stages())
 
-    if matching_stages(front, end):
-        return f'{front.name} and {end.name} share grids but are too shallow there: the rule finds no blocks to join'
+    def depths(anchor: Anchor, stages: Sequence[int]) -> str:
+        return ' + '.join(str(len(anchor.blocks()[stage])) for stage in stages)
+
+    matched = matching_stages(front, end)
+    if matched:
+        fronts, ends = zip(*matched, strict=True)
+        return (
+            f'{front.name} and {end.name} share grids but are too shallow there ({depths(front, fronts)} and '
+            f'{depths(end, ends)} blocks): a stitch runs a block of a stage and then a later one of the other anchor; '
+            f'a stage within which several tensors run side by side counts as one block'
+        )
     return (
         f'no stage of {front.name} ({grids(front)}) has the grid and the prefix tokens of one of {end.name} '
         f'({grids(end)}), so no stitch layer can join them'

@@ -58,8 +58,8 @@ def test_blocks_of_one_stage_may_differ_in_width(tmp_path):
 def test_networks_of_different_image_sizes_are_built_for_the_largest(caplog):
     with caplog.at_level(logging.WARNING, 'snnet'):
         net = create_stitchable_net('efficientnet_b0,efficientnet_b1', pretrained=False, num_classes=3)
-    assert net.input_size == (3, 256, 256)
-    assert 'efficientnet_b0 at 224, efficientnet_b1 at 256' in caplog.text
+    assert net.input_size == (3, 240, 240)
+    assert 'efficientnet_b0 at 224, efficientnet_b1 at 240' in caplog.text
 
 
 def test_an_image_size_that_was_asked_for_is_kept():
@@ -79,7 +79,7 @@ def test_embeddings_of_different_widths_are_refused_with_the_remedy():
         create_stitchable_net(anchors, pretrained=False)
 
 
-@pytest.mark.parametrize('names', [('test_vit', 'test_vit2'), ('resnet10t', 'resnet18')])
+@pytest.mark.parametrize('names', [('test_vit', 'test_vit2'), ('resnet18', 'resnet34')])
 def test_networks_of_one_channel_make_a_net_of_one_channel(names, tmp_path):
     args = {'in_chans': 1, 'num_classes': 3}
     net = create_stitchable_net([as_anchor(timm.create_model(n, **args)) for n in names], pretrained=False).eval()
@@ -89,3 +89,9 @@ def test_networks_of_one_channel_make_a_net_of_one_channel(names, tmp_path):
     x = torch.randn(1, *net.input_size)
     with torch.no_grad():
         assert torch.equal(again(x, stitch=2), net(x, stitch=2))
+
+
+def test_built_anchors_of_different_sizes_are_refused_with_the_remedy():
+    anchors = [as_anchor(timm.create_model('test_vit', img_size=size), f'at {size}') for size in (64, 96)]
+    with pytest.raises(CannotStitch, match=r'image size: at 64 3x64x64, at 96 3x96x96; .*input_size='):
+        create_stitchable_net(anchors, pretrained=False)
