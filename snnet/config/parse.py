@@ -13,6 +13,8 @@ import yaml
 from ..errors import SnnetError, did_you_mean
 from .sections import Option, Settings, flattened, from_flat, options_of, plain, sections_of, to_flat
 
+NAME_LISTS = ('anchors', 'zoo')
+"""Settings that name several networks: separated by commas, or a list in YAML."""
 Recipes = Mapping[str, Mapping[str, Any]]
 
 
@@ -73,6 +75,8 @@ def convert(name: str, value: Any, hint: Any) -> Any:
         if get_origin(kind) is list:
             values = value if isinstance(value, (list, tuple)) else [value]
             return [convert(name, x, get_args(kind)[0]) for x in values]
+        if name in NAME_LISTS and isinstance(value, (list, tuple)):
+            return ','.join(convert(name, x, str) for x in value)
         if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return str(value)
         if kind in (int, float) and not isinstance(value, bool) and (kind is float or float(value).is_integer()):

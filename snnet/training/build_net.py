@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..anchors.names import is_folder
+from ..anchors.names import has_local_weights, split_names
 from ..config.sections import option
 from ..net.create import create_stitchable_net
 from ..net.stitchable_net import StitchableNet
@@ -15,7 +15,11 @@ from ..utils.seeds import generator
 class NetSettings:
     """Which networks are stitched, how, and what is trained of them."""
 
-    anchors: str = option('', 'networks to stitch, separated by commas: NAME or NAME=FILE')
+    anchors: str = option(
+        '',
+        'networks to stitch, separated by commas (or a list in YAML): NAME, NAME=FILE, FOLDER, hf-hub:OWNER/NAME or '
+        'local-dir:FOLDER',
+    )
     plugin: list[str] = option([], 'Python files that register networks and adapters', free=True)
     pretrained: bool = option(True, 'load weights (NAME=FILE always does)')
     num_classes: int | None = option(None, 'classes (default: those of the weights)')
@@ -33,8 +37,7 @@ class NetSettings:
     @property
     def learned(self) -> bool:
         """Whether any anchor starts from learned weights."""
-        names = [name.strip() for name in self.anchors.split(',') if name.strip()]
-        return self.pretrained or any('=' in name or is_folder(name) for name in names)
+        return self.pretrained or any(has_local_weights(name) for name in split_names(self.anchors))
 
 
 def build_net(settings: NetSettings) -> StitchableNet:

@@ -46,6 +46,11 @@ def test_a_wrong_key_or_value_in_a_file_is_one_sentence_that_names_it(tmp_path, 
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('text', ['anchors: [a, b=w.pth]', 'anchors:\n- a\n- b=w.pth\n', 'anchors: a,b=w.pth'])
+def test_networks_are_named_in_a_list_or_between_commas(tmp_path, text):
+    assert parsed(tmp_path, text).net.anchors == 'a,b=w.pth'
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SnnetError, match='nowhere.yaml'):
         parse(TrainSettings, ['--config', str(tmp_path / 'nowhere.yaml')])
