@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
 DEMO := output/demo
 
-.PHONY: demo test check faults clean-demo
+.PHONY: demo test test-all faults check docs clean-demo
 
 # Trains three small anchors on handwritten digits, stitches them, evaluates every stitch, and switches between them.
 demo: export OMP_NUM_THREADS := 1  # the networks are too small to gain from more threads
@@ -17,20 +17,31 @@ demo: $(VENV)/demo clean-demo
 clean-demo:
 	rm -rf $(DEMO)
 
+# The fast suite: a few minutes on two cores.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-check: $(VENV)/dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+# Everything: the slow tests too, and every fault.
+test-all: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2
+	$(MAKE) faults
 
 # Every known fault, once, into tiny runs: kills, signals, damaged files, full disks, bad images and numbers.
 faults: export OMP_NUM_THREADS := 1
 faults: $(VENV)/dev
 	$(BIN)/python -m tools.faults
 
-# One stamp an extra: installed again when the metadata or the pinned versions change.
+check: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The site, in output/site. Warnings are errors (`strict` in mkdocs.yml).
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build
+
+# One stamp per extra: it is installed again when the metadata or the pinned versions change.
 $(VENV)/%: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[$*]'

@@ -45,12 +45,12 @@ def export_set(
     cost: str = 'flops',
     overwrite: bool = False,
 ) -> Index:
-    """Exports the frontier, thinned to `points` stitches (see `snnet.index.thin`), for a server to pick from.
+    """Exports the frontier, thinned to `points` stitches (see `set_index.thin`), for a server to pick from.
 
     Each file is written and checked as by `snnet.export`. `index.json` comes last: what all files share (input,
     normalization, classes), and a row a file with its name, stitch id, legs, costs, accuracy, SHA-256 and difference to
-    eager. `snnet.index.read_index` reads it and `pick` chooses. A set that was interrupted goes on: files that are
-    whole and hold what they should are not made again.
+    eager. `snnet.exporting.set_index.read_index` reads it and `pick` chooses. An interrupted set goes on: files
+    that are whole and hold what they should are not made again.
 
     Args:
         net: an evaluated net, in any mode.

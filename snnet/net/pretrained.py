@@ -57,7 +57,7 @@ class Pretrained:
         """Writes config.json (anchors, stitches, records), model.safetensors and, if any, statistics.safetensors.
 
         Each file is written whole or not at all. README.md becomes a model card; of one that is there already, only
-        the section that we wrote (see `snnet.card`).
+        the section that we wrote (see `snnet.saving.model_card`).
 
         Args:
             folder: made where it is missing; other files in it are left alone.
@@ -104,8 +104,8 @@ class Pretrained:
         """Builds the net that `save_pretrained` or `push_to_hub` wrote, in eval mode.
 
         Args:
-            folder: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub (see `snnet.remote.locate`, also for the
-                other arguments).
+            folder: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub (see `snnet.saving.remote.locate`, also
+                for the other arguments).
 
         Raises:
             SnnetError: the folder holds no net, one of a newer version, or one of a family not known here.

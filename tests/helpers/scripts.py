@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from snnet.cli.main import main as snnet_command
 from tests.helpers.runs import forkserver
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ class Script:
     A fresh interpreter would spend some four seconds of CPU on imports; a fork spends none.
     """
 
-    def __init__(self, script: str, *args: Any, ranks: int = 1) -> None:
+    def __init__(self, script: str, *args: Any, ranks: int = 1, folder: Path = ROOT) -> None:
         self.args = [script, *map(str, args)]
         self._files = tempfile.TemporaryDirectory()
         self._out, self._err = (Path(self._files.name) / name for name in ('stdout', 'stderr'))
@@ -35,7 +36,7 @@ class Script:
         for rank in range(ranks):
             variables = _variables(rank, ranks, port) if ranks > 1 else {}
             process = forkserver().Process(
-                target=_run, args=(self.args, variables, str(self._out), str(self._err)), daemon=False
+                target=_run, args=(self.args, variables, folder, str(self._out), str(self._err)), daemon=False
             )
             process.start()
             self._processes.append(process)
@@ -63,9 +64,11 @@ class Script:
         return subprocess.CompletedProcess(self.args, code, *texts)
 
 
-def run_script(script: str, *args: Any, check: bool = True, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Runs a script to its end; `check` expects exit code 0."""
-    done = Script(script, *args, ranks=ranks).end()
+def run_script(
+    script: str, *args: Any, check: bool = True, ranks: int = 1, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script, or the command `snnet`, to its end in a folder; `check` expects exit code 0."""
+    done = Script(script, *args, ranks=ranks, folder=folder).end()
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -83,11 +86,14 @@ def _variables(rank: int, world: int, port: int) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
-def _run(args: list[str], variables: Mapping[str, str], out: str, err: str) -> None:
+def _run(args: list[str], variables: Mapping[str, str], folder: Path, out: str, err: str) -> None:
     for file, number in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.update(variables)
-    os.chdir(ROOT)
+    os.chdir(folder)
     torch.set_num_threads(1)
+    if args[0] == 'snnet':
+        sys.exit(snnet_command(args[1:]))
     sys.argv = [str(ROOT / args[0]), *args[1:]]
+    sys.path.insert(0, str((ROOT / args[0]).parent))
     runpy.run_path(sys.argv[0], run_name='__main__')

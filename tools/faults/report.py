@@ -51,10 +51,10 @@ def markdown(results: Sequence[Result], command: str) -> str:
         f'{os.cpu_count()} cores.',
         '',
         'Every fault is triggered by progress (a step, an operation on a file), never by the clock. "Bit-identical" '
-        'means: weights of the net, optimizer moments of the last checkpoint and `log.jsonl` are those of a run that '
-        'was never disturbed. After each death all visible checkpoints must verify.',
+        'means: the weights of the net, the optimizer moments of the last checkpoint and `log.jsonl` are those of a '
+        'run that was never disturbed. After each death all visible checkpoints must verify.',
         '',
-        'An injection is repeated by its name and number: '
+        'To repeat an injection, give its name and number: '
         '`python -m tools.faults --seed SEED --kinds "NAME" --number NUMBER --keep`.',
         '',
         '| fault | times | steps repeated (most, allowed) | defects | outcome |',
