@@ -31,7 +31,7 @@ def straightforward(net: snnet.StitchableNet, images: torch.Tensor) -> None:
     """All features kept, one float32 pseudo-inverse a position, solutions averaged over a shared layer."""
     features = {}
     for anchor in map(net.anchor, range(len(net.anchors))):
-        x, kept = anchor.stem(images), []
+        x, kept = anchor.run_stem(images), []
         for module in anchor.line():
             kept.append(x.reshape(-1, x.shape[-1]))
             x = module(x)

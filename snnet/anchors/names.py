@@ -93,6 +93,22 @@ def resolve(text: str) -> NamedNetwork:
     return NamedNetwork(name, model, Path(file) if equals else None)
 
 
+def weights_file(text: str) -> Path | None:
+    """The local file with the weights that a name stands for, whether or not it exists; None for others' weights."""
+    folder = text.strip().removeprefix(LOCAL)
+    if text.strip().startswith(LOCAL) or is_timm_folder(folder):
+        files = [Path(folder) / name for name in ('model.safetensors', 'pytorch_model.bin')]
+        return next((file for file in files if file.is_file()), files[0])
+    _, equals, file = (part.strip() for part in text.partition('='))
+    return Path(file) if equals and not text.strip().startswith(_SOURCES) else None
+
+
+def without_file(text: str) -> str:
+    """The network's name in NAME=FILE; other names as they are."""
+    is_folder = text.strip().startswith(_SOURCES) or is_timm_folder(text.strip())
+    return text.strip() if is_folder else text.partition('=')[0].strip()
+
+
 def is_net_folder(text: str) -> bool:
     """Whether a user means a folder of a saved net, rather than a network of timm or weights of one."""
     name = text.partition('=')[0].strip()

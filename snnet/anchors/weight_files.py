@@ -53,7 +53,7 @@ def read_weights(path: Path, name: str, own: Mapping[str, torch.Size]) -> dict[s
     Raises:
         NoWeights: the file is damaged, needs code to be read, or holds no table of tensors.
     """
-    content = _read(path, name)
+    content = read_file(path, name)
     tables = list(_tables(content))
     if not tables:
         raise NoWeights(f'{name}: {path} holds no table of tensors')
@@ -75,12 +75,20 @@ def read_weights(path: Path, name: str, own: Mapping[str, torch.Size]) -> dict[s
     return kept
 
 
-def _read(path: Path, name: str) -> Any:
-    """What a file holds; only harmless objects are unpickled."""
+def read_file(path: Path, name: str) -> Any:
+    """What a file holds, without running code from it.
+
+    Args:
+        path: a .safetensors file, or what `torch.save` wrote.
+        name: what messages call the network.
+
+    Raises:
+        NoWeights: the file is damaged, or holds other objects than tensors and those of `HARMLESS`.
+    """
     try:
         if path.suffix == '.safetensors':
             return load_file(path)
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file leads to
         foreign = _foreign_classes(path)
@@ -96,7 +104,7 @@ def _read(path: Path, name: str) -> Any:
 def _foreign_classes(path: Path) -> list[str]:
     """Names of the classes in a file that are not allowed; empty where the file cannot be read at all."""
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(HARMLESS):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:  # no checkpoint of torch
         return []
@@ -167,6 +175,7 @@ def _harmless() -> Iterable[Any]:
     yield from (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone)
     yield from (argparse.Namespace, types.SimpleNamespace)
     yield _new_dict, 'collections.defaultdict'
+    yield collections.OrderedDict, 'yacs.config.CfgNode'  # settings of published checkpoints, a table of plain values
     yield _new_list, 'collections.deque'
     yield from (dict, list, set, frozenset, tuple, int, float, complex, bool, str, bytes, bytearray, slice, range)
 
@@ -181,4 +190,5 @@ def _new_list(*_: Any) -> list[Any]:
     return []
 
 
-_HARMLESS = list(_harmless())
+HARMLESS = list(_harmless())
+"""What `torch.serialization.safe_globals` may allow: see `_harmless`."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from ..anchors.names import resolve
+from ..anchors.names import resolve, weights_file, without_file
 from ..anchors.weights import load_model
 from ..errors import SnnetError, reason_of
 from ..net.stitchable_net import StitchableNet
@@ -106,14 +105,14 @@ def teacher_identity(name: str, net: StitchableNet) -> tuple[str, str | None]:
     """
     if name == LARGEST:
         return LARGEST, _digest(net.anchor(len(net.anchors) - 1))
-    text, equals, file = (part.strip() for part in name.partition('='))
-    model = resolve(text).model
+    file = weights_file(name)
+    model = resolve(without_file(name)).model
     config = get_pretrained_cfg(model)
-    full = f'{config.architecture}.{config.tag}' if config is not None and config.tag and not equals else model
-    if not equals:
+    full = f'{config.architecture}.{config.tag}' if config is not None and config.tag and file is None else model
+    if file is None:
         return full, ''
     try:
-        return full, sha256(Path(file))
+        return full, sha256(file)
     except OSError:
         return full, None
 
