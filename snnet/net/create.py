@@ -115,7 +115,8 @@ def load_zoo(
         names: in a list or separated by commas: NAME, NAME=FILE or FOLDER as for `create_stitchable_net`.
         pretrained: load weights (files and folders always do).
         num_classes: width of the logits; what the weights hold by default.
-        img_size: height and width of an image in pixels; what each network was trained at by default.
+        img_size: height and width of an image in pixels; by default what the networks were trained at, and the
+            largest of these sizes where they differ.
 
     Raises:
         SnnetError: a name that comes twice, or with a sentence that says what was asked and what is possible.
@@ -124,6 +125,8 @@ def load_zoo(
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice:
         raise SnnetError(f"'{twice}' is named twice: a zoo holds each network once")
+    if img_size is None:
+        img_size = _common_size(names)
     zoo = {}
     for name in names:
         if is_net_folder(name):

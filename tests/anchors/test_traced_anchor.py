@@ -14,6 +14,7 @@ from torch import nn
 
 import snnet
 from snnet import Boundary, CannotStitch, SnnetError, as_anchor
+from snnet.anchors.flops import trace, uncounted
 from snnet.anchors.tracing.dataflow import cut_points
 from snnet.anchors.tracing.traced_anchor import TracedAnchor
 from snnet.anchors.weights import load_anchor
@@ -186,6 +187,12 @@ def test_it_trains_as_the_network_does_with_the_same_random_draws(name):
 def test_blocks_and_stages_are_found(name):
     anchor, _, _ = traced(name)
     assert [len(span) for span in anchor.blocks()] == NETWORKS[name][2]
+
+
+@every_network
+def test_no_costly_operation_goes_uncounted(name):
+    anchor, _, _ = traced(name)
+    assert uncounted(trace(anchor, anchor.input_size)) == {}
 
 
 @some_networks
