@@ -118,7 +118,7 @@ def is_net_folder(text: str) -> bool:
 
 def has_local_weights(text: str) -> bool:
     """Whether a name stands for weights on this machine, which are loaded whether or not others are pretrained."""
-    return '=' in text or text.startswith(LOCAL) or is_timm_folder(text) or is_net_folder(text)
+    return weights_file(text) is not None or is_net_folder(text)
 
 
 def is_timm_folder(text: str) -> bool:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from snnet import NoWeights, SnnetError, create_stitchable_net
-from snnet.anchors.names import split_names
+from snnet.anchors.names import has_local_weights, split_names, weights_file, without_file
 from snnet.anchors.weights import load_anchor
 from tests.helpers.families import CLASSES, shake
 
@@ -179,3 +179,17 @@ def test_paths_that_exist_may_hold_commas(tmp_path, model):
 def test_a_path_that_was_cut_at_a_comma_is_explained(tmp_path):
     with pytest.raises(NoWeights, match='commas separate networks'):
         create_stitchable_net('test_vit=lr=0.1,wd=0.05/w.pth,test_vit2', pretrained=False)
+
+
+def test_a_name_tells_its_local_weights_apart_from_the_network(tmp_path, model):
+    folder = tmp_path / 'a=b'
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    for name in (str(folder), f'local-dir:{folder}'):
+        assert weights_file(name) == folder / 'model.safetensors'
+        assert without_file(name) == name
+        assert has_local_weights(name)
+    assert weights_file('test_vit = a=b.pth') == pathlib.Path('a=b.pth')
+    assert without_file('test_vit = a=b.pth') == 'test_vit'
+    assert weights_file('test_vit') is weights_file('hf-hub:a/b=c') is None
+    assert without_file('hf-hub:a/b=c') == 'hf-hub:a/b=c'
+    assert not has_local_weights('test_vit')
