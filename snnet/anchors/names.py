@@ -61,7 +61,7 @@ def split_names(names: str | Sequence[str]) -> list[str]:
     found: list[str] = []
     while parts:
         longer = (end for end in range(2, len(parts) + 1) if _is_path(','.join(parts[:end]).strip()))
-        starts_path = '=' in parts[0] or not is_model(ALIASES.get(parts[0].strip(), parts[0].strip()).partition('.')[0])
+        starts_path = '=' in parts[0] or not _is_registered(parts[0])
         length = next(longer, 1) if starts_path and not _is_path(parts[0].strip()) else 1
         found.append(','.join(parts[:length]).strip())
         parts = parts[length:]
@@ -95,24 +95,24 @@ def resolve(text: str) -> NamedNetwork:
 
 def weights_file(text: str) -> Path | None:
     """The local file with the weights that a name stands for, whether or not it exists; None for others' weights."""
-    folder = text.strip().removeprefix(LOCAL)
-    if text.strip().startswith(LOCAL) or is_timm_folder(folder):
+    text = text.strip()
+    folder = text.removeprefix(LOCAL)
+    if text.startswith(LOCAL) or is_timm_folder(folder):
         files = [Path(folder) / name for name in ('model.safetensors', 'pytorch_model.bin')]
         return next((file for file in files if file.is_file()), files[0])
     _, equals, file = (part.strip() for part in text.partition('='))
-    return Path(file) if equals and not text.strip().startswith(_SOURCES) else None
+    return Path(file) if equals and not text.startswith(_SOURCES) else None
 
 
 def without_file(text: str) -> str:
     """The network's name in NAME=FILE; other names as they are."""
-    is_folder = text.strip().startswith(_SOURCES) or is_timm_folder(text.strip())
-    return text.strip() if is_folder else text.partition('=')[0].strip()
+    text = text.strip()
+    return text if text.startswith(_SOURCES) or is_timm_folder(text) else text.partition('=')[0].strip()
 
 
 def is_net_folder(text: str) -> bool:
     """Whether a user means a folder of a saved net, rather than a network of timm or weights of one."""
-    name = text.partition('=')[0].strip()
-    known = is_model(ALIASES.get(name, name).partition('.')[0]) or text.startswith(_SOURCES)
+    known = _is_registered(text) or text.startswith(_SOURCES)
     return not known and Path(text).is_dir() and not is_timm_folder(text)
 
 
@@ -122,12 +122,23 @@ def has_local_weights(text: str) -> bool:
 
 
 def is_timm_folder(text: str) -> bool:
-    """Whether a folder holds a network as timm saves one (config.json with 'architecture')."""
+    """Whether a user means a folder of a network as timm saves one; names that timm has registered come first."""
+    return not _is_registered(text) and _holds_timm_config(Path(text))
+
+
+def _holds_timm_config(folder: Path) -> bool:
+    """Whether a folder has the config.json of a network of timm, which names its architecture."""
     try:
-        config = json.loads((Path(text) / 'config.json').read_text(encoding='utf-8'))
+        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and 'architecture' in config
+
+
+def _is_registered(text: str) -> bool:
+    """Whether a text is the name of a network of timm, an alias of one, or NAME=FILE of one."""
+    name = text.partition('=')[0].strip()
+    return bool(is_model(ALIASES.get(name, name).partition('.')[0]))
 
 
 _COMMAS = ' (commas separate networks: a path that contains one must exist)'
@@ -148,7 +159,7 @@ def _is_path(name: str) -> bool:
 def _from_elsewhere(text: str) -> NamedNetwork:
     """A network of timm's sources: a folder on this machine, or a repository on the Hugging Face Hub."""
     folder = text.removeprefix(LOCAL)
-    if text.startswith(LOCAL) and not is_timm_folder(folder):
+    if text.startswith(LOCAL) and not _holds_timm_config(Path(folder)):
         reason = 'holds no network that timm saved' if Path(folder).is_dir() else 'does not exist'
         raise NoWeights(f"{text}: the folder '{folder}' {reason} (timm.models.save_for_hf writes such folders)")
     return NamedNetwork(text, text)

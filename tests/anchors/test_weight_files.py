@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from snnet import NoWeights, SnnetError, create_stitchable_net
-from snnet.anchors.names import has_local_weights, split_names, weights_file, without_file
+from snnet.anchors.names import has_local_weights, resolve, split_names, weights_file, without_file
 from snnet.anchors.weights import load_anchor
 from tests.helpers.families import CLASSES, shake
 
@@ -193,3 +193,10 @@ def test_a_name_tells_its_local_weights_apart_from_the_network(tmp_path, model):
     assert weights_file('test_vit') is weights_file('hf-hub:a/b=c') is None
     assert without_file('hf-hub:a/b=c') == 'hf-hub:a/b=c'
     assert not has_local_weights('test_vit')
+
+
+def test_a_registered_name_comes_before_a_folder_of_that_name(tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    timm.models.save_for_hf(model, tmp_path / 'test_vit', safe_serialization=True)
+    assert resolve('test_vit').model == 'test_vit'
+    assert resolve('./test_vit').model == 'local-dir:./test_vit'
