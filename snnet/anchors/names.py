@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def resolve(text: str) -> NamedNetwork:
     tags = [full.partition('.')[2] for full in list_models(architecture, pretrained=True)]
     if tag and tag not in tags:
         raise SnnetError(f"{architecture} has no weights tagged '{tag}', only {', '.join(tags)}")
-    if equals and not Path(file).is_file():
+    if equals and not os.path.isfile(file):
         raise NoWeights(f"{name}: there is no file '{file}'{_COMMAS if _looks_cut(file) else ''}")
     return NamedNetwork(name, model, Path(file) if equals else None)
 
@@ -99,7 +100,7 @@ def weights_file(text: str) -> Path | None:
     folder = text.removeprefix(LOCAL)
     if text.startswith(LOCAL) or is_timm_folder(folder):
         files = [Path(folder) / name for name in ('model.safetensors', 'pytorch_model.bin')]
-        return next((file for file in files if file.is_file()), files[0])
+        return next((file for file in files if os.path.isfile(file)), files[0])
     _, equals, file = (part.strip() for part in text.partition('='))
     return Path(file) if equals and not text.startswith(_SOURCES) else None
 
@@ -113,7 +114,7 @@ def without_file(text: str) -> str:
 def is_net_folder(text: str) -> bool:
     """Whether a user means a folder of a saved net, rather than a network of timm or weights of one."""
     known = _is_registered(text) or text.startswith(_SOURCES)
-    return not known and Path(text).is_dir() and not is_timm_folder(text)
+    return not known and os.path.isdir(text) and not is_timm_folder(text)
 
 
 def has_local_weights(text: str) -> bool:
@@ -153,14 +154,14 @@ def _is_path(name: str) -> bool:
     """Whether a name ends in a file or folder that exists."""
     file = name.partition('=')[2].strip()
     folder = name.removeprefix(LOCAL)
-    return bool(file and Path(file).is_file()) or bool(folder and Path(folder).is_dir())
+    return bool(file and os.path.isfile(file)) or bool(folder and os.path.isdir(folder))
 
 
 def _from_elsewhere(text: str) -> NamedNetwork:
     """A network of timm's sources: a folder on this machine, or a repository on the Hugging Face Hub."""
     folder = text.removeprefix(LOCAL)
     if text.startswith(LOCAL) and not _holds_timm_config(Path(folder)):
-        reason = 'holds no network that timm saved' if Path(folder).is_dir() else 'does not exist'
+        reason = 'holds no network that timm saved' if os.path.isdir(folder) else 'does not exist'
         raise NoWeights(f"{text}: the folder '{folder}' {reason} (timm.models.save_for_hf writes such folders)")
     return NamedNetwork(text, text)
 

@@ -200,3 +200,10 @@ def test_a_registered_name_comes_before_a_folder_of_that_name(tmp_path, model, m
     timm.models.save_for_hf(model, tmp_path / 'test_vit', safe_serialization=True)
     assert resolve('test_vit').model == 'test_vit'
     assert resolve('./test_vit').model == 'local-dir:./test_vit'
+
+
+def test_a_long_list_of_names_is_not_taken_for_a_path():
+    names = [f'network_{i}' for i in range(2000)]
+    assert split_names(','.join(names)) == names
+    with pytest.raises(SnnetError, match='unknown network'):
+        resolve('x' * 5000)
