@@ -61,7 +61,9 @@ def split_names(names: str | Sequence[str]) -> list[str]:
     parts = names.split(',')
     found: list[str] = []
     while parts:
-        longer = (end for end in range(2, len(parts) + 1) if _is_path(','.join(parts[:end]).strip()))
+        longer = (
+            end for end in range(2, min(len(parts), _COMMAS_IN_PATH) + 1) if _is_path(','.join(parts[:end]).strip())
+        )
         starts_path = '=' in parts[0] or not _is_registered(parts[0])
         length = next(longer, 1) if starts_path and not _is_path(parts[0].strip()) else 1
         found.append(','.join(parts[:length]).strip())
@@ -142,6 +144,7 @@ def _is_registered(text: str) -> bool:
     return bool(is_model(ALIASES.get(name, name).partition('.')[0]))
 
 
+_COMMAS_IN_PATH = 16
 _COMMAS = ' (commas separate networks: a path that contains one must exist)'
 
 
