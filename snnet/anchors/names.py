@@ -61,14 +61,21 @@ def split_names(names: str | Sequence[str]) -> list[str]:
     parts = names.split(',')
     found: list[str] = []
     while parts:
-        longer = (
-            end for end in range(2, min(len(parts), _COMMAS_IN_PATH) + 1) if _is_path(','.join(parts[:end]).strip())
-        )
-        starts_path = '=' in parts[0] or not _is_registered(parts[0])
-        length = next(longer, 1) if starts_path and not _is_path(parts[0].strip()) else 1
+        length = _parts_of_first(parts)
         found.append(','.join(parts[:length]).strip())
         parts = parts[length:]
     return [name for name in found if name]
+
+
+def _parts_of_first(parts: Sequence[str]) -> int:
+    """How many of the parts between commas form the first name: one, unless it goes on to a path that exists."""
+    first = parts[0].strip()
+    if _is_path(first) or (_is_registered(first) and '=' not in first):
+        return 1
+    for count in range(2, min(len(parts), _COMMAS_IN_PATH) + 1):
+        if _is_path(','.join(parts[:count]).strip()):
+            return count
+    return 1
 
 
 def resolve(text: str) -> NamedNetwork:
