@@ -57,9 +57,9 @@ def test_blocks_of_one_stage_may_differ_in_width(tmp_path):
 
 def test_networks_of_different_image_sizes_are_built_for_the_largest(caplog):
     with caplog.at_level(logging.WARNING, 'snnet'):
-        net = create_stitchable_net('efficientnet_b0,efficientnet_b1', pretrained=False, num_classes=3)
-    assert net.input_size == (3, 240, 240)
-    assert 'efficientnet_b0 at 224, efficientnet_b1 at 240' in caplog.text
+        net = create_stitchable_net('resnet10t,resnet18', pretrained=False, num_classes=3)
+    assert net.input_size == (3, 224, 224)
+    assert 'resnet10t at 176, resnet18 at 224' in caplog.text
 
 
 def test_an_image_size_that_was_asked_for_is_kept():
