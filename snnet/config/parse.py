@@ -121,8 +121,9 @@ def read_yaml(path: Path, kind: type, recipe: bool = False) -> dict[str, Any]:
 def to_yaml(settings: Any) -> str:
     """All settings, nested by section, as a YAML file that gives them again."""
     nested: dict[str, Any] = {}
+    options = options_of(type(settings))
     for name, value in to_flat(settings).items():
-        part = options_of(type(settings))[name].section
+        part = options[name].section
         table = nested.setdefault(part, {}) if part else nested
         table[name] = plain(value)
     return yaml.safe_dump(nested, sort_keys=False)

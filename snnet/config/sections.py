@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 from ..errors import SnnetError, did_you_mean
@@ -73,14 +72,12 @@ def section(kind: type[Settings]) -> Settings:
     return field(default_factory=kind)  # dataclasses replaces it with an instance of `kind`
 
 
-@cache
 def sections_of(kind: type) -> dict[str, type]:
     """The sections of a program's settings, by field name."""
     hints = get_type_hints(kind)
     return {part.name: hints[part.name] for part in fields(kind) if is_dataclass(hints[part.name])}
 
 
-@cache
 def options_of(kind: type) -> dict[str, Option]:
     """All options of a program's settings, by name, in the order in which they are declared."""
     hints, found = get_type_hints(kind), dict[str, Option]()
@@ -90,7 +87,7 @@ def options_of(kind: type) -> dict[str, Option]:
             inner = options_of(sections[part.name])
             new = [Option(**{**vars(known), 'section': part.name}) for known in inner.values()]
         else:
-            default = part.default if part.default is not MISSING else part.default_factory()  # type: ignore[misc]  # one of them is there
+            default = part.default if part.default_factory is MISSING else part.default_factory()
             new = [Option(part.name, '', hints[part.name], default, **part.metadata)]
         for known in new:
             if known.name in found or known.name in sections:
@@ -161,8 +158,9 @@ def check_ranges(settings: Any) -> None:
     Raises:
         SnnetError: names the setting and what is possible.
     """
+    options = options_of(type(settings))
     for name, value in to_flat(settings).items():
-        known = options_of(type(settings))[name]
+        known = options[name]
         if known.choices and value not in known.choices:
             near = did_you_mean(str(value), known.choices)
             raise SnnetError(f"{name} is one of {', '.join(known.choices)}, not '{value}'{near}")
@@ -177,9 +175,9 @@ def changes(settings: Any, before: Mapping[str, Any]) -> list[str]:
         settings: of now.
         before: earlier values by name; settings that did not exist then had what is now their default.
     """
-    found = []
+    found, options = [], options_of(type(settings))
     for name, value in to_flat(settings).items():
-        known = options_of(type(settings))[name]
+        known = options[name]
         now, then = plain(value), before.get(name, plain(known.default))
         if not known.free and now != then:
             found.append(f'{name} was {then!r}, is {now!r}')
