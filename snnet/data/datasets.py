@@ -16,6 +16,10 @@ from ..net.stitchable_net import StitchableNet
 from .folder_checks import check_folders
 
 GENERATED = 'generated/'
+FOLDER_NAMES = ('', 'folder', 'tar', 'ImageFolder')
+"""Names under which timm's users ask for the folder itself."""
+SOURCES = (GENERATED, 'hfds/', 'hfids/', 'tfds/', 'torch/', 'wds/')
+"""What other names begin with; timm reads the folder, without a word, for any name that begins otherwise."""
 
 
 @dataclass
@@ -46,14 +50,19 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
         if not count.isdigit() or int(count) < 1:
             raise SnnetError(f"'{data.dataset}' needs a number of images, as in {GENERATED}256")
         return FakeData(int(count), net.input_size, net.num_classes)
+    if data.dataset not in FOLDER_NAMES and not data.dataset.startswith(SOURCES):
+        raise SnnetError(
+            f"there is no data set '{data.dataset}': leave --dataset out to read a folder, or give a name that starts "
+            f'with {", ".join(SOURCES)}'
+        )
     if not data.data_dir:
         raise SnnetError('no images: name their folder with --data-dir')
-    if not data.dataset and not Path(data.data_dir).is_dir():
+    if data.dataset in FOLDER_NAMES and not Path(data.data_dir).is_dir():
         raise SnnetError(f"there is no folder '{data.data_dir}' (--data-dir)")
     try:
         dataset = create_dataset(data.dataset, root=data.data_dir, split=split, class_map=data.class_map or None)
-    except (RuntimeError, AssertionError, OSError, ValueError) as error:
-        raise SnnetError(f"no images in the split '{split}' of '{data.data_dir}': {reason_of(error)}") from None
+    except Exception as error:  # whatever the reader of a data set raises, or a package that it needs and lacks
+        raise SnnetError(f"no images in the split '{split}' of {_place(data)}: {reason_of(error)}") from None
     if isinstance(dataset, IterableDataset):
         raise SnnetError(f"'{data.dataset}' is a stream, but images are drawn by number: use a folder or hfds/")
     if classes_matter and hasattr(getattr(dataset, 'reader', None), 'samples') and Path(data.data_dir).is_dir():
@@ -73,3 +82,7 @@ def _classes_of(dataset: Any) -> int | None:
     """The number of classes, if the data set says."""
     table = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
     return len(set(table.values())) if table else None
+
+
+def _place(data: DataSettings) -> str:
+    return f"'{data.data_dir}'" if data.dataset in FOLDER_NAMES else f"'{data.dataset}' in '{data.data_dir}'"

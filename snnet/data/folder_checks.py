@@ -1,4 +1,4 @@
-"""Folders of images that would be read in silence as something else than was meant."""
+"""Folders of images that would silently be read as something other than what was meant."""
 
 from __future__ import annotations
 
@@ -40,6 +40,17 @@ def check_folders(dataset: Any, data_dir: Path, split: str, class_map: str) -> N
                 f"'{root}' and '{data_dir / other}' have different classes: only the first has "
                 f'{_some(here - elsewhere)}, only the second {_some(elsewhere - here)}; a --class-map can settle it'
             )
+
+
+def is_undivided(dataset: Any, data_dir: str) -> bool:
+    """Whether a data set is the named folder itself, which timm takes for any split where there are no splits.
+
+    Args:
+        dataset: of timm or torchvision.
+        data_dir: the folder that was named.
+    """
+    root = getattr(getattr(dataset, 'reader', dataset), 'root', None)
+    return isinstance(root, (str, Path)) and bool(data_dir) and Path(root).resolve() == Path(data_dir).resolve()
 
 
 def _refuse_empty_classes(dataset: Any, root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,10 +19,12 @@ from ..utils.distributed import Ranks
 from .batches import AugmentedPictures
 from .datasets import DataSettings, open_dataset
 from .decode import Pictures, Quarantine
+from .folder_checks import is_undivided
 from .loader import Loader
 from .order import Draws
 from .transforms import AugmentationSettings, make_normalizer, preprocessing, random_erasing, train_transform
 
+_log = logging.getLogger(__name__)
 QUARANTINE = 'quarantine.jsonl'
 """Names the unreadable training images, in the output folder."""
 
@@ -39,6 +42,7 @@ class TrainImages:
 
     Attributes:
         dataset: the images, not decoded.
+        undivided: whether they are a whole folder without splits, so that none are left for evaluation.
         quarantine: the images that cannot be read. Others take their place; every so many steps all ranks let it
             `settle`, which ends the run where there are too many.
 
@@ -65,6 +69,12 @@ class TrainImages:
     ) -> None:
         self.data, self.augmentation, self.seed = data, augmentation, seed
         self.dataset = open_dataset(data, data.train_split, net)
+        self.undivided = is_undivided(self.dataset, data.data_dir)
+        if self.undivided and ranks.first:
+            _log.warning(
+                "'%s' has no split '%s': all of its images are training images, so evaluate with others",
+                data.data_dir, data.train_split,
+            )  # fmt: skip
         pictures = Pictures(self.dataset)
         self._draws = Draws(len(pictures), data.batch_size, augmentation.aug_repeats, seed, ranks)
         self.quarantine = Quarantine(pictures, data.max_bad_images, ranks, output / QUARANTINE)

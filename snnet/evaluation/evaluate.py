@@ -32,6 +32,7 @@ from ..utils.modes import eval_mode
 from ..utils.plugins import import_plugins
 from ..utils.progress import Progress
 from .eval_settings import EvalSettings
+from .held_out import refuse_training_images
 from .hits import HITS, Tally, read_hits, score, write_hits
 from .prepare_statistics import prepare_statistics
 
@@ -99,6 +100,7 @@ class Evaluation:
         self.autocast = settings.compute.autocast(ranks.device)
         self.wanted = parse_ids(settings.stitches, len(net.stitches))
         self.dataset = open_dataset(settings.data, settings.val_split, net)
+        refuse_training_images(settings.data, settings.val_split, self.dataset, Path(settings.net))
         self.indices = spread(len(self.dataset), settings.images)  # type: ignore[arg-type]  # a Dataset with a length
         self.lines = JsonLines(output / 'stitches.jsonl')
         self.hits = output / HITS

@@ -56,10 +56,20 @@ def is_saved(folder: Path) -> bool:
     return True
 
 
-def next_command(net: Path, data: DataSettings, plugins: list[str]) -> str:
-    """The command that evaluates a net on the data it was trained on."""
+def next_command(net: Path, data: DataSettings, plugins: list[str], undivided: bool) -> str:
+    """The command that evaluates a net.
+
+    Args:
+        net: folder of the net.
+        data: the images that it was trained on.
+        plugins: Python files that the net needs.
+        undivided: whether all of the images were training images, so that others have to be named.
+    """
     words = ['python', 'eval_stitches.py', str(net)]
     words += ['--plugin', *plugins] if plugins else []
     words += ['--dataset', data.dataset] if data.dataset else []
+    if undivided:
+        return f'{shlex.join(words)} --data-dir FOLDER, a folder of images that the net was not trained on'
     words += ['--data-dir', data.data_dir] if data.data_dir else []
+    words += ['--class-map', data.class_map] if data.class_map else []
     return shlex.join(words)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from timm.data import resolve_data_config
-from timm.models import get_pretrained_cfg
+from timm.models import get_pretrained_cfg, is_model
 from torch import Tensor, nn
 
 from ..anchors.names import resolve, weights_file, without_file
@@ -71,13 +71,16 @@ def teacher_maker(name: str, net: StitchableNet) -> Callable[[], Teacher]:
     """
     student = resolve_data_config(model=net.anchor(0).model, verbose=False)
     classes, size = net.num_classes, net.input_size
+    known = _classes_of_weights(name)
+    if known is not None and known != classes:
+        raise SnnetError(_other_classes(name, known, classes))  # before the weights are fetched
     copy = net.anchor(len(net.anchors) - 1).duplicate().cpu() if name == LARGEST else None
 
     def make() -> Teacher:
         model = load_model(resolve(name), pretrained=True) if copy is None else copy
         config = resolve_data_config(model=model, verbose=False) if copy is None else student
         if model.num_classes != classes:
-            raise SnnetError(f'teacher {name} knows {model.num_classes} classes, the anchors {classes}')
+            raise SnnetError(_other_classes(name, model.num_classes, classes))
         teacher = Teacher(model, config['mean'], config['std'], student['mean'], student['std'])
         try:
             teacher(torch.zeros(1, *size))
@@ -87,6 +90,22 @@ def teacher_maker(name: str, net: StitchableNet) -> Callable[[], Teacher]:
         return teacher
 
     return make
+
+
+def _classes_of_weights(name: str) -> int | None:
+    """The number of classes of timm's own weights; None where a file or an anchor is the teacher."""
+    if name == LARGEST or '=' in name:
+        return None
+    model = resolve(name).model
+    config = get_pretrained_cfg(model) if is_model(model) else None
+    return None if config is None else config.num_classes
+
+
+def _other_classes(name: str, known: int, classes: int) -> str:
+    return (
+        f'teacher {name} has {known} classes, but the anchors have {classes}: name a teacher of these classes as '
+        f'NAME=FILE, or train with --teacher none'
+    )
 
 
 def teacher_identity(name: str, net: StitchableNet) -> tuple[str, str | None]:

@@ -21,6 +21,7 @@ from ..utils.plugins import import_plugins
 from ..utils.progress import Progress
 from ..utils.seeds import key, seed_libraries
 from .build_net import build_net, choose_trained_weights
+from .check_batch_norms import check_batch_norms
 from .check_settings import check_settings
 from .checkpoint import Checkpoints, RunState
 from .finish import give_statistics, is_saved, next_command, save_net
@@ -90,6 +91,7 @@ class Trainer:
         for i in range(len(self.net.anchors)):
             self.net.anchor(i).checkpointing = settings.compute.grad_checkpointing
         choose_trained_weights(settings.net, self.net, seed)
+        check_batch_norms(self.net, settings.data.batch_size)
         self.step = make_step(settings, self.net, ranks, self.images)
         self.updates = len(self.images) // settings.update.grad_accum_steps
         self.total = settings.schedule.epochs * self.updates
@@ -280,4 +282,5 @@ class Trainer:
         if not settings.net.freeze_anchors:
             give_statistics(net, settings.recalibrate, self.step, self.images, settings.schedule.epochs)
         save_net(net, self.folder.net, self.ranks)
-        _log.info('saved the net; next: %s', next_command(self.folder.net, settings.data, settings.net.plugin))
+        following = next_command(self.folder.net, settings.data, settings.net.plugin, self.images.undivided)
+        _log.info('saved the net; next: %s', following)

@@ -158,7 +158,7 @@ def test_any_timm_network_teaches_but_not_one_of_other_classes(net, tmp_path):
         model = timm.create_model('test_resnet', num_classes=classes)
         save_file(model.state_dict(), tmp_path / f'{classes}.safetensors')
     assert teacher_maker(f'test_resnet={tmp_path}/7.safetensors', net)().model.num_classes == 7
-    with pytest.raises(SnnetError, match='knows 9 classes, the anchors 7'):
+    with pytest.raises(SnnetError, match='has 9 classes, but the anchors have 7'):
         teacher_maker(f'test_resnet={tmp_path}/9.safetensors', net)()
 
 
