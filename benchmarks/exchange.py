@@ -103,7 +103,7 @@ def rank_of_two(rank: int, store: str, args: argparse.Namespace) -> None:
                 megabytes[name].append((traffic.bytes - before) / 1e6)
         if rank == 0:
             print(f'step {number - args.warmup} of {args.steps}, stitch {sampler(number)}', flush=True)
-    equal = [not exchange.strangers() for exchange in exchanges]
+    equal = [not exchange.differing_ranks() for exchange in exchanges]
     if rank == 0:
         report(args, seconds, megabytes, equal, _difference(*nets))
     dist.destroy_process_group()

@@ -132,7 +132,7 @@ class Bench:
             net.anchors.eval()
         for number, (x, y, logits) in enumerate(islice(self.labeled(batch_size), steps)):
             answer = question.answer(logits)
-            step.answers = lambda _number, _images, answer=answer: answer  # type: ignore[misc]  # no teacher runs
+            step.answers = lambda _number, _images, answer=answer: answer  # type: ignore[assignment]  # no teacher runs
             step(number, [TrainBatch(number, x, y)], [])
             if average is not None:
                 average.update(net, number + 1)

@@ -132,7 +132,7 @@ def test_options_train(tmp_path, options):
         ({'dataset': 'cifar/10', 'data_dir': '.'}, "no data set 'cifar/10': leave --dataset out"),
         (
             {'anchors': 'resnet10t,resnet18', 'batch_size': 1},
-            'batch_size 1 gives anchors.0.*a single value per channel',
+            'batch_size 1 gives anchors.0.*a single value',
         ),
         ({'mixup': 0.8, 'batch_size': 3}, 'batch_size 3 is odd'),
         ({'plugin': ['nowhere.py']}, "no plugin file 'nowhere.py'"),
