@@ -135,7 +135,7 @@ def test_options_train(tmp_path, options):
             'batch_size 1 gives anchors.0.*a single value',
         ),
         ({'mixup': 0.8, 'batch_size': 3}, 'batch_size 3 is odd'),
-        ({'plugin': ['nowhere.py']}, "no plugin file 'nowhere.py'"),
+        ({'plugin': ['nowhere.py']}, "plugin file 'nowhere.py' does not exist"),
         ({'direction': 'up'}, 'fast_to_slow, slow_to_fast'),
     ],
 )
