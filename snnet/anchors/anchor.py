@@ -17,6 +17,7 @@ from ..errors import CannotStitch
 from ..utils.modes import still_statistics
 from .boundary import Boundary
 from .cut import cut_copy
+from .new_head import new_head_modules
 from .normalization import Normalization, Renormalize
 from .survey import Survey, survey_line
 from .weightless import meta_tensors
@@ -217,14 +218,20 @@ class Anchor(nn.Module):
         return copy.deepcopy(self, memo)
 
     def freeze(self) -> None:
-        """Freezes what is pretrained: no parameter is trained, and eval mode stays even after `train()`."""
+        """Freezes what is pretrained: only a new classifier is trained, and eval mode stays even after `train()`."""
         self.requires_grad_(False)
+        for module in new_head_modules(self.model):
+            module.requires_grad_(True)
         self.frozen = True
         self.eval()
 
     def train(self, mode: bool = True) -> Anchor:
         """Train or eval mode; a frozen anchor stays in eval mode (batch norms, drop path)."""
-        return super().train(mode and not self.frozen)
+        super().train(mode and not self.frozen)
+        if self.frozen:
+            for module in new_head_modules(self.model):
+                module.train(mode)
+        return self
 
     def clear_caches(self) -> None:
         """Drops what the model has derived from its weights and would keep using after they change."""

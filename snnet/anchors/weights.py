@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import NoWeights, SnnetError, reason_of
 from .anchor import Anchor, Source
 from .names import HUB, LOCAL, NamedNetwork, resolve
+from .new_head import mark_new_head
 from .registry import as_anchor, image_channels
 from .weight_files import read_weights
 
@@ -43,10 +44,17 @@ def load_model(named: NamedNetwork, *, pretrained: bool, num_classes: int | None
         return _load_file(named, num_classes, args)
     if num_classes is not None:
         args['num_classes'] = num_classes
+    pretrained = pretrained or named.is_local
     try:
-        return timm.create_model(named.model, pretrained=pretrained or named.is_local, **args)
+        model = timm.create_model(named.model, pretrained=pretrained, **args)
     except Exception as error:  # whatever wrong arguments, no connection or a broken download lead to
         raise _explained(named, args, error) from error
+    held = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
+    if pretrained and held is not None and held != getattr(model, 'num_classes', held):
+        classes = model.num_classes
+        _log.warning('%s: its weights hold %d classes, so the classifier for %d is new', named.name, held, classes)
+        mark_new_head(model)
+    return model
 
 
 def load_anchor(
@@ -138,6 +146,7 @@ def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any
             named.name, named.file, model.num_classes, num_classes,
         )  # fmt: skip
         model.reset_classifier(num_classes)
+        mark_new_head(model)
     return model
 
 
@@ -165,6 +174,7 @@ def _load_headless(
         named.name, named.file, num_classes,
         f'; {len(unused)} tensors are not used, such as {", ".join(unused[:3])}' if unused else '',
     )  # fmt: skip
+    mark_new_head(model)
     return model
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from ..anchors.anchor import Anchor
 from ..anchors.flops import PartFlops, part_flops
 from ..anchors.names import is_net_folder, split_names
+from ..anchors.new_head import mark_new_head
 from ..anchors.weights import default_size, load_anchor
 from ..errors import CannotStitch, SnnetError
 from ..stitching.space import check_anchors, list_stitches
@@ -145,7 +146,7 @@ def load_folder(
 
     Args:
         folder: where; messages and stitches call the anchor so.
-        num_classes: width of the logits; another one than was saved makes the classifier anew.
+        num_classes: width of the logits; another number than was saved makes a new classifier.
         img_size: height and width of an image in pixels, which must be those it was made for.
         drop_path_rate: is not changed any more; a warning says so.
 
@@ -156,7 +157,8 @@ def load_folder(
     net = StitchableNet.from_pretrained(folder)
     if len(net.anchors) > 1:
         raise SnnetError(
-            f'{folder} holds a net of {len(net.anchors)} anchors ({net.title}): one network alone can be an anchor'
+            f"'{folder}' holds a whole net of {len(net.anchors)} anchors ({net.title}), but an anchor is a single "
+            f'network: name those networks instead, each with its weights as NAME=FILE'
         )
     anchor = net.anchor(0) if net.statistics is None else next(iter(net.extract(0).anchors))
     assert isinstance(anchor, Anchor)
@@ -168,9 +170,10 @@ def load_folder(
     source = anchor.source
     if num_classes is not None and num_classes != anchor.num_classes:
         _log.warning(
-            '%s knows %d classes, so the classifier for %d starts anew', folder, anchor.num_classes, num_classes
+            '%s has %d classes, so the classifier for %d classes is new', folder, anchor.num_classes, num_classes
         )
         anchor.model.reset_classifier(num_classes)
+        mark_new_head(anchor.model)
         source = replace(source, args={**source.args, 'num_classes': num_classes}) if source else None
     renamed = type(anchor)(anchor.model, folder, anchor.input_size, source, anchor.official)
     if anchor.normalization is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..anchors.new_head import has_new_head
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
 
@@ -18,13 +19,20 @@ class AnchorTeachers(nn.Module):
         weight: of the copy's answer in the loss, above 0 and up to 1.
 
     Raises:
-        SnnetError: a weight out of range.
+        SnnetError: the weight is out of range, or the classifier of an anchor is new.
     """
 
     def __init__(self, net: StitchableNet, weight: float) -> None:
         super().__init__()
         if not 0 < weight <= 1:
             raise SnnetError(f'protect_anchors is a weight above 0 and up to 1, not {weight}')
+        anchors = [net.anchor(i) for i in range(len(net.anchors))]
+        new = [anchor.name for anchor in anchors if has_new_head(anchor.model)]
+        if new:
+            raise SnnetError(
+                f'protect_anchors keeps anchors near their original, but the classifier of {", ".join(new)} is new: '
+                f'train without --protect-anchors'
+            )
         self.weight = weight
         self.copies = nn.ModuleDict(
             {

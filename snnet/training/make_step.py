@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from ..data.train_images import TrainImages
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
@@ -11,9 +13,12 @@ from .distillation import DistillationLoss
 from .loss import make_loss, make_mixup
 from .optimizer import make_optimizer, make_schedule
 from .samplers import make_sampler
+from .teacher import LARGEST
 from .teacher_answers import make_answers
 from .train_settings import TrainSettings
 from .train_step import TrainStep
+
+_log = logging.getLogger(__name__)
 
 
 def make_step(settings: TrainSettings, net: StitchableNet, ranks: Ranks, images: TrainImages) -> TrainStep:
@@ -39,6 +44,8 @@ def make_step(settings: TrainSettings, net: StitchableNet, ranks: Ranks, images:
     answers = make_answers(
         distillation, settings.mixing, settings.compute, settings.schedule.epochs, net, images, ranks
     )
+    if distillation.teacher == LARGEST and not settings.net.learned:
+        _log.warning("no weights were loaded, so the answers of the teacher 'largest' are random")
     protect = AnchorTeachers(net, distillation.protect_anchors) if distillation.protect_anchors else None
     optimizer = make_optimizer(net, settings.optimizer)
     return TrainStep(

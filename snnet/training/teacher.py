@@ -11,6 +11,7 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import Tensor, nn
 
 from ..anchors.names import resolve, weights_file, without_file
+from ..anchors.new_head import has_new_head
 from ..anchors.weights import load_model
 from ..errors import SnnetError, reason_of
 from ..net.stitchable_net import StitchableNet
@@ -74,7 +75,13 @@ def teacher_maker(name: str, net: StitchableNet) -> Callable[[], Teacher]:
     known = _classes_of_weights(name)
     if known is not None and known != classes:
         raise SnnetError(_other_classes(name, known, classes))  # before the weights are fetched
-    copy = net.anchor(len(net.anchors) - 1).duplicate().cpu() if name == LARGEST else None
+    largest = net.anchor(len(net.anchors) - 1)
+    if name == LARGEST and has_new_head(largest.model):
+        raise SnnetError(
+            f"the teacher 'largest' is {largest.name}, whose classifier for {classes} classes is new, so its answers "
+            f'are random: train with --teacher none, or name a teacher of these classes as NAME=FILE'
+        )
+    copy = largest.duplicate().cpu() if name == LARGEST else None
 
     def make() -> Teacher:
         model = load_model(resolve(name), pretrained=True) if copy is None else copy
@@ -94,7 +101,7 @@ def teacher_maker(name: str, net: StitchableNet) -> Callable[[], Teacher]:
 
 def _classes_of_weights(name: str) -> int | None:
     """The number of classes of timm's own weights; None where a file or an anchor is the teacher."""
-    if name == LARGEST or '=' in name:
+    if name == LARGEST or weights_file(name) is not None:
         return None
     model = resolve(name).model
     config = get_pretrained_cfg(model) if is_model(model) else None
