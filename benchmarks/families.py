@@ -27,7 +27,8 @@ from torch import Tensor
 
 import snnet
 from snnet.anchors.flops import PartFlops, part_flops
-from snnet.utils.log import Progress, set_up_logging
+from snnet.utils.log import set_up_logging
+from snnet.utils.progress import Progress
 
 FAMILIES = """
 deit_tiny,deit_small,deit_base
