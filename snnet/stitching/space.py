@@ -240,7 +240,10 @@ def _why_not(front: Anchor, end: Anchor) -> str:
             f'{depths(end, ends)} blocks): a stitch runs a block of a stage and then a later one of the other anchor; '
             f'a stage within which several tensors run side by side counts as one block'
         )
+    pairs = [(_inside(front, a), _inside(end, b)) for a in front.stitch_stages() for b in end.stitch_stages()]
+    same_grid = any(a.grid == b.grid for a, b in pairs)
+    detail = ': only their numbers of prefix tokens differ, and a stitch layer maps every token' if same_grid else ''
     return (
         f'no stage of {front.name} ({grids(front)}) has the grid and the prefix tokens of one of {end.name} '
-        f'({grids(end)}), so no stitch layer can join them'
+        f'({grids(end)}), so no stitch layer can join them{detail}'
     )
