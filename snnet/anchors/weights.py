@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 from timm.models import get_pretrained_cfg
-from timm.models._factory import parse_model_name
 from torch import Tensor, nn
 
 from ..errors import NoWeights, SnnetError, reason_of
@@ -217,7 +216,7 @@ def _explained(named: NamedNetwork, args: dict[str, Any], error: Exception) -> S
     if named.is_local or 'loading state_dict' in str(error):
         return NoWeights(_misfit(named, str(error)))
     if not _is_registered(named):
-        repository = parse_model_name(named.model)[1]
+        repository = named.model.partition(':')[2]
         return NoWeights(
             f'{named.name}: the repository {repository} of the Hugging Face Hub cannot be loaded '
             f'({type(error).__name__}: {reason_of(error)})'
