@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
 DEMO := output/demo
 
-.PHONY: demo test test-all faults check docs clean-demo
+.PHONY: demo test test-all numerics faults check docs clean-demo
 
 # Trains three small anchors on handwritten digits, stitches them, evaluates every stitch, and switches between them.
 demo: export OMP_NUM_THREADS := 1  # the networks are too small to gain from more threads
@@ -21,10 +21,18 @@ clean-demo:
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-# Everything: the slow tests too, and every fault.
+# Everything: the slow tests too, other instruction sets, and every fault.
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2
+	$(MAKE) numerics
 	$(MAKE) faults
+
+# Tests with a tolerance, with the vector instructions of other processors and with other numbers of threads.
+numerics: numerics-default-1 numerics-default-2 numerics-avx2-1 numerics-avx2-2 numerics-native-2
+
+numerics-%: $(VENV)/dev
+	$(if $(findstring native,$*),,ATEN_CPU_CAPABILITY=$(firstword $(subst -, ,$*))) \
+	OMP_NUM_THREADS=$(lastword $(subst -, ,$*)) $(BIN)/python -m pytest -n 2 -m 'tolerance and not slow'
 
 # Every known fault, once, into tiny runs: kills, signals, damaged files, full disks, bad images and numbers.
 faults: export OMP_NUM_THREADS := 1

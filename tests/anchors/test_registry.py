@@ -16,9 +16,8 @@ from snnet import (
     Stage,
     as_anchor,
 )
-from tests.helpers.families import FAMILIES, NETWORKS, images, shake, vit
+from tests.helpers.families import FAMILIES, NETWORKS, every_network, images, shake, vit
 
-every_network = pytest.mark.parametrize('name', NETWORKS)
 every_family = pytest.mark.parametrize('name', [f'{family}, large' for family in FAMILIES])
 
 

@@ -18,7 +18,7 @@ from snnet.anchors.flops import trace, uncounted
 from snnet.anchors.tracing.dataflow import cut_points
 from snnet.anchors.tracing.traced_anchor import TracedAnchor
 from snnet.anchors.weights import load_anchor
-from tests.helpers.families import build, images, levit, shake, swin
+from tests.helpers.families import build, images, levit, shake, swin, swept
 from tests.helpers.published_numbers import published_table
 
 LINES = published_table('dery_zoo_lines')
@@ -129,8 +129,9 @@ NETWORKS = {
     'encoder': (64, Encoder, [3]),
     'chain': (16, chain, [1, 3]),
 }
-every_network = pytest.mark.parametrize('name', NETWORKS)
-some_networks = pytest.mark.parametrize('name', ['pvt', 'xcit', 'eva', 'written', 'encoder', 'chain', 'test_byobnet'])
+SOME = ('pvt', 'xcit', 'eva', 'written', 'encoder', 'chain', 'test_byobnet')
+every_network = pytest.mark.parametrize('name', swept(NETWORKS, SOME))
+some_networks = pytest.mark.parametrize('name', SOME)
 
 
 @cache
@@ -310,7 +311,7 @@ def test_known_networks_have_their_number_of_blocks(name, blocks):
     assert sum(map(len, anchor.blocks())) == blocks
 
 
-@pytest.mark.parametrize('wrap', ['found', 'traced'])
+@pytest.mark.parametrize('wrap', swept(['found', 'traced'], ['found']))
 @pytest.mark.parametrize('name', LINES)
 def test_published_lines_have_their_shapes_and_parameters(name, wrap):
     expected = LINES[name]

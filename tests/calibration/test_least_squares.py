@@ -5,7 +5,7 @@ import torch
 
 import snnet
 from snnet.calibration.initialize import Sums
-from tests.helpers.families import NETS, family_net, images, shared_net
+from tests.helpers.families import every_net, family_net, images, shared_net
 
 ROWS = 600
 
@@ -171,7 +171,7 @@ def solutions_by_hand(net, layer, x):
     return pairs, [reference(*pair) for pair in pairs]
 
 
-@pytest.mark.parametrize('name', NETS)
+@every_net
 def test_a_shared_layer_is_fitted_to_all_its_joins_at_once(name):
     net, x = shared_net(name), images(shared_net(name).input_size[1], 24)
     before = {key: value.clone() for key, value in net.state_dict().items() if key.startswith('anchors')}

@@ -22,7 +22,7 @@ from snnet.net.shared_prefixes import all_logits
 from snnet.stitching.stitch import parse_ids
 from snnet.training.trainer import train
 from snnet.utils.distributed import Ranks
-from tests.helpers.families import NETS, family_net, images, shared_net
+from tests.helpers.families import every_net, family_net, images, shared_net
 from tests.helpers.runs import eval_settings, train_settings, write_images
 
 CPU = torch.device('cpu')
@@ -37,7 +37,7 @@ def rows_of(output):
     return [json.loads(line) for line in (output / 'stitches.jsonl').read_text().splitlines()]
 
 
-@pytest.mark.parametrize('name', NETS)
+@every_net
 def test_sharing_parts_changes_no_bit_of_any_stitch(name):
     net = shared_net(name).eval()
     ids = range(0, len(net.stitches), 1 + len(net.stitches) // 40)

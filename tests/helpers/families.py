@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import pytest
 import timm
 import torch
 from timm.models.levit import Levit, LevitDistilled
@@ -198,3 +199,17 @@ NETS = tuple(_NETS)
 def shared_net(name: str) -> snnet.StitchableNet:
     """One of `NETS`, made once: for tests that change nothing but gradients."""
     return _NETS[name]()
+
+
+def swept(names: Iterable[str], quick: Container[str]) -> list[Any]:
+    """Parameters of a sweep: some run in `make test`, all of them in `make test-all`."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+QUICK_NETS = ('vit', 'swin', 'resnet', 'levit', 'three legs', 'official', 'two ways', 'maps to windows')
+QUICK_NETWORKS = (
+    'patch dropout', 'resnest14d', 'vit, small', 'registers, large', 'swin, small', 'resnet, large', 'levit, small',
+    'levit of convolutions, large', 'convnext, small', 'regnet, large', 'test_vit2',
+)  # fmt: skip
+every_net = pytest.mark.parametrize('name', swept(NETS, QUICK_NETS))
+every_network = pytest.mark.parametrize('name', swept(NETWORKS, QUICK_NETWORKS))

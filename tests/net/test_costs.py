@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import snnet
 from snnet.anchors.flops import part_flops, trace, uncounted
-from tests.helpers.families import NETS, images, shared_net
+from tests.helpers.families import every_net, images, shared_net
 
-every_net = pytest.mark.parametrize('name', NETS)
 PRODUCTS = {'conv', 'linear', 'matmul', 'addmm', 'bmm', 'mm', 'einsum', 'scaled_dot_product_attention'}
 
 

@@ -3,9 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.families import NETS, family_net, images, shared_net, three_vits
-
-every_net = pytest.mark.parametrize('name', NETS)
+from tests.helpers.families import every_net, family_net, images, shared_net, three_vits
 
 
 @every_net

@@ -8,9 +8,7 @@ import torch
 from einops import rearrange
 
 from snnet import UnknownStitch
-from tests.helpers.families import NETS, cross_net, family_net, images, shared_net, three_vits
-
-every_net = pytest.mark.parametrize('name', NETS)
+from tests.helpers.families import cross_net, every_net, family_net, images, shared_net, three_vits
 
 
 @pytest.fixture(scope='module')

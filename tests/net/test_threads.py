@@ -10,10 +10,10 @@ import torch
 import snnet
 from snnet.net.cuda_graphs import GraphedStitches
 from tests.helpers.crowd import in_threads
-from tests.helpers.families import NETS, images, shared_net
+from tests.helpers.families import every_net, images, shared_net
 
 
-@pytest.mark.parametrize('name', NETS)
+@every_net
 def test_sixteen_threads_with_different_stitches_get_what_one_thread_gets(name):
     net = shared_net(name)
     for anchor in net.anchors:

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 import snnet
 from snnet import Leg, SnnetError, list_stitches
 from snnet.stitching.space import Join, paired, unpaired
-from tests.helpers.families import FAMILIES, NETS, build, images, shared_net, swin, three_vits, vit
+from tests.helpers.families import FAMILIES, build, every_net, images, shared_net, swin, three_vits, vit
 
 depths = st.integers(1, 24)
 
@@ -181,7 +181,7 @@ def test_each_direction_has_stitch_layers_of_its_own(vits):
 WAYS = (('w16', 'w24'), ('w24', 'w32'), ('w24', 'w16'), ('w32', 'w24'))
 
 
-@pytest.mark.parametrize('name', NETS)
+@every_net
 def test_no_sub_network_is_listed_twice_and_every_one_runs(name):
     net = shared_net(name)
     assert len({stitch.legs for stitch in net.stitches}) == len(net.stitches)
