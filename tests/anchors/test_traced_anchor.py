@@ -18,7 +18,7 @@ from snnet.anchors.flops import trace, uncounted
 from snnet.anchors.tracing.dataflow import cut_points
 from snnet.anchors.tracing.traced_anchor import TracedAnchor
 from snnet.anchors.weights import load_anchor
-from tests.helpers.families import build, images, levit, shake, swin, swept
+from tests.helpers.families import build, images, levit, shake, swept, swin
 from tests.helpers.published_numbers import published_table
 
 LINES = published_table('dery_zoo_lines')
