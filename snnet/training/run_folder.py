@@ -87,14 +87,14 @@ class RunFolder:
             raise SnnetError(f"'{self.path}' holds a run with other settings: {'; '.join(differing)}")
 
     def open(self) -> None:
-        """Makes the folder, claims it until the process ends and writes the settings (first rank only).
+        """Makes the folder, claims it until `close` and writes the settings (first rank only).
 
         Raises:
             SnnetError: the folder cannot be written, or another process trains in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / _LOCK, 'w')  # noqa: SIM115  # it stays open while the process lives
+            self._lock = open(self.path / _LOCK, 'w')  # noqa: SIM115  # it stays open until `close`
         except OSError as error:
             raise SnnetError(f"the output folder '{self.path}' cannot be written: {error.strerror}") from None
         try:
@@ -106,6 +106,14 @@ class RunFolder:
         for folder in (self.path, self.net):
             clear_temporaries(folder)
         self.note_settings()  # of an old run, too: the images may be distributed differently now
+
+    def close(self) -> None:
+        """Gives up the claim on the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def note_settings(self) -> None:
         """Writes the settings, without which the folder does not count as a run."""

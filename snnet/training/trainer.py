@@ -63,6 +63,8 @@ def train(settings: TrainSettings) -> Path | None:
         except (Exception, KeyboardInterrupt) as error:
             folder.note_error(group.rank, error)
             raise
+        finally:
+            folder.close()
 
 
 class Trainer:

@@ -108,7 +108,7 @@ def damaged():
         yield f'no {name}', {key: value for key, value in good.items() if key != name}
 
 
-@pytest.mark.parametrize(('what', 'values'), damaged(), ids=lambda x: x if isinstance(x, str) else '')
+@pytest.mark.parametrize(('what', 'values'), [*damaged()], ids=lambda x: x if isinstance(x, str) else '')
 def test_a_damaged_file_is_refused_in_one_sentence(tmp_path, what, values):
     path = tmp_path / 'table.json'
     path.write_text(json.dumps(values))

@@ -62,7 +62,11 @@ def train_images(settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> T
 def trainer(settings: TrainSettings) -> Iterator[Trainer]:
     """A trainer of one process, as `train` makes it."""
     with ranks('cpu') as group, StopRequest() as stop, Watchdog(settings.ranks.timeout) as watchdog:
-        yield Trainer(settings, group, RunFolder(settings, group.world), stop, watchdog)
+        folder = RunFolder(settings, group.world)
+        try:
+            yield Trainer(settings, group, folder, stop, watchdog)
+        finally:
+            folder.close()
 
 
 def forkserver() -> ForkServerContext:

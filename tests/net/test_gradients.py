@@ -72,7 +72,7 @@ def joined():
 
 
 @pytest.mark.parametrize('rank', [0, 2])
-@pytest.mark.parametrize('boundaries', joined(), ids=str)
+@pytest.mark.parametrize('boundaries', [*joined()], ids=str)
 def test_a_stitch_layer_has_the_gradient_of_a_matrix(boundaries, rank):
     layer = StitchLayer(*boundaries).double()
     if rank:
@@ -82,7 +82,7 @@ def test_a_stitch_layer_has_the_gradient_of_a_matrix(boundaries, rank):
 
 
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('boundaries', joined(), ids=str)
+@pytest.mark.parametrize('boundaries', [*joined()], ids=str)
 def test_a_norm_before_a_stitch_layer_gets_the_right_gradient(boundaries, training):
     """What a stitch layer hands back to an anchor that ends with a BatchNorm is stored as torch's BatchNorm expects."""
     if boundaries[0].layout == 'NCHW':
@@ -101,7 +101,7 @@ def seams():
 
 
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize(('kind', 'front', 'end'), seams(), ids=str)
+@pytest.mark.parametrize(('kind', 'front', 'end'), [*seams()], ids=str)
 def test_every_seam_has_the_gradient_of_its_equation(kind, front, end, training):
     seam = shake(Seam(front, behind_seam(front, end, resample=True), kind).double(), 1).train(training)
     assert_gradients_equal(seam, elementary(seam), features(front), TOLERANCE, inputs=False)

@@ -99,7 +99,7 @@ def test_every_branch_of_a_convolution_agrees_with_finite_differences(kind, trai
 
 
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('boundaries', layers(), ids=str)
+@pytest.mark.parametrize('boundaries', [*layers()], ids=str)
 def test_every_grown_stitch_layer_has_the_gradient_of_its_equation(boundaries, training):
     layer = grown(StitchLayer(*boundaries), None, training)
     assert_gradients_equal(layer, elementary(layer), features(boundaries[0]), TOLERANCE)
@@ -114,7 +114,7 @@ def test_every_branch_of_a_stitch_layer_has_the_gradient_of_its_equation(kind):
             assert_gradients_equal(layer, elementary(layer), features(front), TOLERANCE, inputs=False)
 
 
-@pytest.mark.parametrize('boundaries', layers(), ids=str)
+@pytest.mark.parametrize('boundaries', [*layers()], ids=str)
 def test_a_grown_stitch_layer_in_eval_mode_has_the_input_gradient_of_what_it_folds_into(boundaries):
     layer, x = grown(StitchLayer(*boundaries), None, False), features(boundaries[0])
     plain = fold(copy.deepcopy(layer))

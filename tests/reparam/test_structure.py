@@ -62,7 +62,7 @@ GEOMETRIES = {
 }
 
 
-@pytest.mark.parametrize(('kind', 'k', 'stride', 'groups'), product(CONVOLUTION, (1, 2, 3, 5, 7), (1, 2), (1, 4)))
+@pytest.mark.parametrize(('kind', 'k', 'stride', 'groups'), [*product(CONVOLUTION, (1, 2, 3, 5, 7), (1, 2), (1, 4))])
 def test_every_branch_alone_folds_exactly(kind, k, stride, groups):
     conv = conv_of(k, padding=k // 2, stride=stride, groups=groups)
     expand(conv, (kind,))
