@@ -26,7 +26,7 @@ import snnet
 from snnet.anchors.flops import part_flops
 from snnet.data.clean_images import clean_loader
 from snnet.data.datasets import DataSettings, open_dataset
-from snnet.net.part_tree import Part, plant
+from snnet.net.part_tree import StitchPart, build_part_tree
 from snnet.net.shared_prefixes import all_logits
 
 
@@ -34,13 +34,13 @@ def shared_flops(net: snnet.StitchableNet) -> int:
     """FLOPs of every part in the tree of parts, each counted once."""
     anchors = {anchor.name: part_flops(anchor) for anchor in map(net.anchor, range(len(net.anchors)))}
 
-    def flops(part: Part) -> int:
+    def flops(part: StitchPart) -> int:
         if part.kind == 'layer':
             return net.layer(part.number).flops
         cost = anchors[part.anchor]
         return cost.modules[part.number] if part.kind == 'module' else int(getattr(cost, part.kind))
 
-    return sum(flops(node.part) for node in plant(net, range(len(net.stitches))).walk() if node.part)
+    return sum(flops(node.part) for node in build_part_tree(net, range(len(net.stitches))).walk() if node.part)
 
 
 def write_photographs(folder: Path, count: int) -> None:

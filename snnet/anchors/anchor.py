@@ -126,6 +126,10 @@ class Anchor(nn.Module):
         """Width of the logits."""
         return int(self.model.num_classes)
 
+    def recipe(self) -> Source | None:
+        """How to make the model again; None where nothing says so."""
+        return self.source
+
     def layout_at(self, position: int) -> tuple[str, int]:
         """Layout and number of prefix tokens at a position; the same everywhere unless a subclass says otherwise."""
         return self.layout, self.prefix

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SnnetError
+from ..utils.typed_json import TypedTable, quoted, read_json
 from .frontier import Record
 
 FORMAT = 1
@@ -111,42 +111,44 @@ class LatencyTable:
         """The table in a file.
 
         Raises:
-            SnnetError: the file is no table, damaged, or of a newer version.
+            SnnetError: the file is not a valid latency table, or of a newer version.
         """
         try:
-            values = json.loads(path.read_text(encoding='utf-8'))
-            if values['format'] != FORMAT:
-                raise SnnetError(f'{path} has format {values["format"]}, this snnet reads {FORMAT}')
-            setup = Setup(**values['setup'])
-            rows = {int(stitch): Latency(**row) for stitch, row in values['rows'].items()}
-            table = cls(setup, values['batch'], values['weights'], rows, values['error'])
-            table._check()
-            return table
-        except SnnetError:
-            raise
-        except OSError as error:
+            content = read_json(path, 'latency table')
+        except FileNotFoundError as error:
             raise SnnetError(f'{path} cannot be read: {error.strerror}') from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SnnetError(f'{path} is no table of latencies: {type(error).__name__} {error}') from None
-
-    def _check(self) -> None:
-        """Refuses values that no measurement gives, such as a damaged file holds."""
-        for field in fields(Setup):
-            if type(getattr(self.setup, field.name)).__name__ != field.type:
-                raise ValueError(f'setup.{field.name} is {getattr(self.setup, field.name)!r}')
-        if type(self.batch) is not int or self.batch < 1:
-            raise ValueError(f'batch is {self.batch!r}')
-        if not isinstance(self.weights, str | None):
-            raise ValueError(f'weights are {self.weights!r}')
-        for stitch, row in self.rows.items():
-            times = (row.low, row.ms, row.high)
-            sound = all(type(ms) in (int, float) and 0 < ms < math.inf for ms in times) and type(row.predicted) is bool
-            if stitch < 0 or not sound or type(row.memory) is not int or row.memory < 0:
-                raise ValueError(f'row {stitch} is {row}')
-        for name, share in (self.error or {}).items():
-            if type(share) not in (int, float) or not 0 <= share < math.inf:
-                raise ValueError(f'error.{name} is {share!r}')
+        table = TypedTable(content, str(path))
+        if content.get('format') != FORMAT:
+            raise SnnetError(f'{path} has format {quoted(content.get("format"))}, this snnet reads {FORMAT}')
+        missing = {'weights', 'error'} - content.keys()
+        if missing:
+            raise table.wrong(missing.pop(), 'there')
+        weights = table.text('weights') if table.has('weights') else None
+        errors = None
+        if table.has('error'):
+            shares = table.table('error')
+            errors = {name: shares.number(name, 0, 1e9) for name in shares.values}
+        rows = table.table('rows')
+        latencies = {}
+        for name in rows.values:
+            if not re.fullmatch(r'\d{1,9}', name, re.ASCII):
+                raise SnnetError(f'{rows.where} is damaged: {quoted(name)} is not a stitch id')
+            latencies[int(name)] = _read_latency(rows.table(name))
+        return cls(_read_setup(table.table('setup')), table.integer('batch', 1, 10**9), weights, latencies, errors)
 
     def __str__(self) -> str:
         measured = len(self.measured)
         return f'batch {self.batch} on {self.setup}: {measured} measured, {len(self.rows) - measured} predicted'
+
+
+def _read_setup(row: TypedTable) -> Setup:
+    row.only(tuple(field.name for field in fields(Setup)))
+    texts = {name: row.text(name) for name in ('device', 'hardware', 'torch', 'dtype', 'backend')}
+    return Setup(threads=row.integer('threads', 1, 10**6), **texts)
+
+
+def _read_latency(row: TypedTable) -> Latency:
+    row.only(tuple(field.name for field in fields(Latency)))
+    times = {name: row.number(name, 1e-9, 1e12) for name in ('ms', 'low', 'high')}
+    predicted = row.boolean('predicted') if row.has('predicted') else False
+    return Latency(memory=row.integer('memory', 0, 10**18), predicted=predicted, **times)

@@ -19,7 +19,7 @@ from ..net.batchnorm import (
     detach,
     normalizing_with,
 )
-from ..net.part_tree import Node, plant, run_of
+from ..net.part_tree import PartNode, build_part_tree, function_of
 from ..net.stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def recalibrate(
             raise SnnetError('no images to recalibrate BatchNorm with' + (' on some process' if all_reduce else ''))
         if all_reduce is None and counts[1] < samples:
             _log.warning('recalibrating with %d images, for there are no more (%d were asked for)', counts[1], samples)
-        values = _Measurement(net, all_reduce, progress).run(plant(net, ids), chunks)
+        values = _Measurement(net, all_reduce, progress).run(build_part_tree(net, ids), chunks)
     net.set_statistics(Statistics(net, values, ids, int(counts[1])))
 
 
@@ -123,7 +123,7 @@ class _Measurement:
         self.measured: nn.Module | None = None
         self.sums: Tensor | None = None
 
-    def run(self, tree: Node, chunks: list[Tensor]) -> dict[str, Tensor]:
+    def run(self, tree: PartNode, chunks: list[Tensor]) -> dict[str, Tensor]:
         """Measures every place of a tree."""
         self.total = sum(map(len, chunks)) * sum(1 for _ in tree.walk())
         with ExitStack() as hooks:
@@ -134,7 +134,7 @@ class _Measurement:
             self._visit(tree, chunks, {})
         return self.values
 
-    def _visit(self, node: Node, chunks: list[Tensor], known: Table) -> None:
+    def _visit(self, node: PartNode, chunks: list[Tensor], known: Table) -> None:
         """Measures what follows a node; its features are given up one by one while the last of that runs.
 
         Stitch layers come first, so that the features along a front are held at one position only.
@@ -145,10 +145,10 @@ class _Measurement:
             outputs = self._measure(child, chunks, table, give_up=child is following[-1])
             self._visit(child, outputs, table)
 
-    def _measure(self, node: Node, chunks: list[Tensor], table: Table, give_up: bool) -> list[Tensor]:
+    def _measure(self, node: PartNode, chunks: list[Tensor], table: Table, give_up: bool) -> list[Tensor]:
         """Runs a part until all its BatchNorms are known, adds them to the table, and returns its outputs."""
         assert node.part is not None  # only the root has none
-        part = run_of(self.net, node.part)
+        part = function_of(self.net, node.part)
         outputs: list[Tensor] = []
         while not outputs:
             self.known, self.measured, self.sums = table, None, None
@@ -177,7 +177,7 @@ class _Measurement:
         self.measured, self.sums = module, sums if self.sums is None else self.sums + sums
         raise _Reached
 
-    def _conclude(self, node: Node) -> tuple[Tensor, Tensor]:
+    def _conclude(self, node: PartNode) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance, as BatchNorm keeps them, of the inputs seen by all ranks."""
         assert self.measured is not None
         assert self.sums is not None

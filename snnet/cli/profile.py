@@ -51,7 +51,8 @@ def run(settings: ProfileSettings) -> list[LatencyTable]:
     from ..net.compile_blocks import compile_blocks
     from ..net.stitchable_net import StitchableNet
     from ..profiling.profile import profile
-    from ..saving.remote import PROFILES, locate
+    from ..saving.file_names import PROFILES
+    from ..saving.remote import locate
     from ..stitching.stitch import parse_ids
     from ..utils.modes import autocast
     from ..utils.plugins import import_plugins

@@ -94,15 +94,14 @@ def run(settings: SimulateSettings) -> list[PolicyOutcome]:
 def _known(folder: Path, wanted: str) -> tuple[list[Record], list[LatencyTable]]:
     """Records of a saved net, and its latency tables of one setup."""
     from ..budget.latency_table import LatencyTable
-    from ..net.pretrained import read_config
-    from ..saving.config_json import records_of
-    from ..saving.remote import PROFILES, WEIGHTS
+    from ..saving.config_json import read_config
+    from ..saving.file_names import PROFILES, WEIGHTS
 
     config = read_config(folder)
     by_setup: dict[str, list[LatencyTable]] = {}
     for path in sorted((folder / PROFILES).glob('*.json')):
         table = LatencyTable.read(path)
-        if table.weights != config['sha256'].get(WEIGHTS):
+        if table.weights != config.sha256.get(WEIGHTS):
             _log.warning('%s is left out: it was measured with other weights', path)
         elif wanted.lower() in str(table.setup).lower():
             by_setup.setdefault(str(table.setup), []).append(table)
@@ -111,7 +110,7 @@ def _known(folder: Path, wanted: str) -> tuple[list[Record], list[LatencyTable]]
         raise SnnetError(f'{folder} holds no latency table{which}: snnet profile FOLDER makes one')
     if len(by_setup) > 1:
         raise SnnetError(f'{folder} holds tables for several setups, choose with --setup: {"; ".join(by_setup)}')
-    records = records_of(config)
+    records = config.records
     if all(record.top1 is None for record in records):
         raise SnnetError(f'no stitch of {folder} has been evaluated: eval_stitches.py measures accuracy')
     return records, next(iter(by_setup.values()))

@@ -22,7 +22,8 @@ from ..net.compile_blocks import compile_blocks, warm_up
 from ..net.pretrained import write_records
 from ..net.shared_prefixes import all_logits
 from ..net.stitchable_net import StitchableNet
-from ..saving.remote import WEIGHTS, locate
+from ..saving.file_names import WEIGHTS
+from ..saving.remote import locate
 from ..stitching.stitch import parse_ids
 from ..utils.distributed import Ranks, ranks
 from ..utils.files import clear_temporaries, sha256

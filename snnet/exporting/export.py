@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import threading
@@ -23,6 +22,7 @@ from ..budget.frontier import Record
 from ..errors import SnnetError, reason_of
 from ..net.extract import ExtractedStitch
 from ..net.stitchable_net import StitchableNet
+from ..utils.digest import digest_of_tensors
 from ..utils.files import write_atomically
 from ..utils.seeds import generator
 from .formats import (
@@ -199,10 +199,8 @@ class Cut:
     def fingerprint(self) -> str:
         """Tells apart what a file depends on: weights, what is computed with them, and what it says of itself."""
         official = [anchor.official for anchor in anchors_of(self.module)]
-        digest = hashlib.sha256(repr((str(self.module), official, self.format, self.metadata)).encode())
-        for name, tensor in self.module.state_dict().items():
-            digest.update(name.encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        about = repr((str(self.module), official, self.format, self.metadata))
+        return digest_of_tensors(self.module.state_dict(), about)
 
     def images(self, count: int) -> Tensor:
         """Random images (count, C, H, W), the same at every call."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SnnetError
-from .part_tree import parts_of, plant
+from .part_tree import build_part_tree, parts_of
 
 if TYPE_CHECKING:
     from .stitchable_net import StitchableNet
@@ -50,7 +50,7 @@ class Statistics:
     Args:
         net: whose stitches they are.
         values: tensors (2, channels) of mean and variance by place, `{owner}.{depth}.{name of the BatchNorm}` (see
-            `parts.Node`).
+            `parts.PartNode`).
         stitches: the recalibrated ones.
         samples: how many images were used.
 
@@ -61,7 +61,6 @@ class Statistics:
     def __init__(self, net: StitchableNet, values: Mapping[str, Tensor], stitches: Sequence[int], samples: int) -> None:
         self.values, self.stitches, self.samples = dict(values), sorted(stitches), samples
         self._tables = self._by_stitch(net)
-        self._seal = Seal(net.parameters())
 
     def tables(self, stitch: int) -> tuple[Table, ...] | None:
         """One table a leg of a stitch; None where it was not recalibrated, so that it uses the anchors' statistics."""
@@ -70,10 +69,6 @@ class Statistics:
     def attach(self) -> None:
         """Lets the BatchNorms that have statistics look them up; they keep their parameters, buffers and names."""
         attach(module for tables in self._tables.values() for table in tables for module in table)
-
-    def intact(self) -> bool:
-        """Whether the weights are still those that the statistics were measured with."""
-        return self._seal.intact()
 
     def converted(self, net: StitchableNet, change: Callable[[Tensor], Tensor]) -> Statistics:
         """The statistics on another device or in another type, for a net that was moved there."""
@@ -89,7 +84,7 @@ class Statistics:
 
     def _by_stitch(self, net: StitchableNet) -> dict[int, tuple[Table, ...]]:
         norms, places = batch_norms(net), self._by_place()
-        tree = plant(net, self.stitches)
+        tree = build_part_tree(net, self.stitches)
         tables: dict[int, tuple[Table, ...]] = {}
         for stitch in self.stitches:
             tables[stitch] = tuple({} for _ in net.stitches[stitch].legs)
@@ -108,28 +103,6 @@ class Statistics:
             owner, depth, name = place.split('.', 2)
             places.setdefault((int(owner), int(depth)), {})[name] = (value[0], value[1])
         return places
-
-
-class Seal:
-    """Notices when a net's parameters are changed in place, by the version counters that autograd keeps of them.
-
-    Optimizers with fused kernels do not count: they train, and `StitchableNet.train` drops statistics anyway.
-    """
-
-    def __init__(self, tensors: Iterable[Tensor], broken: bool = False) -> None:
-        self._tensors = [tensor for tensor in tensors if not tensor.is_inference()]  # those have no counter
-        self._versions = None if broken else self._counted()
-
-    def intact(self) -> bool:
-        """Whether nothing has changed."""
-        return self._versions == self._counted()
-
-    def _counted(self) -> list[int]:
-        return [tensor._version for tensor in self._tensors]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For copies and pickles, whose counters start anew; a broken seal stays broken."""
-        return Seal, (self._tensors, not self.intact())
 
 
 def attach(modules: Iterable[nn.Module]) -> None:

@@ -28,6 +28,7 @@ from ..anchors.anchor import Anchor
 from ..anchors.cut import Absent
 from ..errors import reason_of
 from ..utils.progress import Progress
+from ..utils.signature import Signature, signature_of
 from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
@@ -54,16 +55,16 @@ def compile_blocks(net: Net, backend: str = 'inductor', **options: Any) -> Net:
         The net.
     """
     anchors = [module for module in net.modules() if isinstance(module, Anchor)]
-    kinds: dict[Any, list[nn.Module]] = defaultdict(list)
+    kinds: dict[Signature, list[nn.Module]] = defaultdict(list)
     for block in dict.fromkeys(module for anchor in anchors for module in anchor.line()):
         if not isinstance(block, Absent):
-            kinds[_shape(block)].append(block)
+            kinds[signature_of(block)].append(block)
     for blocks in kinds.values():
         _share_drop_path(blocks)
         kind = None
         for block in blocks:
             if block._compiled_call_impl is None:
-                kind = kind or _Kind(type(block).__name__, backend, options)
+                kind = kind or _SharedGraph(type(block).__name__, backend, options)
                 block._compiled_call_impl = partial(kind, block)  # what Module.compile sets; copies leave it behind
     return net
 
@@ -87,7 +88,7 @@ def warm_up(net: nn.Module, images: Tensor, quiet: bool = False) -> int:
     batches = [images]
     if not net.training:
         batches = [images if len(images) > 1 else torch.cat([images, images]), images[:1]]
-    runs = [partial(net, stitch=i) for i in covering(net)] if isinstance(net, StitchableNet) else [net]
+    runs = [partial(net, stitch=i) for i in covering_stitches(net)] if isinstance(net, StitchableNet) else [net]
     anchors = [module for module in net.modules() if isinstance(module, Anchor)]
     values = [(buffer, buffer.clone()) for buffer in net.buffers()] if net.training else []
     devices = [images.device] if images.device.type == 'cuda' else []
@@ -112,7 +113,7 @@ def warm_up(net: nn.Module, images: Tensor, quiet: bool = False) -> int:
     return _graphs() - first
 
 
-def covering(net: StitchableNet) -> list[int]:
+def covering_stitches(net: StitchableNet) -> list[int]:
     """Ids of few stitches that together give every module each kind of input that any stitch gives it.
 
     The kind of input depends on the anchors that ran before (mixed precision leaves another type behind a stitch
@@ -167,7 +168,7 @@ def _(x: Tensor, rate: Tensor, scale: bool) -> Tensor:
     return x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1))
 
 
-class _Kind:
+class _SharedGraph:
     """The compiled function that blocks of one shape share.
 
     Args:
@@ -208,12 +209,6 @@ class _Kind:
 
 def _call(block: nn.Module, x: Tensor) -> Tensor:
     return block._call_impl(x)  # the call of a module behind the choice between compiled and eager
-
-
-def _shape(block: nn.Module) -> Any:
-    """Equal for blocks that may share graphs."""
-    tensors = itertools.chain(block.named_parameters(), block.named_buffers())
-    return type(block), tuple((name, tuple(tensor.shape)) for name, tensor in tensors)
 
 
 def _share_drop_path(blocks: list[nn.Module]) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..anchors.flops import PartFlops, part_flops
 from ..reparam import folded
 from ..stitching.stitch_layer import merged_state
-from .stitchable_net import StitchableNet
+
+if TYPE_CHECKING:
+    from .stitchable_net import StitchableNet
 
 
 def measure_costs(net: StitchableNet, parts: Mapping[str, PartFlops] | None = None) -> StitchableNet:
@@ -26,10 +29,13 @@ def measure_costs(net: StitchableNet, parts: Mapping[str, PartFlops] | None = No
     if parts is None:
         parts = {anchor.name: part_flops(anchor) for anchor in map(plain.anchor, range(len(net.anchors)))}
     sizes = {name: tensor.numel() for name, tensor in merged_state(plain).items()}
+    records = []
     for i, stitch in enumerate(net.stitches):
         flops = sum(net.layer(layer).flops for layer in stitch.layers)
         for leg in stitch.legs:
             flops += parts[leg.anchor].of_run(leg.start, leg.stop, net.anchor(leg.anchor).official)
         params = sum(sizes[name] for name in plain.parameter_names(i) & sizes.keys())
-        net.records[i] = replace(net.records[i], flops=flops, params=params)
+        records.append({'flops': flops, 'params': params})
+    net.records = [replace(record, **costs) for record, costs in zip(net.records, records, strict=True)]
+    net.known.note_costs(net)
     return net

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ..anchors.anchor import Anchor
+from ..reparam import fold
 from ..stitching.stitch import Stitch
 from ..stitching.stitch_layer import StitchLayer
+from .batchnorm import bake
+
+if TYPE_CHECKING:
+    from .stitchable_net import StitchableNet
 
 
 class ExtractedStitch(nn.Module):
@@ -16,7 +22,7 @@ class ExtractedStitch(nn.Module):
 
     Args:
         stitch: what it runs.
-        anchors: one a leg, cut to it.
+        anchors: one per leg, cut to it.
         layers: the stitch layers between them.
     """
 
@@ -34,3 +40,13 @@ class ExtractedStitch(nn.Module):
                 x = self.stitch_layers[i - 1](x)
             x = anchor.run(x, leg.start, leg.stop)  # type: ignore[operator]  # ModuleList forgets its element type
         return x
+
+
+def extract_stitch(net: StitchableNet, stitch: int) -> ExtractedStitch:
+    """Cuts one stitch out of a net (see `StitchableNet.extract`)."""
+    chosen = net.stitches[stitch]
+    legs = [net.anchor(leg.anchor).cut(leg.start, leg.stop) for leg in chosen.legs]
+    for leg, twin, table in zip(chosen.legs, legs, net.tables(stitch) or (), strict=False):
+        bake(net.anchor(leg.anchor), twin, table)
+    layers = [net.layer(index).merged() for index in chosen.layers]
+    return fold(ExtractedStitch(chosen, legs, layers))

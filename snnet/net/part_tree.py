@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .stitchable_net import StitchableNet
 
 
-class Part(NamedTuple):
+class StitchPart(NamedTuple):
     """A step of a stitch; equal parts are the same function.
 
     Attributes:
@@ -25,7 +25,7 @@ class Part(NamedTuple):
     number: int = 0
 
 
-class Node:
+class PartNode:
     """A part at its place in the tree.
 
     Attributes:
@@ -37,26 +37,26 @@ class Node:
         stitches: those that end here.
     """
 
-    def __init__(self, part: Part | None, owner: int, leg: int, depth: int) -> None:
+    def __init__(self, part: StitchPart | None, owner: int, leg: int, depth: int) -> None:
         self.part, self.owner, self.leg, self.depth = part, owner, leg, depth
-        self.then: dict[Part, Node] = {}
+        self.then: dict[StitchPart, PartNode] = {}
         self.stitches: list[int] = []
 
-    def walk(self) -> Iterator[Node]:
+    def walk(self) -> Iterator[PartNode]:
         """The nodes behind this one, each before those that follow it."""
         for node in self.then.values():
             yield node
             yield from node.walk()
 
 
-def plant(net: StitchableNet, stitches: Iterable[int], cut: bool = False) -> Node:
+def build_part_tree(net: StitchableNet, stitches: Iterable[int], cut: bool = False) -> PartNode:
     """The tree of the parts of some stitches; where it is cut, each ends with its last stitch layer."""
-    root = Node(None, -1, 0, -1)
+    root = PartNode(None, -1, 0, -1)
     for stitch in stitches:
         node, last = root, len(net.stitches[stitch].legs) - 1
         for depth, (leg, part) in enumerate(parts_of(net, stitch)):
             if part not in node.then:
-                node.then[part] = Node(part, stitch, leg, depth)
+                node.then[part] = PartNode(part, stitch, leg, depth)
             node = node.then[part]
             if cut and leg == last and part.kind == 'layer':
                 break
@@ -64,19 +64,19 @@ def plant(net: StitchableNet, stitches: Iterable[int], cut: bool = False) -> Nod
     return root
 
 
-def parts_of(net: StitchableNet, stitch: int) -> Iterator[tuple[int, Part]]:
+def parts_of(net: StitchableNet, stitch: int) -> Iterator[tuple[int, StitchPart]]:
     """The parts of a stitch in the order they run, each with the index of its leg."""
     chosen = net.stitches[stitch]
     for i, leg in enumerate(chosen.legs):
         anchor = net.anchor(leg.anchor)
-        yield i, Part('layer', number=chosen.layers[i - 1]) if i else Part('stem', leg.anchor)
+        yield i, StitchPart('layer', number=chosen.layers[i - 1]) if i else StitchPart('stem', leg.anchor)
         for position in range(len(anchor.line()))[leg.start : leg.stop]:
-            yield i, Part('module', leg.anchor, position)
+            yield i, StitchPart('module', leg.anchor, position)
         if leg.stop is None:
-            yield i, Part('published_head' if anchor.official and i else 'head', leg.anchor)
+            yield i, StitchPart('published_head' if anchor.official and i else 'head', leg.anchor)
 
 
-def run_of(net: StitchableNet, part: Part) -> Callable[[Tensor], Tensor]:
+def function_of(net: StitchableNet, part: StitchPart) -> Callable[[Tensor], Tensor]:
     """The function of a part, looked up in the net now."""
     if part.kind == 'layer':
         return net.layer(part.number)

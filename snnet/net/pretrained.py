@@ -1,312 +1,189 @@
-"""A net as a folder: config.json says how to build it and what is known of it, model.safetensors holds the weights.
+"""A net as a folder, written, read and pushed to the Hub.
 
-statistics.safetensors holds BatchNorm statistics where they were recalibrated; config.json has both files' SHA-256.
-README.md is the model card. Such a folder is also what a repository of the Hugging Face hub holds.
+config.json says how to build the net and what is known of it, model.safetensors holds the weights,
+statistics.safetensors the BatchNorm statistics where they were recalibrated, and config.json the SHA-256 of both files.
+README.md is the model card. A repository on the Hugging Face Hub holds the same files.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
 from ..budget.frontier import Record
 from ..budget.latency_table import LatencyTable
 from ..errors import NoWeights, SnnetError
 from ..reparam import expect_biases, folded
-from ..saving.config_json import describe, known, rebuild, records_of
+from ..saving.anchor_rows import MAX_CLASSES, is_made_by_timm
+from ..saving.config_json import NetConfig, parse_config, read_config, with_known
+from ..saving.file_names import CONFIG, PROFILES, STATISTICS, WEIGHTS
 from ..saving.model_card import write_card
-from ..saving.remote import (
-    CONFIG,
-    PROFILES,
-    STATISTICS,
-    WEIGHTS,
-    fetch_card,
-    locate,
-    push_folder,
+from ..saving.rebuildable import check_weights, describe_rebuildable, with_classes
+from ..saving.remote import fetch_card, push_folder
+from ..saving.tensor_files import (
+    common_dtype,
+    load_into,
+    read_tensors,
+    refuse_infinite,
+    write_tensors,
 )
-from ..stitching.stitch import Stitch
 from ..stitching.stitch_layer import merged_state
-from ..utils.files import sha256, write_atomically, write_tensors, write_text
+from ..utils.files import write_text
+from ..utils.typed_json import TypedTable
 from .batchnorm import Statistics
+from .costs import measure_costs
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
-FORMAT = 1
-"""Version of the layout of config.json; raised when older readers would misread it."""
+Net = TypeVar('Net', bound='StitchableNet')
 
 
-class Pretrained:
-    """`save_pretrained`, `from_pretrained` and `push_to_hub`, in the shape that users of Hugging Face know."""
+def save_net(net: StitchableNet, folder: Path, license: str | None = None) -> None:
+    """Writes the folder of a net (see `StitchableNet.save_pretrained`)."""
+    known = net.known.verified(net, thorough=True)
+    known.follow_modules(net)
+    if not known.costs_hold:
+        measure_costs(net)
+    plain, statistics = folded(net), known.statistics
+    tensors = _weights_of(plain)
+    dtype = common_dtype(tensors)
+    anchors = [describe_rebuildable(plain.anchor(i), dtype) for i in range(len(plain.anchors))]
+    config = NetConfig(anchors, list(net.stitches), list(known.records), dtype=dtype)
+    parse_config(TypedTable(config.to_values(), 'the net is not saved: what would be its config.json'))
+    refuse_infinite({**tensors, **(statistics.values if statistics else {})})
+    folder.mkdir(parents=True, exist_ok=True)
+    config.sha256 = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors)}
+    known.note_saved(net, config.sha256[WEIGHTS])
+    if statistics is None:
+        config.write(folder)
+        (folder / STATISTICS).unlink(missing_ok=True)  # of an earlier net
+    else:
+        _write_with_statistics(folder, config, statistics)
+    write_card(folder, config.to_values(), config.records, license=license)
 
-    def save_pretrained(  # type: ignore[misc]
-        self: StitchableNet, folder: str | Path, *, license: str | None = None
-    ) -> None:
-        """Writes config.json (anchors, stitches, records), model.safetensors and, if any, statistics.safetensors.
 
-        Each file is written whole or not at all. README.md becomes a model card; of one that is there already, only
-        the section that we wrote (see `snnet.saving.model_card`).
-
-        Args:
-            folder: made where it is missing; other files in it are left alone.
-            license: of the weights, for the card; 'unknown' by default.
-
-        Raises:
-            SnnetError: an anchor that `timm.create_model` could not make again, or weights that are not finite.
-        """
-        folder, plain = Path(folder), folded(self)
-        config: dict[str, Any] = {
-            'format': FORMAT,
-            'library': 'snnet',
-            'anchors': [describe(self.anchor(i)) for i in range(len(self.anchors))],
-            'stitches': [
-                {'legs': str(stitch), 'layers': stitch.layers, **known(record)}
-                for stitch, record in zip(self.stitches, self.records, strict=True)
-            ],
-        }
-        json.dumps(config)  # before anything is written
-        tensors = {name: tensor.contiguous() for name, tensor in merged_state(plain).items()}
-        statistics = plain.statistics
-        _refuse_infinite({**tensors, **(statistics.values if statistics else {})})
-        folder.mkdir(parents=True, exist_ok=True)
-        config['sha256'] = {WEIGHTS: _write_tensors(folder / WEIGHTS, tensors)}
-        self.note_saved(config['sha256'][WEIGHTS])
-        if statistics is None:
-            write_text(folder / CONFIG, json.dumps(config, indent=1))
-            (folder / STATISTICS).unlink(missing_ok=True)  # of an earlier net
-        else:
-            _write_with_statistics(folder, config, statistics)
-        write_card(folder, config, records_of(config), license=license)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-    ) -> Self:
-        """Builds the net that `save_pretrained` or `push_to_hub` wrote, in eval mode.
-
-        Args:
-            folder: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub (see `snnet.saving.remote.locate`, also
-                for the other arguments).
-
-        Raises:
-            SnnetError: the folder holds no net, one of a newer version, or one of a family not known here.
-            NoWeights: the weights or statistics are missing, damaged or do not belong to the config.
-        """
-        folder = locate(
-            folder,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        config = read_config(folder)
-        try:
-            anchors = [rebuild(anchor) for anchor in config['anchors']]
-            stitches = [Stitch.parse(row['legs'], tuple(row['layers'])) for row in config['stitches']]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SnnetError(f'{folder / CONFIG} is damaged: {type(error).__name__} {error}') from error
-        net: Any = cls(anchors, stitches)  # type: ignore[call-arg]  # StitchableNet, which mixes this in
-        net.records = [
-            Record(**{**asdict(record), **known(row)})
-            for record, row in zip(net.records, config['stitches'], strict=True)
-        ]
-        _load(net, folder / WEIGHTS, config)
-        net.eval()
-        if 'statistics' in config:
-            _load_statistics(net, folder / STATISTICS, config)
-        net.note_saved(config['sha256'].get(WEIGHTS))
+def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> Net:
+    """Builds the net of a folder (see `StitchableNet.from_pretrained`)."""
+    if num_classes is not None and not 1 <= num_classes <= MAX_CLASSES:
+        raise SnnetError(f'a net has 1 to {MAX_CLASSES:,} classes, num_classes={num_classes} was asked for')
+    config = read_config(folder)
+    tensors = read_tensors(folder / WEIGHTS, config.sha256.get(WEIGHTS))
+    for i, row in enumerate(config.anchors):
+        check_weights(row, tensors, f'anchors.{i}.model.', folder / WEIGHTS)
+    rows = config.anchors
+    if num_classes is not None and all(map(is_made_by_timm, rows)):
+        rows = [with_classes(row, num_classes) for row in rows]
+    net = kind([row.build() for row in rows], config.stitches).to(getattr(torch, config.dtype))
+    changed = _load_weights(net, tensors, folder / WEIGHTS, num_classes)
+    net.eval()
+    if config.statistics is not None:
+        net.set_statistics(_read_statistics(net, folder / STATISTICS, config))
+    if num_classes is None or not changed:
+        net.records = with_known(net.records, config.records)
+        net.known.note_saved(net, config.sha256.get(WEIGHTS))
         _load_tables(net, folder / PROFILES)
-        return net
-
-    def push_to_hub(  # type: ignore[misc]
-        self: StitchableNet,
-        repo_id: str,
-        *,
-        commit_message: str = 'A stitchable network',
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        license: str | None = None,
-    ) -> str:
-        """Uploads what `save_pretrained` writes, and the tables of latency; makes the repository where it is missing.
-
-        A model card that is there already is treated as `save_pretrained` does.
-
-        Args:
-            repo_id: OWNER/NAME.
-            commit_message: of the commit.
-            private: whether a new repository is; by default what the hub has as default.
-            token: of the hub; by default the one that `hf auth login` or HF_TOKEN gave.
-            revision: branch, made where it is missing; the main one by default.
-            create_pr: propose it as a pull request instead.
-            license: of the weights, for the card.
-
-        Returns:
-            The address of the commit, or of the pull request.
-
-        Raises:
-            SnnetError: a net that cannot be saved, or a hub that refuses or cannot be reached.
-        """
-        with TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            fetch_card(repo_id, folder, revision=revision, token=token)
-            self.save_pretrained(folder, license=license)
-            config = read_config(folder)
-            write_card(folder, config, records_of(config), license=license, name=repo_id)
-            (folder / PROFILES).mkdir()
-            for table in self.latency_tables:
-                write_text(folder / PROFILES / table.file_name, table.to_json())
-            return push_folder(
-                folder,
-                repo_id,
-                commit_message=commit_message,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-            )
+    else:
+        measure_costs(_with_new_classifiers(net, num_classes, folder))
+    return net
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The checked config.json of a folder.
-
-    Raises:
-        SnnetError: it is missing, no JSON, not ours, or of a newer version.
-    """
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise SnnetError(f'{folder} holds no stitchable network: there is no {CONFIG}') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SnnetError(f'{path} is no JSON file: {error}') from None
-    if not isinstance(config, dict) or config.get('library') != 'snnet':
-        raise SnnetError(f'{path} does not describe a stitchable network of snnet')
-    if config.get('format') != FORMAT:
-        raise SnnetError(
-            f'{path} has format {config.get("format")}, this snnet reads {FORMAT}: upgrade snnet to load it'
-        )
-    missing = {'anchors', 'stitches'} - config.keys()
-    if missing:
-        raise SnnetError(f'{path} lacks {" and ".join(sorted(missing))}')
-    if not isinstance(config.setdefault('sha256', {}), dict):  # the first versions wrote none
-        raise SnnetError(f'{path} is damaged: sha256 is no table of files')
-    return config
+def push_net(net: StitchableNet, repo_id: str, license: str | None, **options: Any) -> str:
+    """Uploads the folder of a net (see `StitchableNet.push_to_hub`)."""
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        fetch_card(repo_id, folder, revision=options['revision'], token=options['token'])
+        save_net(net, folder, license)
+        config = read_config(folder)
+        write_card(folder, config.to_values(), config.records, license=license, name=repo_id)
+        (folder / PROFILES).mkdir()
+        for table in net.latency_tables:
+            write_text(folder / PROFILES / table.file_name, table.to_json())
+        return push_folder(folder, repo_id, **options)
 
 
 def write_records(folder: Path, records: list[Record]) -> None:
-    """Puts what is known of the stitches into the config.json of a saved net, and into its card where that is news."""
+    """Puts what is known of the stitches into the folder of a saved net, and into its card if anything is new."""
     config = read_config(folder)
-    before, config['stitches'] = (
-        config['stitches'],
-        [
-            {'legs': row['legs'], 'layers': row['layers'], **known(record)}
-            for row, record in zip(config['stitches'], records, strict=True)
-        ],
-    )
-    if config['stitches'] != before:
-        write_card(folder, config, records_of(config))  # first, for a stop between the two leaves news
-    write_text(folder / CONFIG, json.dumps(config, indent=1))
+    before = config.to_values()['stitches']
+    config.records = list(records)
+    if config.to_values()['stitches'] != before:
+        write_card(folder, config.to_values(), config.records)  # first: a stop between the two leaves news
+    config.write(folder)
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> None:
     """Puts the BatchNorm statistics of the stitches into the folder of a saved net."""
     config = read_config(folder)
     _write_with_statistics(folder, config, statistics)
-    write_card(folder, config, records_of(config))
+    write_card(folder, config.to_values(), config.records)
 
 
-def _write_with_statistics(folder: Path, config: dict[str, Any], statistics: Statistics) -> None:
+def _write_with_statistics(folder: Path, config: NetConfig, statistics: Statistics) -> None:
     """Writes config.json without statistics, the statistics, and config.json with them: each stop on the way loads."""
-    config.pop('statistics', None)
-    config['sha256'].pop(STATISTICS, None)
-    write_text(folder / CONFIG, json.dumps(config, indent=1))
-    config['sha256'][STATISTICS] = _write_tensors(folder / STATISTICS, statistics.values)
-    config['statistics'] = {'samples': statistics.samples, 'stitches': statistics.stitches}
-    write_text(folder / CONFIG, json.dumps(config, indent=1))
+    config.statistics = None
+    config.sha256.pop(STATISTICS, None)
+    config.write(folder)
+    config.sha256[STATISTICS] = write_tensors(folder / STATISTICS, statistics.values)
+    config.statistics = {'samples': statistics.samples, 'stitches': statistics.stitches}
+    config.write(folder)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Writes a safetensors file and returns its SHA-256."""
-    digests = []
-
-    def write(temporary: Path) -> None:
-        write_tensors(temporary, dict(tensors), {'format': 'pt'})
-        digests.append(sha256(temporary))
-
-    write_atomically(path, write)
-    return digests[0]
+def _weights_of(net: StitchableNet) -> dict[str, Tensor]:
+    """The state dict of a net without the BatchNorm statistics of stitches, which have a file of their own."""
+    return {name: tensor for name, tensor in merged_state(net).items() if not name.startswith('statistics.')}
 
 
-def _read_tensors(path: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Reads a safetensors file, checked against the SHA-256 in the config where there is one."""
-    if not path.is_file():
-        raise NoWeights(f'{path.parent} holds no {path.stem}: there is no {path.name}')
-    try:
-        expected = config['sha256'].get(path.name)
-        if expected is not None and sha256(path) != expected:
-            raise NoWeights(
-                f'{path} is damaged or was replaced: its SHA-256 is not the one in {CONFIG} '
-                f'(delete that entry to load it all the same)'
-            )
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise NoWeights(f'{path} cannot be read: {error}') from None
+def _load_weights(net: StitchableNet, tensors: dict[str, Tensor], path: Path, num_classes: int | None) -> bool:
+    """Loads the file of weights; with another number of classes, all but the classifiers.
 
-
-def _refuse_infinite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise SnnetError(f'the net is not saved: {name} holds values that are not finite')
-
-
-def _load(net: StitchableNet, path: Path, config: dict[str, Any]) -> None:
-    tensors = _read_tensors(path, config)
+    Returns:
+        Whether classifiers have to be new.
+    """
     expect_biases(net, tensors)
-    own = net.state_dict()
-    wrong = sorted(own.keys() ^ tensors.keys())
-    wrong += sorted(name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape)
-    if wrong:
-        raise NoWeights(
-            f'{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, such as {", ".join(wrong[:3])}'
-        )
-    net.load_state_dict(tensors)
+    own, new = _weights_of(net), set()
+    if num_classes is not None:
+        shapes = {name: (tensor.shape, own[name].shape) for name, tensor in tensors.items() if name in own}
+        new = {
+            name
+            for name, (held, made) in shapes.items()
+            if held != made and held[1:] == made[1:] and made[:1] == (num_classes,)
+        }
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in new}
+    load_into(net, own, tensors, path, new)
     for i in range(len(net.anchors)):
         net.anchor(i).clear_caches()
+    return bool(new) or net.num_classes != num_classes
 
 
-def _load_statistics(net: StitchableNet, path: Path, config: dict[str, Any]) -> None:
-    values = _read_tensors(path, config)
+def _with_new_classifiers(net: Net, num_classes: int, folder: Path) -> Net:
+    """Gives anchors that were built with the saved number of classes, such as reassembled ones, a new classifier."""
+    for anchor in map(net.anchor, range(len(net.anchors))):
+        if anchor.num_classes != num_classes:
+            anchor.model.reset_classifier(num_classes)
+    net.known.follow_modules(net)
+    _log.warning('%s: the classifiers for %d classes are new and start with random weights', folder, num_classes)
+    return net
+
+
+def _read_statistics(net: StitchableNet, path: Path, config: NetConfig) -> Statistics:
+    assert config.statistics is not None
+    values = read_tensors(path, config.sha256.get(path.name))
     try:
-        about = config['statistics']
-        net.set_statistics(Statistics(net, values, [net.checked(i) for i in about['stitches']], int(about['samples'])))
-    except (KeyError, TypeError, ValueError) as error:
+        ids = [net.checked(stitch) for stitch in config.statistics['stitches']]
+        return Statistics(net, values, ids, config.statistics['samples'])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise NoWeights(f'{path} does not fit its {CONFIG}: {error}') from None
 
 
-def _load_tables(net: Any, folder: Path) -> None:
-    """Adds the tables of latency in a folder, except those that were made of other weights."""
+def _load_tables(net: StitchableNet, folder: Path) -> None:
+    """Adds the latency tables in a folder, except those that were measured with other weights."""
     for path in sorted(folder.glob('*.json')):
         try:
             net.add_table(LatencyTable.read(path))

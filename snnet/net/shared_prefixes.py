@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .batchnorm import Table, normalizing_with
-from .part_tree import Node, plant, run_of
+from .part_tree import PartNode, build_part_tree, function_of
 from .stitchable_net import StitchableNet
 
 _Entrant = tuple[int, Tensor]
@@ -41,11 +41,11 @@ def all_logits(
     tables = {stitch: net.tables(stitch) for stitch in stitches}
     alone = [stitch for stitch in stitches if tables[stitch] is not None]
     others = [stitch for stitch in stitches if tables[stitch] is None]
-    for node in plant(net, alone).then.values():  # a part with statistics of its own is another part
+    for node in build_part_tree(net, alone).then.values():  # a part with statistics of its own is another part
         yield from _visit(net, node, images, tables)
     cut = 2 * len(images) <= suffix_batch
     waiting: dict[str, list[_Entrant]] = {}
-    for node in plant(net, others, cut).then.values():
+    for node in build_part_tree(net, others, cut).then.values():
         for stitch, x in _visit(net, node, images, tables):
             legs = net.stitches[stitch].legs
             if not cut or len(legs) == 1:
@@ -59,15 +59,15 @@ def all_logits(
         yield from _finish(net, entrants)
 
 
-def _visit(net: StitchableNet, node: Node, x: Tensor, tables: _Tables) -> Iterator[_Entrant]:
+def _visit(net: StitchableNet, node: PartNode, x: Tensor, tables: _Tables) -> Iterator[_Entrant]:
     """Runs the part at a node and everything behind it, with the BatchNorm statistics of this place in the tree."""
     assert node.part is not None  # only the root has none
     own = tables[node.owner]
     if own is None:
-        x = run_of(net, node.part)(x)
+        x = function_of(net, node.part)(x)
     else:
         with normalizing_with(own[node.leg]):
-            x = run_of(net, node.part)(x)
+            x = function_of(net, node.part)(x)
     for stitch in node.stitches:
         yield stitch, x
     for child in node.then.values():

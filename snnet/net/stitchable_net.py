@@ -7,24 +7,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ..anchors.anchor import Anchor
-from ..anchors.boundary import Boundary
 from ..anchors.normalization import align_normalization
-from ..budget.frontier import Record
-from ..errors import CannotStitch, UnknownStitch
-from ..reparam import fold
+from ..budget.frontier import Record, frontier
+from ..budget.latency_table import LatencyTable
+from ..budget.select import Selection
+from ..errors import UnknownStitch
+from ..saving.remote import locate
 from ..stitching.space import check_anchors
 from ..stitching.stitch import Leg, Stitch
 from ..stitching.stitch_layer import StitchLayer
-from .batchnorm import Statistics, Table, bake, detach, normalizing_with
-from .budgeted import Budgeted
-from .extract import ExtractedStitch
-from .pretrained import Pretrained
+from .batchnorm import Statistics, Table, normalizing_with
+from .build_layers import build_layers
+from .costs import measure_costs
+from .extract import ExtractedStitch, extract_stitch
+from .hardware import setup_of
+from .known import Known
+from .pretrained import load_net, push_net, save_net
+from .statistics_state import carry_statistics
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,11 +40,14 @@ _using: ContextVar[Mapping[int, int]] = ContextVar('stitches in use', default=Ma
 """The stitch of each net inside its `using`, by the net's identity: a context variable, so that threads differ."""
 
 
-class StitchableNet(Budgeted, Pretrained):
+class StitchableNet(nn.Module):
     """One network that is a whole family: runs any of its stitches on demand.
 
-    It is handed built anchors and builds only the stitch layers. Parameters are named `anchors.{i}.model.*`, as in
-    the wrapped models, and `stitch_layers.{l}.weight` and `.bias`.
+    It takes built anchors and builds only the stitch layers. Parameters are named `anchors.{i}.model.*`, as in the
+    wrapped models, and `stitch_layers.{l}.weight` and `.bias`.
+
+    What is known of the stitches (accuracies, BatchNorm statistics, latency tables) belongs to the weights it was
+    measured with: it is dropped, with a warning, once they change. Costs are measured again where modules change.
 
     Args:
         anchors: one or more, with distinct names, one class count and one image size.
@@ -46,7 +55,7 @@ class StitchableNet(Budgeted, Pretrained):
 
     Attributes:
         stitches: the sub-networks, by id.
-        records: what is known of each, by id.
+        known: what is known of them; `records` shows it.
 
     Raises:
         CannotStitch: a leg runs an anchor or a position that is not there, or boundaries do not join.
@@ -59,13 +68,15 @@ class StitchableNet(Budgeted, Pretrained):
         self.anchors = nn.ModuleList(anchors)
         self.stitches = tuple(stitches)
         self._index = {anchor.name: i for i, anchor in enumerate(anchors)}
-        self.stitch_layers = nn.ModuleList(self._build_layers())
-        self.records = [
+        self.stitch_layers = nn.ModuleList(build_layers(dict(zip(self._index, anchors, strict=True)), self.stitches))
+        self._default = 0
+        records = [
             Record(i, str(stitch), anchor=stitch.legs == (Leg(stitch.legs[0].anchor),))
             for i, stitch in enumerate(self.stitches)
         ]
-        self._default = 0
-        self._statistics: Statistics | None = None
+        self.known = Known(self, records)
+        self.loaded_statistics: dict[str, Tensor] | None = None
+        carry_statistics(self)
 
     @property
     def num_classes(self) -> int:
@@ -94,21 +105,6 @@ class StitchableNet(Budgeted, Pretrained):
         assert isinstance(found, StitchLayer)
         return found
 
-    @property
-    def statistics(self) -> Statistics | None:
-        """BatchNorm statistics of the stitches; None until `snnet.recalibrate`, and again once weights change."""
-        if self._statistics is not None and not self._statistics.intact():
-            self.set_statistics(None)
-            _log.warning('the weights have changed, so the stitches lose their BatchNorm statistics: recalibrate anew')
-        return self._statistics
-
-    def set_statistics(self, statistics: Statistics | None) -> None:
-        """Lets every recalibrated stitch run with statistics of its own in eval mode; None takes them away."""
-        detach(self)
-        if statistics is not None:
-            statistics.attach()
-        self._statistics = statistics
-
     def forward(self, x: Tensor, stitch: int | None = None) -> Tensor:
         """Image (N, C, H, W) to logits (N, classes).
 
@@ -132,13 +128,6 @@ class StitchableNet(Budgeted, Pretrained):
                     x = self.anchor(leg.anchor).run(x, leg.start, leg.stop)
         return x
 
-    def train(self, mode: bool = True) -> Self:
-        """Train or eval mode; train mode takes the stitches' statistics away, for weights will change."""
-        if mode and self._statistics is not None:
-            self.set_statistics(None)
-            _log.warning('train mode: the stitches lose their BatchNorm statistics; recalibrate after training')
-        return super().train(mode)
-
     @property
     def active(self) -> int:
         """Id of the stitch that `forward` runs here: that of `using`, else that of `set_stitch`, else 0."""
@@ -154,32 +143,16 @@ class StitchableNet(Budgeted, Pretrained):
 
     @contextmanager
     def using(self, stitch: int) -> Iterator[StitchableNet]:
-        """Makes a stitch the active one of this thread or task within a `with` block, whatever `set_stitch` says."""
+        """Makes a stitch the active one of this thread or task within a `with` block, whatever `set_stitch` says.
+
+        Other threads do not see it, also those that are started within the block: a server with a pool of threads
+        calls `net(images, stitch=...)` in each of them instead.
+        """
         token = _using.set({**_using.get(), id(self): self.checked(stitch)})
         try:
             yield self
         finally:
             _using.reset(token)
-
-    def select_for_budget(
-        self,
-        flops: float | None = None,
-        *,
-        params: float | None = None,
-        latency_ms: float | None = None,
-        memory: float | None = None,
-        batch: int = 1,
-    ) -> int:
-        """Activates the best stitch within all given limits and returns its id.
-
-        Arguments and errors are those of `choose`; where accuracy could not decide, a warning says so, for that loses
-        up to half a point.
-        """
-        selection = self.choose(flops, params=params, latency_ms=latency_ms, memory=memory, batch=batch)
-        selection.warn()
-        _log.info('%s', selection)
-        self.set_stitch(selection.record.stitch)
-        return selection.record.stitch
 
     def extract(self, stitch: int) -> ExtractedStitch:
         """Cuts one stitch out: a plain module with copies of only its own parameters and the same output.
@@ -187,12 +160,8 @@ class StitchableNet(Budgeted, Pretrained):
         Raises:
             UnknownStitch: no such id.
         """
-        chosen = self.stitches[self.checked(stitch)]
-        legs = [self.anchor(leg.anchor).cut(leg.start, leg.stop) for leg in chosen.legs]
-        for leg, twin, table in zip(chosen.legs, legs, self.tables(stitch) or (), strict=False):
-            bake(self.anchor(leg.anchor), twin, table)
-        layers = [self.layer(index).merged() for index in chosen.layers]
-        return fold(ExtractedStitch(chosen, legs, layers))
+        self.known.verified(self).follow_modules(self)
+        return extract_stitch(self, self.checked(stitch))
 
     def parameter_names(self, stitch: int) -> frozenset[str]:
         """Names of the parameters that take part in a stitch.
@@ -207,21 +176,6 @@ class StitchableNet(Budgeted, Pretrained):
             names |= {f'anchors.{self._index[leg.anchor]}.model.{name}' for name in used}
         return frozenset(names)
 
-    def tables(self, stitch: int) -> tuple[Table, ...] | None:
-        """BatchNorm statistics of each leg of a stitch; None where it runs with those of its anchors."""
-        statistics = self.statistics
-        return None if statistics is None else statistics.tables(stitch)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Takes along what is known of the weights where the net is moved or converted (torch's hook for `to`, ...)."""
-        statistics, fingerprint = self.statistics, self.fingerprint
-        super()._apply(fn, recurse)
-        if statistics is not None:
-            self.set_statistics(statistics.converted(self, fn))
-        self.note_saved(fingerprint)
-        self.show_latencies()
-        return self
-
     def checked(self, stitch: int) -> int:
         """The id as an int.
 
@@ -235,30 +189,210 @@ class StitchableNet(Budgeted, Pretrained):
             raise UnknownStitch(f'stitch ids are the integers 0 to {len(self.stitches) - 1}, but got {stitch!r}')
         return int(stitch)
 
-    def _build_layers(self) -> list[StitchLayer]:
-        """One layer an index, checked against every stitch that uses it."""
-        ends: dict[int, tuple[Boundary, Boundary]] = {}
-        for stitch in self.stitches:
-            for leg in stitch.legs:
-                self._check_leg(leg)
-            for layer, front, end in zip(stitch.layers, stitch.legs, stitch.legs[1:], strict=False):
-                pair = self._boundary(front.anchor, front.stop), self._boundary(end.anchor, end.start)
-                if not pair[0].joins(pair[1]):
-                    raise CannotStitch(f'{stitch}: the front gives {pair[0]}, the end takes {pair[1]}')
-                if ends.setdefault(layer, pair) != pair:
-                    raise CannotStitch(f'{stitch}: stitch layer {layer} already joins other boundaries')
-        if sorted(ends) != list(range(len(ends))):
-            raise CannotStitch(f'stitch layers are numbered 0 to {len(ends) - 1} without gaps, but got {sorted(ends)}')
-        return [StitchLayer(*ends[layer]) for layer in range(len(ends))]
+    # What is known of the stitches.
 
-    def _boundary(self, anchor: str, position: int | None) -> Boundary:
-        assert position is not None  # a Stitch has positions at both sides of a stitch layer
-        return self.anchor(anchor).boundaries[position]
+    @property
+    def records(self) -> list[Record]:
+        """What is known of each stitch, by id; an entry may be replaced."""
+        return self.known.verified(self).records
 
-    def _check_leg(self, leg: Leg) -> None:
-        if leg.anchor not in self._index:
-            raise CannotStitch(f"leg {leg}: there is no anchor '{leg.anchor}', only {', '.join(self._index)}")
-        last = len(self.anchor(leg.anchor).line())
-        start, stop = leg.start or 0, last if leg.stop is None else leg.stop
-        if not 0 <= start <= stop <= last:
-            raise CannotStitch(f'leg {leg}: positions of {leg.anchor} run from 0 to {last}')
+    @records.setter
+    def records(self, records: Sequence[Record]) -> None:
+        self.known.set_records(self, records)
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """BatchNorm statistics of the stitches; None until `snnet.recalibrate`, and again once weights change."""
+        return self.known.verified(self).statistics
+
+    def set_statistics(self, statistics: Statistics | None) -> None:
+        """Lets every recalibrated stitch run with its own statistics in eval mode; None takes them away."""
+        self.known.set_statistics(self, statistics)
+
+    def tables(self, stitch: int) -> tuple[Table, ...] | None:
+        """BatchNorm statistics of each leg of a stitch; None where it runs with those of its anchors."""
+        statistics, seal = self.known.statistics, self.known.seal
+        if statistics is not None and (seal is None or not seal.counters_hold()):  # at every call: no closer look
+            statistics = self.known.verified(self).statistics
+        return None if statistics is None else statistics.tables(stitch)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the file that the weights were loaded from or saved to; None where they have changed since."""
+        return self.known.verified(self).fingerprint
+
+    @property
+    def latency_tables(self) -> tuple[LatencyTable, ...]:
+        """The latency tables at hand, whether or not they hold where the net runs now."""
+        return tuple(table for table, _ in self.known.verified(self).tables.tables)
+
+    def add_table(self, table: LatencyTable, force: bool = False) -> None:
+        """Adds a latency table, in place of an earlier one of the same setup and batch size.
+
+        Args:
+            table: the table.
+            force: use it whatever weights, device or type it was measured with.
+
+        Raises:
+            ForeignTable: it was measured with other weights or for another net.
+        """
+        self.known.add_table(self, table, force)
+
+    def table_for(self, batch: int = 1) -> LatencyTable:
+        """The latency table for a batch where the net runs now: of that batch size, or of the next larger one.
+
+        Raises:
+            InvalidBudget: the batch is not a positive integer.
+            ForeignTable: there is none; the message says which there are, and what differs.
+        """
+        return self.known.verified(self).tables.for_batch(batch, setup_of(self))
+
+    def choose(
+        self,
+        flops: float | None = None,
+        *,
+        params: float | None = None,
+        latency_ms: float | None = None,
+        memory: float | None = None,
+        batch: int = 1,
+    ) -> Selection:
+        """The best stitch within all given limits; activates nothing, so it is safe from many threads at once.
+
+        The best is the most accurate where stitches within the limits have been evaluated, otherwise the most
+        expensive one that fits. Ties go to the cheaper, then to the lower id.
+
+        Args:
+            flops: most multiply-adds per image.
+            params: most parameters that take part.
+            latency_ms: most milliseconds per batch (median), by the table for this device, type and batch size.
+            memory: most bytes that the stitch needs by itself with a batch, by the same table.
+            batch: images per call; the table of the next larger batch is taken where this one was not measured.
+
+        Raises:
+            InvalidBudget: no limit, or one that is not a positive finite number.
+            BudgetInfeasible: even the smallest stitch is more expensive; `smallest` holds what is feasible.
+            ForeignTable: no latency table holds here.
+        """
+        self._follow_costs()
+        table = None if latency_ms is None and memory is None else self.table_for(batch)
+        limits = {'flops': flops, 'params': params, 'latency_ms': latency_ms, 'memory': memory}
+        return self.known.tables.choose(self.known.records, table, **limits)
+
+    def select_for_budget(
+        self,
+        flops: float | None = None,
+        *,
+        params: float | None = None,
+        latency_ms: float | None = None,
+        memory: float | None = None,
+        batch: int = 1,
+    ) -> int:
+        """Activates the best stitch within all given limits and returns its id.
+
+        Arguments and errors are those of `choose`; where accuracy could not decide, a warning says so, because that
+        loses up to half a point.
+        """
+        selection = self.choose(flops, params=params, latency_ms=latency_ms, memory=memory, batch=batch)
+        selection.warn()
+        _log.info('%s', selection)
+        self.set_stitch(selection.record.stitch)
+        return selection.record.stitch
+
+    def frontier(self, cost: str = 'flops') -> list[Record]:
+        """The evaluated stitches that no other beats on cost and accuracy, from cheap to expensive."""
+        self._follow_costs()
+        return frontier(self.known.records, cost)
+
+    # Saving and loading, in the shape that users of Hugging Face know.
+
+    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
+        """Writes config.json (anchors, stitches, records), model.safetensors and, if any, statistics.safetensors.
+
+        Each file is written whole or not at all. README.md becomes a model card; of one that is there already, only
+        the section that snnet wrote is replaced.
+
+        Args:
+            folder: made where it is missing; other files in it are left alone.
+            license: of the weights, for the card; 'unknown' by default.
+
+        Raises:
+            SnnetError: an anchor that could not be built again as it is now, or weights that are not finite; nothing
+                is written then.
+        """
+        save_net(self, Path(folder), license)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, num_classes: int | None = None, revision: str | None = None,
+        cache_dir: str | Path | None = None, token: str | bool | None = None,
+        local_files_only: bool = False, force_download: bool = False,
+    ) -> Self:  # fmt: skip
+        """Builds the net that `save_pretrained` or `push_to_hub` wrote, in eval mode.
+
+        Args:
+            folder: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub.
+            num_classes: width of the logits; another one than was saved gives every anchor a new classifier with
+                random weights, and keeps everything else.
+            revision, cache_dir, token, local_files_only, force_download: see `snnet.saving.remote.locate`.
+
+        Raises:
+            SnnetError: the folder holds no net, one of a newer version, or one of a family not known here.
+            NoWeights: the weights or statistics are missing, damaged or do not belong to the config.
+        """
+        found = locate(
+            folder, revision=revision, cache_dir=cache_dir, token=token,
+            local_files_only=local_files_only, force_download=force_download,
+        )  # fmt: skip
+        return load_net(cls, found, num_classes)
+
+    def push_to_hub(
+        self, repo_id: str, *, commit_message: str = 'A stitchable network', private: bool | None = None,
+        token: str | bool | None = None, revision: str | None = None, create_pr: bool = False,
+        license: str | None = None,
+    ) -> str:  # fmt: skip
+        """Uploads what `save_pretrained` writes, and the latency tables; makes the repository where it is missing.
+
+        A model card that is there already is treated as `save_pretrained` does.
+
+        Args:
+            repo_id: OWNER/NAME.
+            commit_message: of the commit.
+            private: whether a new repository is private; by default what the Hub has as default.
+            token: of the Hub; by default the one that `hf auth login` or HF_TOKEN gave.
+            revision: branch, made where it is missing; the main one by default.
+            create_pr: propose the commit as a pull request instead.
+            license: of the weights, for the card.
+
+        Returns:
+            The address of the commit, or of the pull request.
+
+        Raises:
+            SnnetError: a net that cannot be saved, or the Hub refuses or cannot be reached.
+        """
+        return push_net(
+            self, repo_id, license, commit_message=commit_message, private=private, token=token,
+            revision=revision, create_pr=create_pr,
+        )  # fmt: skip
+
+    # What torch's modules let a subclass follow.
+
+    def train(self, mode: bool = True) -> Self:
+        """Train or eval mode; train mode takes the stitches' BatchNorm statistics away, because weights will change."""
+        if mode and self.known.statistics is not None:
+            self.set_statistics(None)
+            _log.warning('train mode: the stitches lose their BatchNorm statistics; recalibrate after training')
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Takes along what is known where the net is moved or converted (torch's hook for `to`, `half`, ...)."""
+        self.known.verified(self)
+        dtype = next(self.parameters()).dtype
+        super()._apply(fn, recurse)
+        self.known.moved(self, fn, converted=next(self.parameters()).dtype != dtype)
+        return self
+
+    def _follow_costs(self) -> None:
+        """Measures the costs again where modules were replaced since."""
+        self.known.verified(self).follow_modules(self)
+        if not self.known.costs_hold:
+            measure_costs(self)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..anchors.boundary import Boundary
-from ..net.part_tree import Part, parts_of, run_of
+from ..net.part_tree import StitchPart, function_of, parts_of
 from ..net.stitchable_net import StitchableNet
+from ..utils.signature import signature_of
 from .stopwatch import Call
 
 PRIOR, NOISE = 0.3, 0.01
@@ -32,9 +33,9 @@ class Additive:
 
     def __init__(self, net: StitchableNet, stitches: Sequence[int]) -> None:
         self.stitches = list(stitches)
-        self._parts: dict[Any, Part] = {}
+        self._parts: dict[Any, StitchPart] = {}
         counts: list[dict[int, int]] = []
-        kinds: dict[Part, int] = {}
+        kinds: dict[StitchPart, int] = {}
         index: dict[Any, int] = {}
         for stitch in stitches:
             counts.append({})
@@ -98,7 +99,7 @@ class Additive:
         return {'mean': float(np.mean(errors)), 'largest': max(errors)}
 
 
-def _kind(net: StitchableNet, part: Part) -> Any:
+def _kind(net: StitchableNet, part: StitchPart) -> Any:
     """Equal for parts that take equal time."""
     if part.kind == 'layer':
         layer = net.layer(part.number)
@@ -106,15 +107,10 @@ def _kind(net: StitchableNet, part: Part) -> Any:
     if part.kind != 'module':
         return part.kind, part.anchor
     anchor = net.anchor(part.anchor)
-    return _structure(anchor.line()[part.number]), anchor.boundaries[part.number : part.number + 2]
+    return signature_of(anchor.line()[part.number]), anchor.boundaries[part.number : part.number + 2]
 
 
-def _structure(module: nn.Module) -> Any:
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    return type(module), tuple((name, tuple(tensor.shape)) for name, tensor in tensors)
-
-
-def _call(net: StitchableNet, part: Part, images: Tensor) -> Call:
+def _call(net: StitchableNet, part: StitchPart, images: Tensor) -> Call:
     if part.kind == 'stem':
         features = images
     elif part.kind == 'layer':
@@ -122,7 +118,7 @@ def _call(net: StitchableNet, part: Part, images: Tensor) -> Call:
     else:
         boundaries = net.anchor(part.anchor).boundaries
         features = _features(boundaries[part.number if part.kind == 'module' else -1], images)
-    run = run_of(net, part)
+    run = function_of(net, part)
     return lambda: run(features)
 
 

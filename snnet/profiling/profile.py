@@ -17,7 +17,7 @@ from ..errors import SnnetError, reason_of
 from ..net.compile_blocks import warm_up
 from ..net.hardware import setup_of
 from ..net.stitchable_net import StitchableNet
-from ..saving.remote import PROFILES
+from ..saving.file_names import PROFILES
 from ..utils.files import write_text
 from ..utils.modes import eval_mode
 from ..utils.progress import Progress

@@ -10,12 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..anchors.anchor import Anchor, Stage
+from ..anchors.anchor import Anchor, Source, Stage
 from ..anchors.boundary import Boundary
 from ..anchors.registry import register_adapter
 from ..errors import CannotStitch, SnnetError
+from ..net.create import create_stitchable_net, load_folder
+from ..saving.anchor_rows import MAX_CLASSES, AnchorRow, describe_anchor, register_maker
 from ..stitching.stitch import Leg
 from ..utils.seeds import generator
+from ..utils.typed_json import TypedTable
 from .joins import (
     KINDS,
     NewHead,
@@ -28,6 +31,8 @@ from .leg_shapes import flow
 
 STEMS = ('own', 'new')
 HEADS = ('auto', 'own', 'new')
+REASSEMBLED = 'reassembled'
+"""Stands where timm's name of a network would in config.json."""
 
 
 def reassemble(
@@ -233,8 +238,6 @@ class Reassembled(nn.Module):
             SnnetError: a network of the zoo that `timm.create_model` could not make again, or weights that are not
                 finite.
         """
-        from ..net.create import create_stitchable_net  # stands above this module
-
         create_stitchable_net([ReassembledAnchor(self)], pretrained=True).save_pretrained(folder)
 
     @classmethod
@@ -244,8 +247,6 @@ class Reassembled(nn.Module):
         Raises:
             SnnetError: the folder holds no reassembled network, or it cannot be read.
         """
-        from ..net.create import load_folder  # stands above this module
-
         model = load_folder(str(folder)).model
         if not isinstance(model, cls):
             raise SnnetError(f'{folder} holds a {type(model).__name__}, no reassembled network')
@@ -281,6 +282,12 @@ class ReassembledAnchor(Anchor):
     def stem(self, x: Tensor) -> Tensor:
         """The new stem, or that of the first leg's network."""
         return self.model.run_stem(x)
+
+    def recipe(self) -> Source:
+        """The arguments of `reassemble`, with a row of config.json in place of each network of the zoo."""
+        legs = enumerate(self.model.plan)
+        zoo = {leg.anchor: {**describe_anchor(self.model.part(i)).to_values(), 'name': leg.anchor} for i, leg in legs}
+        return Source(REASSEMBLED, {'legs': str(self.model), 'zoo': list(zoo.values()), **self.model.options})
 
     def stages(self) -> list[Stage]:
         """Runs of one grid, width and layout; a seam or a downsampling that opens one is its entry."""
@@ -373,4 +380,18 @@ def _no_own_head(plan: Sequence[Leg], zoo: Mapping[str, Anchor], num_classes: in
     return ''
 
 
+def _rebuild(row: AnchorRow) -> Anchor:
+    """The anchor of a row of config.json, with random weights."""
+    table = TypedTable(row.args, f'{row.where}: args')
+    table.only(('legs', 'zoo', 'stem', 'head', 'seams', 'resample', 'num_classes'))
+    zoo = {member.name: member.build() for member in map(AnchorRow.read, table.rows('zoo', 100))}
+    options: dict[str, Any] = {name: table.text(name) for name in ('stem', 'head', 'seams') if table.has(name)}
+    if table.has('resample'):
+        options['resample'] = table.boolean('resample')
+    if table.has('num_classes'):
+        options['num_classes'] = table.integer('num_classes', 1, MAX_CLASSES)
+    return ReassembledAnchor(reassemble(table.text('legs', 10_000), zoo, **options), row.name)
+
+
 register_adapter(Reassembled, ReassembledAnchor)
+register_maker(REASSEMBLED, _rebuild)

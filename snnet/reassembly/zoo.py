@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-
-import torch
 
 from ..anchors.anchor import Anchor
 from ..anchors.flops import PartFlops, part_flops
 from ..errors import SnnetError
+from ..utils.digest import digest_of_tensors
 
 SIZES = ('flops', 'nodes', 'params')
 """What the size of a block is measured in: multiply-adds, modules of the line (the paper's nodes), or parameters."""
@@ -78,12 +75,9 @@ def weight_digests(anchors: Sequence[Anchor]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for anchor in anchors:
-        digest = hashlib.sha256(type(anchor.model).__name__.encode())
-        for name, tensor in anchor.model.state_dict().items():
-            digest.update(json.dumps([name, list(tensor.shape)]).encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        same = next((other for other, value in found.items() if value == digest.hexdigest()), None)
+        digest = digest_of_tensors(anchor.model.state_dict(), type(anchor.model).__name__)
+        same = next((other for other, value in found.items() if value == digest), None)
         if same:
             raise SnnetError(f'{same} and {anchor.name} are one network under two names: a zoo holds each one once')
-        found[anchor.name] = digest.hexdigest()
+        found[anchor.name] = digest
     return found

@@ -1,101 +1,170 @@
-"""Rows of config.json: how an anchor is made again, and what is known of a stitch."""
+"""config.json of a saved net: read with every value checked, and written whole or not at all."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
-import timm
-from timm.models import is_model
-
-from ..anchors.anchor import Anchor, Source
-from ..anchors.normalization import Normalization
-from ..anchors.registry import as_anchor
 from ..budget.frontier import Record
-from ..errors import SnnetError
+from ..errors import SnnetError, reason_of
+from ..stitching.stitch import Stitch
+from ..utils.files import write_text
+from ..utils.typed_json import TypedTable, quoted, read_json
+from .anchor_rows import AnchorRow
+from .file_names import CONFIG
 
-if TYPE_CHECKING:
-    from ..reassembly.network import Reassembled
-
-REASSEMBLED = 'reassembled'
-"""Stands where timm's name of a network would, for one that was reassembled; its zoo is described beside it."""
+FORMAT = 1
+"""Version of the layout of config.json; raised when older readers would misread it."""
+MAX_ANCHORS, MAX_STITCHES, MAX_LAYERS = 100, 20_000, 100_000
+DTYPES = ('float32', 'float16', 'bfloat16', 'float64')
+"""Types that the weights of a saved net may have."""
 _ELSEWHERE = ('stitch', 'legs', 'anchor', 'latency_ms', 'memory')
-"""Fields of a record that its row need not hold: the stitch itself says the first, a table the last."""
-_KNOWABLE = [field.name for field in fields(Record) if field.name not in _ELSEWHERE]
+"""Fields of a record that its row does not hold: the stitch itself says the first, a latency table the last."""
+_IN_ROW = [item.name for item in fields(Record) if item.name not in _ELSEWHERE]
+_COUNTS = {'flops': 10**18, 'params': 10**15, 'n': 10**12}
+_SHARES = {'top1': 100.0, 'top5': 100.0, 'loss': 1e30}
+"""Largest values of a record."""
 
 
-def known(record: Record | dict[str, Any]) -> dict[str, Any]:
-    """What a row holds of a record."""
-    values = asdict(record) if isinstance(record, Record) else record
-    return {name: values[name] for name in _KNOWABLE if values.get(name) is not None}
+@dataclass
+class NetConfig:
+    """What config.json says.
+
+    Attributes:
+        anchors: how each anchor is built again.
+        stitches: the sub-networks, by id.
+        records: what is known of them.
+        sha256: of the other files, by name; empty in folders of the first versions.
+        statistics: 'samples' and 'stitches' of the BatchNorm statistics; None where there are none.
+        dtype: of the floating-point weights.
+    """
+
+    anchors: list[AnchorRow]
+    stitches: list[Stitch]
+    records: list[Record]
+    sha256: dict[str, str] = field(default_factory=dict)
+    statistics: dict[str, Any] | None = None
+    dtype: str = 'float32'
+
+    def to_values(self) -> dict[str, Any]:
+        """The values of config.json."""
+        values: dict[str, Any] = {
+            'format': FORMAT,
+            'library': 'snnet',
+            'anchors': [row.to_values() for row in self.anchors],
+            'stitches': [
+                {'legs': str(stitch), 'layers': list(stitch.layers), **_row_of(record)}
+                for stitch, record in zip(self.stitches, self.records, strict=True)
+            ],
+            'sha256': self.sha256,
+        }
+        if self.dtype != 'float32':
+            values['dtype'] = self.dtype
+        if self.statistics is not None:
+            values['statistics'] = self.statistics
+        return values
+
+    def write(self, folder: Path) -> None:
+        """Writes config.json into a folder."""
+        write_text(folder / CONFIG, json.dumps(self.to_values(), indent=1))
 
 
-def describe(anchor: Anchor) -> dict[str, Any]:
-    """The row of an anchor.
+def read_config(folder: Path) -> NetConfig:
+    """The checked config.json of a folder.
 
     Raises:
-        SnnetError: `timm.create_model` could not make it again.
+        SnnetError: it is missing, not ours, of a newer version, or a value is missing, of the wrong type or out of
+            range.
     """
-    from ..reassembly.network import Reassembled  # stands above this module
-
-    if isinstance(anchor.model, Reassembled):
-        source = _zoo(anchor.model)
-    elif anchor.source is None:
-        raise SnnetError(
-            f'{anchor.name} cannot be saved: timm.create_model did not make it, so nothing says how to build it again '
-            f'(as_anchor(..., source=Source(model, args)) does)'
-        )
-    else:
-        source = anchor.source
-    row = {
-        'name': anchor.name,
-        'model': source.model,
-        'args': source.args,
-        'input_size': anchor.input_size,
-        'official': anchor.official,
-    }
-    if anchor.normalization is not None:
-        row['mean'], row['std'] = anchor.normalization.mean, anchor.normalization.std
+    path = folder / CONFIG
     try:
-        return json.loads(json.dumps(row))
-    except TypeError as error:
-        raise SnnetError(f'{anchor.name} cannot be saved: its arguments do not fit in JSON ({error})') from None
-
-
-def _zoo(net: Reassembled) -> Source:
-    """The arguments of `reassemble`, with a row in place of each network."""
-    zoo = {leg.anchor: {**describe(net.part(i)), 'name': leg.anchor} for i, leg in enumerate(net.plan)}
-    return Source(REASSEMBLED, {'legs': str(net), 'zoo': list(zoo.values()), **net.options})
-
-
-def rebuild(row: dict[str, Any]) -> Anchor:
-    """The anchor of a row, with random weights.
-
-    Raises:
-        SnnetError: timm knows no such network.
-    """
-    if row['model'] == REASSEMBLED:
-        from ..reassembly.network import ReassembledAnchor, reassemble  # stands above this module
-
-        args = dict(row['args'])
-        zoo = {member['name']: rebuild(member) for member in args.pop('zoo')}
-        return ReassembledAnchor(reassemble(args.pop('legs'), zoo, **args), row['name'])
-    if not is_model(row['model'].split('.')[0]):
+        content = read_json(path)
+    except FileNotFoundError:
+        raise SnnetError(f'{folder} holds no stitchable network: there is no {CONFIG}') from None
+    if not isinstance(content, dict) or content.get('library') != 'snnet':
+        raise SnnetError(f'{path} does not describe a stitchable network of snnet')
+    if content.get('format') != FORMAT:
         raise SnnetError(
-            f"timm knows no network '{row['model']}' (anchor {row['name']}): "
-            f'if it comes from a plugin, import that first (--plugin FILE)'
+            f'{path} has format {quoted(content.get("format"))}, this snnet reads {FORMAT}: upgrade snnet to load it'
         )
-    model = timm.create_model(row['model'], pretrained=False, **row['args'])
-    source = Source(row['model'], row['args'])
-    size = tuple(row['input_size'])
-    anchor = as_anchor(model, row['name'], input_size=size, source=source, official=row['official'])
-    # nets saved before this was noted ran every anchor on the images of the first
-    anchor.normalization = Normalization(tuple(row['mean']), tuple(row['std'])) if 'mean' in row else None
-    return anchor
+    return parse_config(TypedTable(content, str(path)))
 
 
-def records_of(config: Mapping[str, Any]) -> list[Record]:
-    """What the config of a saved net knows of its stitches, without loading it."""
-    return [Record(i, row['legs'], anchor=not row['layers'], **known(row)) for i, row in enumerate(config['stitches'])]
+def parse_config(table: TypedTable) -> NetConfig:
+    """The checked content of a config.json (see `read_config`)."""
+    anchors = [AnchorRow.read(row) for row in table.rows('anchors', MAX_ANCHORS)]
+    stitches, records = [], []
+    for i, row in enumerate(table.rows('stitches', MAX_STITCHES)):
+        stitches.append(_read_stitch(row))
+        records.append(_read_record(row, i, stitches[-1]))
+    return NetConfig(anchors, stitches, records, _read_sums(table), _read_statistics(table), _read_dtype(table))
+
+
+def _read_stitch(row: TypedTable) -> Stitch:
+    layers = row.integers('layers', 0, MAX_LAYERS, 1000)
+    try:
+        return Stitch.parse(row.text('legs', 10_000), tuple(layers))
+    except ValueError as error:  # of ours, or of a number of thousands of digits
+        raise SnnetError(f'{row.where} is damaged: {reason_of(error)}') from None
+
+
+def _read_record(row: TypedTable, stitch: int, about: Stitch) -> Record:
+    known: dict[str, Any] = {name: row.integer(name, 0, most) for name, most in _COUNTS.items() if row.has(name)}
+    known |= {name: row.number(name, 0.0, most) for name, most in _SHARES.items() if row.has(name) and name != 'loss'}
+    if row.has('loss') and not _overflowed(row.values['loss']):  # as earlier versions noted it
+        known['loss'] = row.number('loss', 0.0, _SHARES['loss'])
+    return Record(stitch, str(about), anchor=not about.layers, **known)
+
+
+def _read_sums(table: TypedTable) -> dict[str, str]:
+    if not table.has('sha256'):  # the first versions wrote none
+        return {}
+    sums = table.table('sha256')
+    for name, value in sums.values.items():
+        if not isinstance(value, str) or not re.fullmatch('[0-9a-f]{64}', value):
+            raise sums.wrong(name, 'a SHA-256 in hexadecimal')
+    return dict(sums.values)
+
+
+def _read_statistics(table: TypedTable) -> dict[str, Any] | None:
+    if not table.has('statistics'):
+        return None
+    about = table.table('statistics')
+    return {
+        'samples': about.integer('samples', 1, 10**12),
+        'stitches': about.integers('stitches', 0, MAX_STITCHES, MAX_STITCHES),
+    }
+
+
+def _read_dtype(table: TypedTable) -> str:
+    if not table.has('dtype'):
+        return 'float32'
+    dtype = table.text('dtype')
+    if dtype not in DTYPES:
+        raise table.wrong('dtype', f'one of {", ".join(DTYPES)}')
+    return dtype
+
+
+def _row_of(record: Record) -> dict[str, Any]:
+    """What the row of a stitch holds of its record."""
+    values = asdict(record)
+    return {name: values[name] for name in _IN_ROW if values[name] is not None and not _overflowed(values[name])}
+
+
+def _overflowed(value: object) -> bool:
+    """Whether a number is not finite, as the loss of a network that does not compute sound logits."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def with_known(records: Sequence[Record], known: Sequence[Record]) -> list[Record]:
+    """Records with the values that a config holds in place of their own, where it holds any."""
+    merged = []
+    for record, found in zip(records, known, strict=True):
+        values: Mapping[str, Any] = _row_of(found)
+        merged.append(Record(**{**asdict(record), **values}))
+    return merged

@@ -15,8 +15,8 @@ from ..budget.curve import draw_curve
 from ..budget.frontier import Record, frontier, table
 from ..errors import MissingExtra
 from ..utils.files import write_atomically, write_text
+from .file_names import CARD, PICTURE
 
-CARD, PICTURE = 'README.md', 'frontier.png'
 _SECTION = re.compile(r'<!-- snnet (?P<rest>\w+): .*?-->.*<!-- end of snnet -->\n?', re.DOTALL)
 """What is written anew; its first line holds a digest of the rest of the card, as that was generated."""
 _NOTE = 'what stands between this line and the end of snnet is written anew whenever the net is saved or evaluated'

@@ -13,13 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import SnnetError, reason_of
-from .model_card import CARD, PICTURE
+from .file_names import CARD, FILES, PICTURE, STATISTICS
 
-CONFIG, WEIGHTS, STATISTICS = 'config.json', 'model.safetensors', 'statistics.safetensors'
-PROFILES = 'profiles'
-"""Folder of the tables of latency that were made of the weights."""
-FILES = (CONFIG, WEIGHTS, STATISTICS, CARD, PICTURE, f'{PROFILES}/*.json')
-"""What is fetched and uploaded, and nothing else."""
 _ID = re.compile(r'(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?', re.ASCII)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..config.sections import option
 from ..errors import SnnetError
+from ..saving.tensor_files import with_aliases, without_aliases
 from ..utils.files import sha256, sync_folder, write_tensors
 
 _log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class RunState:
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Takes up what `tensors` and `values` gave."""
         for name, module in self.modules.items():
-            module.load_state_dict(_under(name, tensors))
+            module.load_state_dict(with_aliases(_under(name, tensors), module.state_dict()))
         now = self.optimizer.state_dict()['param_groups']
         rows = {'moment': values['moment'], 'group': {i: now[int(i)] | row for i, row in values['group'].items()}}
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
@@ -129,7 +130,7 @@ class Checkpoints:
         final = self.folder / f'step-{step:08}'
         if final.exists():  # verified when the run began, or written by it: equal bits
             return True
-        tensors = {name: tensor.contiguous() for name, tensor in state.tensors().items()}
+        tensors = without_aliases(state.tensors())
         _refuse_non_finite(tensors, step, self.folder)
         values = {'format': FORMAT, 'step': step, **values, **state.values()}
         size = sum(tensor.nbytes for tensor in tensors.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ from ..anchors.new_head import has_new_head
 from ..anchors.weights import load_model
 from ..errors import SnnetError, reason_of
 from ..net.stitchable_net import StitchableNet
+from ..utils.digest import digest_of_tensors
 from ..utils.files import sha256
 
 LARGEST = 'largest'
@@ -130,7 +130,7 @@ def teacher_identity(name: str, net: StitchableNet) -> tuple[str, str | None]:
         SnnetError: no such network or tag.
     """
     if name == LARGEST:
-        return LARGEST, _digest(net.anchor(len(net.anchors) - 1))
+        return LARGEST, digest_of_tensors(net.anchor(len(net.anchors) - 1).state_dict())
     file = weights_file(name)
     model = resolve(without_file(name)).model
     config = get_pretrained_cfg(model)
@@ -141,12 +141,3 @@ def teacher_identity(name: str, net: StitchableNet) -> tuple[str, str | None]:
         return full, sha256(file)
     except OSError:
         return full, None
-
-
-def _digest(network: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

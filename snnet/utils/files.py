@@ -19,7 +19,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
+        mode = _mode_of_new_file(temporary)
         write(temporary)
+        os.chmod(temporary, mode)  # some libraries make files that nobody else may read
         with open(temporary, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -37,10 +39,19 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     from safetensors import SafetensorError
     from safetensors.torch import save_file  # here, because it loads torch, which files of text do not need
 
+    mode = _mode_of_new_file(path)
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
         raise OSError(f'{path} cannot be written: {error}') from None
+    os.chmod(path, mode)
+
+
+def _mode_of_new_file(path: Path) -> int:
+    """Makes an empty file, or empties one, and returns the permissions that the umask gives to new files."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    return path.stat().st_mode & 0o777
 
 
 def clear_temporaries(folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import snnet
 from snnet.net import compile_blocks as by_block
-from snnet.net.compile_blocks import TensorDropPath, covering
+from snnet.net.compile_blocks import TensorDropPath, covering_stitches
 from tests.helpers.families import CLASSES, FAMILIES, build, family_net, images, resnet, shared_net, vit
 
 
@@ -116,7 +116,7 @@ def inputs(net: snnet.StitchableNet, stitches: list[int]) -> set[Any]:
 def test_covering_stitches_give_every_module_all_inputs_that_any_stitch_gives_it(name):
     net = shared_net(name)
     everything = list(range(len(net.stitches)))
-    chosen = covering(net)
+    chosen = covering_stitches(net)
     assert inputs(net, chosen) == inputs(net, everything)
     assert len(chosen) == len(set(chosen)) <= len(everything)
     assert len(chosen) < len(everything) or name in ('maps to tokens', 'resnet')

@@ -23,7 +23,9 @@ SAVABLE = ['registers', 'deit-3', 'swin', 'resnet kin', 'convnext', 'regnet z', 
 def test_a_saved_net_comes_back_with_the_same_outputs_and_records(tmp_path, name):
     net = shared_net(name)
     before = net.records
-    net.records = [replace(r, top1=70.5 + r.stitch, top5=90.0, loss=1.25, n=1000) for r in before[:-1]] + before[-1:]
+    net.records = [replace(r, top1=70.5 + r.stitch / 8, top5=90.0, loss=1.25, n=1000) for r in before[:-1]] + before[
+        -1:
+    ]
     try:
         net.save_pretrained(tmp_path / 'new' / 'folder')
         loaded = StitchableNet.from_pretrained(tmp_path / 'new' / 'folder')
@@ -145,14 +147,14 @@ BIAS = 'stitch_layers.0.bias'
         (lambda f: edit(f, library='other'), SnnetError, 'does not describe a stitchable network'),
         (lambda f: edit(f, stitches=None), SnnetError, 'lacks stitches'),
         (lambda f: (f / 'config.json').unlink(), SnnetError, r'there is no config\.json'),
-        (lambda f: (f / 'config.json').write_text('{"format": 1,'), SnnetError, 'is no JSON file'),
-        (lambda f: (f / 'config.json').write_bytes(b'\xff\xfe\x00'), SnnetError, 'is no JSON file'),
+        (lambda f: (f / 'config.json').write_text('{"format": 1,'), SnnetError, 'is not a valid JSON file'),
+        (lambda f: (f / 'config.json').write_bytes(b'\xff\xfe\x00'), SnnetError, 'is not a valid JSON file'),
         (lambda f: (f / 'config.json').write_text('[]'), SnnetError, 'does not describe a stitchable network'),
         (rename_model, SnnetError, r"timm knows no network 'my_own_net' \(anchor large\).*plugin"),
         (lambda f: (f / 'model.safetensors').unlink(), NoWeights, r'there is no model\.safetensors'),
         (lambda f: truncate(f, 5000), NoWeights, 'is damaged'),
         (lambda f: flip(f, 'model.safetensors', -1), NoWeights, 'is damaged'),
-        (lambda f: edit(f, sha256=3), SnnetError, 'sha256 is no table'),
+        (lambda f: edit(f, sha256=3), SnnetError, 'sha256 is 3, not a table'),
         (lambda f: (unhash(f), truncate(f, 5000)), NoWeights, 'cannot be read'),
         (lambda f: (unhash(f), truncate(f, 0)), NoWeights, 'cannot be read'),
         (
@@ -180,7 +182,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 @pytest.mark.parametrize('anchors', [[{'name': 'a'}], [None], 3])
 def test_a_damaged_config_is_told_as_that(folder, anchors):
     edit(folder, anchors=anchors)
-    with pytest.raises(SnnetError, match='config.json is damaged'):
+    with pytest.raises(SnnetError, match=r'config.json.* is damaged'):
         StitchableNet.from_pretrained(folder)
 
 
@@ -229,7 +231,7 @@ def test_statistics_travel_with_the_net(recalibrated):
     [
         (lambda f: flip(f, 'statistics.safetensors', -1), 'statistics.safetensors is damaged'),
         (lambda f: (f / 'statistics.safetensors').unlink(), r'there is no statistics\.safetensors'),
-        (lambda f: edit(f, statistics={'samples': 6}), "does not fit its config.json: 'stitches'"),
+        (lambda f: edit(f, statistics={'samples': 6}), 'statistics is damaged: it lacks stitches'),
         (lambda f: edit(f, statistics={'samples': 6, 'stitches': [99]}), 'stitch ids are the integers'),
     ],
 )
@@ -237,7 +239,7 @@ def test_statistics_that_do_not_fit_are_refused(recalibrated, tmp_path, spoil, t
     for path in recalibrated[1].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     spoil(tmp_path)
-    with pytest.raises(NoWeights, match=told):
+    with pytest.raises(SnnetError, match=told):
         StitchableNet.from_pretrained(tmp_path)
 
 

@@ -14,7 +14,8 @@ from snnet.budget.latency_table import Latency, LatencyTable, Setup
 from snnet.cli.simulate import SimulateSettings, run
 from snnet.config.parse import parse
 from snnet.errors import SnnetError
-from snnet.net.pretrained import PROFILES, WEIGHTS, read_config
+from snnet.saving.config_json import read_config
+from snnet.saving.file_names import PROFILES, WEIGHTS
 from snnet.serve import (
     Choice,
     Choices,
@@ -159,7 +160,7 @@ def folder(tmp_path_factory):
     net = snnet.StitchableNet(anchors, snnet.list_stitches(anchors))
     net.records = [replace(r, top1=60 + 8 * math.sqrt(r.stitch)) for r in net.records]
     net.save_pretrained(path)
-    setup, weights = Setup('cpu', 'toy', 1, '2.9', 'float32', 'eager'), read_config(path)['sha256'][WEIGHTS]
+    setup, weights = Setup('cpu', 'toy', 1, '2.9', 'float32', 'eager'), read_config(path).sha256[WEIGHTS]
     (path / PROFILES).mkdir()
     for batch in (1, 8):
         times = {i: 1.0 + (i + 1) * batch for i in range(len(net.stitches))}

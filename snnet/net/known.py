@@ -1,0 +1,185 @@
+"""What is known of a net (costs, accuracies, BatchNorm statistics, latencies), as long as it is the same net."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..budget.frontier import Record
+from ..budget.latency_table import LatencyTable
+from ..budget.tables_at_hand import TablesAtHand
+from ..errors import ForeignTable
+from ..reparam.structure import refresh_anchors
+from ..utils.weight_seal import ModuleSeal, WeightSeal
+from .batchnorm import Statistics, detach
+from .hardware import setup_of
+
+if TYPE_CHECKING:
+    from .stitchable_net import StitchableNet
+
+_log = logging.getLogger(__name__)
+_ACCURACY: dict[str, Any] = {'top1': None, 'top5': None, 'loss': None, 'n': None}
+
+
+class Known:
+    """What is known of a net and of the weights that it was measured with.
+
+    One seal ties accuracies, statistics, the fingerprint and latency tables to the weights: once these change, by
+    whatever means, all of it is dropped, and a message says so. Costs are tied to the modules.
+
+    Attributes:
+        records: of each stitch, by id.
+        statistics: of the BatchNorms of the stitches.
+        fingerprint: SHA-256 of the file that holds the weights.
+        tables: latency tables.
+        seal: of the weights; None while nothing that depends on them is known.
+        modules: seal of the modules that the costs were measured on.
+        costs_hold: whether the modules are still those.
+    """
+
+    def __init__(self, net: StitchableNet, records: Iterable[Record]) -> None:
+        self.records: list[Record] = _Records(records, net)
+        self.statistics: Statistics | None = None
+        self.fingerprint: str | None = None
+        self.tables = TablesAtHand()
+        self.seal: WeightSeal | None = None
+        self.modules = ModuleSeal(net)
+        self.costs_hold = True
+
+    def verified(self, net: StitchableNet, thorough: bool = False) -> Known:
+        """Drops what is known of other weights, and returns what is left.
+
+        Args:
+            net: whose knowledge this is.
+            thorough: see `WeightSeal.holds`.
+        """
+        if not isinstance(self.records, _Records) or self.records.net() is not net:  # of a copy of the net
+            self.records = _Records(self.records, net)
+        if self.seal is not None and not self.seal.holds(net, thorough):
+            self._drop(net)
+        return self
+
+    def tie(self, net: StitchableNet) -> None:
+        """Ties what is known to the weights as they are now."""
+        if self.verified(net).seal is None:
+            self.seal = WeightSeal(net)
+
+    def set_records(self, net: StitchableNet, records: Iterable[Record]) -> None:
+        """Replaces the records."""
+        self.verified(net)
+        self.records = _Records(records, net)
+        if any(_has_accuracy(record) for record in self.records):
+            self.tie(net)
+
+    def set_statistics(self, net: StitchableNet, statistics: Statistics | None) -> None:
+        """Replaces the statistics; accuracies that were measured with others are dropped."""
+        self.verified(net)
+        detach(net)
+        if statistics is not None:
+            statistics.attach()
+        if (statistics is None) != (self.statistics is None):
+            self.records = _Records((replace(record, **_ACCURACY) for record in self.records), net)
+        self.statistics = statistics
+        if statistics is not None:
+            self.tie(net)
+
+    def note_saved(self, net: StitchableNet, fingerprint: str | None) -> None:
+        """Notes that the weights are now those of a file with this SHA-256."""
+        self.verified(net).fingerprint = fingerprint
+        if fingerprint is not None:
+            self.tie(net)
+
+    def add_table(self, net: StitchableNet, table: LatencyTable, force: bool) -> None:
+        """Adds a latency table (see `StitchableNet.add_table`)."""
+        strange = sorted(set(table.rows) - set(range(len(net.stitches))))
+        if strange:
+            raise ForeignTable(f'the table has a row for stitch {strange[0]}, but this net has {len(net.stitches)}')
+        if not force and table.weights != net.fingerprint:
+            raise ForeignTable(
+                f'the table (batch {table.batch} on {table.setup}) was measured with other weights than this net has: '
+                f'measure again with snnet profile, or force it'
+            )
+        self.tables.add(table, force)
+        if not force:
+            self.tie(net)
+        self.show_latencies(net)
+
+    def show_latencies(self, net: StitchableNet) -> None:
+        """Puts latency and memory into the records."""
+        if self.tables.tables:
+            self.records = _Records(self.tables.applied(self.records, setup_of(net)), net)
+
+    def follow_modules(self, net: StitchableNet) -> None:
+        """Notices changed modules: anchors find their parameters again, and costs have to be measured again."""
+        if not self.modules.holds(net):
+            refresh_anchors(net)
+            self.modules, self.costs_hold = ModuleSeal(net), False
+
+    def note_costs(self, net: StitchableNet) -> None:
+        """Notes that costs are now those of the net's modules."""
+        self.modules, self.costs_hold = ModuleSeal(net), True
+
+    def moved(self, net: StitchableNet, change: Callable[[Tensor], Tensor], converted: bool) -> None:
+        """Takes everything along after the net was moved or converted.
+
+        Args:
+            net: the net.
+            change: what happened to each tensor.
+            converted: whether the weights have another type now; what is known of them stays, since only rounding
+                differs.
+        """
+        if self.statistics is not None:
+            detach(net)
+            self.statistics = self.statistics.converted(net, change)
+            self.statistics.attach()
+        if self.seal is not None:
+            if converted:
+                self.seal = WeightSeal(net)
+            else:
+                self.seal.look_again()
+        self.show_latencies(net)
+
+    def _drop(self, net: StitchableNet) -> None:
+        lost = []
+        if any(_has_accuracy(record) for record in self.records):
+            lost.append('accuracies (evaluate again)')
+            self.records = _Records((replace(record, **_ACCURACY) for record in self.records), net)
+        if self.statistics is not None:
+            lost.append('BatchNorm statistics of stitches (recalibrate again)')
+            detach(net)
+            self.statistics = None
+        if self.tables.drop_unforced():
+            lost.append('latency tables (profile again)')
+            self.records = _Records((replace(record, latency_ms=None, memory=None) for record in self.records), net)
+            self.seal = None
+            self.show_latencies(net)
+        self.fingerprint = self.seal = None
+        if lost:
+            _log.warning('the weights or modules have changed, so the net loses its %s', ', '.join(lost))
+
+
+class _Records(list[Record]):
+    """Records of a net, which ties them to its weights when one with accuracies is put in."""
+
+    def __init__(self, records: Iterable[Record], net: StitchableNet) -> None:
+        super().__init__(records)
+        self.net: Callable[[], nn.Module | None] = weakref.ref(net)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(index, value)
+        net: Any = self.net()
+        if net is not None and any(_has_accuracy(record) for record in ([value] if isinstance(index, int) else value)):
+            net.known.tie(net)
+
+    def __reduce__(self) -> Any:
+        """A plain list for copies and pickles: the copy of the net wraps it again."""
+        return list, (list(self),)
+
+
+def _has_accuracy(record: Record) -> bool:
+    return any(getattr(record, name) is not None for name in _ACCURACY)

@@ -1,0 +1,65 @@
+"""BatchNorm statistics of stitches within the state dict of a net, so that they travel with the weights."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SnnetError
+from .batchnorm import Statistics
+
+if TYPE_CHECKING:
+    from .stitchable_net import StitchableNet
+
+_log = logging.getLogger(__name__)
+PREFIX = 'statistics.'
+"""Begins the keys that are not parameters or buffers of the net."""
+
+
+def carry_statistics(net: StitchableNet) -> None:
+    """Lets the state dict of a net hold the BatchNorm statistics of its stitches, where there are any."""
+    net.register_state_dict_post_hook(_put_statistics)
+    net.register_load_state_dict_pre_hook(_take_statistics)
+    net.register_load_state_dict_post_hook(_set_loaded_statistics)
+
+
+def _put_statistics(net: StitchableNet, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    """Adds values, recalibrated stitches and number of images, as tensors, behind all others."""
+    statistics = net.statistics
+    if statistics is not None:
+        state.update({f'{prefix}{PREFIX}values.{place}': value for place, value in statistics.values.items()})
+        state[f'{prefix}{PREFIX}samples'] = torch.tensor(statistics.samples)
+        state[f'{prefix}{PREFIX}stitches'] = torch.tensor(statistics.stitches)
+
+
+def _take_statistics(net: StitchableNet, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Takes them out again before the weights are loaded."""
+    names = [name for name in state if name.startswith(f'{prefix}{PREFIX}')]
+    net.loaded_statistics = {name.removeprefix(f'{prefix}{PREFIX}'): state.pop(name) for name in names} or None
+
+
+def _set_loaded_statistics(net: StitchableNet, incompatible: Any) -> None:
+    """After a state dict was loaded: the net has the statistics that came with it, or none."""
+    found, net.loaded_statistics = net.loaded_statistics, None
+    if found is None:
+        if net.statistics is not None:  # as whoever saved the state dict had none
+            _log.warning('the state dict holds no BatchNorm statistics of stitches, so the net loses its own')
+            net.set_statistics(None)
+        return
+    try:
+        weight = next(net.parameters())
+        prefix = 'values.'
+        values = {
+            name.removeprefix(prefix): value.to(weight.device, weight.dtype)
+            for name, value in found.items()
+            if name.startswith(prefix)
+        }
+        ids = [net.checked(stitch) for stitch in found['stitches'].tolist()]
+        statistics = Statistics(net, values, ids, int(found['samples']))
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise SnnetError(f'the BatchNorm statistics in the state dict do not fit this net: {error}') from None
+    net.set_statistics(None)
+    net.set_statistics(statistics)

@@ -1,0 +1,294 @@
+"""A folder from a stranger: whatever it holds, it loads or is refused in a sentence, and no other file is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import random
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from snnet import LatencyTable, NoWeights, SnnetError, StitchableNet
+from snnet.saving.config_json import read_config
+from snnet.saving.tensor_files import read_tensors, refuse_misfits
+from tests.helpers.families import family_net
+
+MUTATIONS = 2400
+LOADS = 25
+"""How many of the mutated folders whose config is accepted are loaded as a whole."""
+JUNK = [
+    None, True, False, 0, -1, 1, 3, 10**9, 10**30, -(10**30), 0.5, -0.0, 1e308, '', 'x', '\x00', '../..',
+    '/etc/passwd', 'ü' * 50, 'a' * 5000, '\ud800', [], [3], [[]], [None], [3, 20000, 20000], [1] * 1000, {}, {'a': 1},
+    {'checkpoint_path': '/etc/passwd'}, {'model': 'resnet18'}, 'resnet18.../../x', 'vit_tiny_patch16_224',
+    'reassembled', 'hf-hub:someone/something', 'local-dir:/etc', '0' * 64,
+    'small[:1] > large[1:]', 'small[' + '9' * 5000 + ':]',
+]  # fmt: skip
+SYNTAX = ['NaN', 'Infinity', '[' * 100_000, '9' * 5000, '"', '\x00', '}', '{"a":1,"a":2}']
+FIELDS = [*JUNK[:-6], 'F64', 'I64', 'BF16', 'F8_E4M3', [2**62, 2], [0, 2**63]]
+KEYS = ['checkpoint_path', 'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'features_only', 'cache_dir', 'x']
+WATCHED = ('open', 'os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'subprocess.Popen', 'socket.connect')
+opened: list[tuple[str, str]] = []
+watching = False
+
+
+def note_opened(event, args):
+    if watching and event in (
+        'open',
+        'os.rename',
+        'os.remove',
+        'os.mkdir',
+        'os.rmdir',
+        'subprocess.Popen',
+        'socket.connect',
+    ):
+        opened.append((event, str(args[0])))
+
+
+sys.addaudithook(note_opened)
+
+
+@contextlib.contextmanager
+def nothing_outside(folder):
+    """Nothing but the folder, Python's own files and the machine's description is opened within a `with` block."""
+    global watching
+    allowed = [str(folder), sys.prefix, sys.base_prefix, str(Path(torch.__file__).parents[1]), '/proc', '/sys', '/dev']
+    allowed.append(str(Path(__file__).parents[2]))
+    opened.clear()
+    watching = True
+    try:
+        yield
+    finally:
+        watching = False
+    strange = [(event, path) for event, path in opened if not path.startswith(tuple(allowed)) and not path.isdigit()]
+    assert strange == []
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('saved')
+    family_net('vit').save_pretrained(folder)
+    config = json.loads((folder / 'config.json').read_text())
+    del config['sha256']  # whoever forges a folder forges the sums, too
+    (folder / 'config.json').write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    for path in saved.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def places(value, path=()):
+    """Every place in a JSON value."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+def mutated(config, rng):
+    """The text of a config with one to three changes."""
+    config = copy.deepcopy(config)
+    for _ in range(rng.randint(1, 3)):
+        path = rng.choice([path for path in places(config) if path])
+        owner = config
+        for key in path[:-1]:
+            owner = owner[key]
+        how = rng.random()
+        if how < 0.7:
+            owner[path[-1]] = copy.deepcopy(rng.choice(JUNK))
+        elif how < 0.85 and isinstance(owner, dict):
+            owner[rng.choice(KEYS)] = copy.deepcopy(rng.choice(JUNK))
+        else:
+            del owner[path[-1]]
+        if not isinstance(config, dict) or not config:
+            break
+    text = json.dumps(config)
+    how = rng.random()
+    if how < 0.1:
+        at = rng.randrange(len(text))
+        text = (
+            text[:at]
+            + rng.choice(['NaN', 'Infinity', '[' * 100_000, '9' * 5000, '"', '\x00', '}', '{"a":1,"a":2}'])
+            + text[at:]
+        )
+    elif how < 0.15:
+        text = text[: rng.randrange(len(text))]
+    return text.encode('utf-8', 'surrogatepass')
+
+
+def is_refused(read):
+    """Whether reading ends in an error of ours, in one sentence; any other error goes on."""
+    try:
+        read()
+    except SnnetError as error:
+        return '\n' not in str(error) and len(str(error)) < 1000
+    return False
+
+
+def test_two_thousand_mutated_configs_load_or_are_refused_in_a_sentence(saved, folder):
+    config = json.loads((saved / 'config.json').read_text())
+    rng, refused, accepted = random.Random(0), 0, 0
+    with nothing_outside(folder):
+        for _ in range(MUTATIONS):
+            (folder / 'config.json').write_bytes(mutated(config, rng))
+            if is_refused(lambda: read_config(folder)):
+                refused += 1
+                continue
+            accepted += 1
+            if accepted <= LOADS:
+                with contextlib.suppress(SnnetError):
+                    StitchableNet.from_pretrained(folder)
+    assert refused > MUTATIONS / 2
+    assert accepted > LOADS
+
+
+def with_header(data, change):
+    """A safetensors file with another header."""
+    (length,) = struct.unpack('<Q', data[:8])
+    header = change(json.loads(data[8 : 8 + length]))
+    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    return struct.pack('<Q', len(text)) + text + data[8 + length :]
+
+
+def test_mutated_tensor_files_load_or_are_refused_in_a_sentence(saved, folder):
+    path = folder / 'model.safetensors'
+    data, rng, own = path.read_bytes(), random.Random(1), family_net('vit').state_dict()
+    refused = 0
+
+    def change(header):
+        name = rng.choice([name for name in header if name != '__metadata__'])
+        field = rng.choice(['dtype', 'shape', 'data_offsets', None])
+        if field is None:
+            header[rng.choice(['alien', '', '../x', name * 50])] = header.pop(name)
+        else:
+            header[name][field] = copy.deepcopy(
+                rng.choice([*JUNK[:-6], 'F64', 'I64', 'BF16', 'F8_E4M3', [2**62, 2], [0, 2**63]])
+            )
+        return header
+
+    with nothing_outside(folder):
+        for turn in range(600):
+            broken = bytearray(data)
+            if turn % 3 == 0:
+                broken[rng.randrange(4096)] ^= 1 << rng.randrange(8)
+            elif turn % 3 == 1:
+                broken = broken[: rng.randrange(len(broken))]
+            else:
+                broken = with_header(data, change)
+            path.write_bytes(bytes(broken))
+            refused += is_refused(lambda: refuse_misfits(own, read_tensors(path, None), path))
+    assert refused > 450
+
+
+def test_mutated_latency_tables_are_read_or_refused_in_a_sentence(tmp_path):
+    row = {'ms': 1.0, 'low': 0.9, 'high': 1.1, 'memory': 5, 'predicted': False}
+    setup = {'device': 'cpu', 'hardware': 'x', 'threads': 1, 'torch': '2.9', 'dtype': 'float32', 'backend': 'eager'}
+    table = {'format': 1, 'setup': setup, 'batch': 1, 'weights': None, 'rows': {'0': row, '1': row}, 'error': None}
+    path, rng = tmp_path / 'table.json', random.Random(2)
+    with nothing_outside(tmp_path):
+        for _ in range(1000):
+            path.write_bytes(mutated(table, rng))
+            with contextlib.suppress(SnnetError):
+                LatencyTable.read(path)
+
+
+def edit(folder, change):
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def put(*path_and_value):
+    *path, last, value = path_and_value
+
+    def change(config):
+        for key in path:
+            config = config[key]
+        config[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (put('anchors', 0, 'args', 'checkpoint_path', '/any/file.pth'), "'checkpoint_path' is not an argument that"),
+        (put('anchors', 0, 'args', 'pretrained_cfg_overlay', {'file': '/x'}), "'pretrained_cfg_overlay' is not"),
+        (put('anchors', 0, 'args', 'features_only', True), "'features_only' is not an argument"),
+        (put('anchors', 0, 'args', 'embed_dims', 3), 'did you mean embed_dim'),
+        (put('anchors', 0, 'args', 'depth', 10**6), r'depth is 1000000, not .* up to 1,000'),
+        (put('anchors', 0, 'input_size', [3]), r'input_size is \[3\], not channels'),
+        (put('anchors', 0, 'input_size', [3, 20000, 20000]), 'input_size is .*from 1 to 4,096'),
+        (put('anchors', 0, 'name', 5), 'name is 5, not a printable text'),
+        (put('anchors', 0, 'args', 'num_classes', 1e9), 'num_classes is 1000000000.0, not'),
+        (put('anchors', 0, 'model', 'resnet18.../../x'), 'model is .*not a name of timm'),
+        (put('anchors', 0, 'model', 'hf-hub:a/b'), 'not a name of timm'),
+        (put('stitches', 0, 'top1', '99'), "top1 is '99', not a number from 0 to 100"),
+        (put('stitches', 0, 'top1', 1e9), 'top1 is 1000000000.0, not a number'),
+        (put('stitches', 0, 'top1', float('inf')), 'top1 is inf, not a number'),
+        (put('stitches', 0, 'flops', float('nan')), 'flops is nan, not an integer'),
+        (put('stitches', 0, 'flops', -1), 'flops is -1, not an integer'),
+        (put('stitches', 0, 'flops', True), 'flops is True, not an integer'),
+        (put('stitches', 0, 'layers', [-1]), r'layers is \[-1\]'),
+        (put('stitches', [{'legs': 'small[:]', 'layers': []}] * 100_000), 'list of 1 to 20,000'),
+        (put('sha256', {'model.safetensors': '../x'}), 'not a SHA-256'),
+        (put('dtype', 'float8'), "dtype is 'float8', not one of"),
+    ],
+)  # fmt: skip
+def test_a_config_out_of_range_is_refused_with_the_place_in_it(folder, change, said):
+    edit(folder, change)
+    with nothing_outside(folder), pytest.raises(SnnetError, match=said) as caught:
+        StitchableNet.from_pretrained(folder)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ('[' * 200_000, 'nested too deeply'),
+        ('{"format": ' + '9' * 5000 + '}', 'is not a valid JSON file'),
+        ('{"format": 1, "format": 1}', "the key 'format' occurs twice"),
+    ],
+)
+def test_a_config_that_is_no_sound_json_is_refused(folder, text, said):
+    (folder / 'config.json').write_text(text)
+    with pytest.raises(SnnetError, match=said):
+        StitchableNet.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (lambda t: t.double(), 'is of type float64, not float32'),
+        (lambda t: t.long(), 'is of type int64, not float32'),
+        (lambda t: t * float('nan'), 'holds values that are not finite'),
+    ],
+)
+def test_weights_of_another_type_or_without_a_value_are_refused(folder, change, said):
+    path = folder / 'model.safetensors'
+    tensors = load_file(path)
+    save_file({name: change(tensor) for name, tensor in tensors.items()}, path)
+    with pytest.raises(NoWeights, match=said):
+        StitchableNet.from_pretrained(folder)
+
+
+def test_files_have_the_mode_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        family_net('vit').save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    assert {
+        path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.stat().st_mode & 0o777 != 0o640
+    } == {}
