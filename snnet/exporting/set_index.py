@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..budget.frontier import Record
+from ..budget.read_record import read_known
 from ..budget.select import select
 from ..errors import SnnetError
+from ..utils.typed_json import TypedTable, quoted, read_json
 
 INDEX = 'index.json'
+_MAX_FILES = 10_000
 FORMAT = 1
 """Version of the layout of index.json; raised when older readers would misread it."""
 
@@ -58,10 +60,9 @@ def read_index(folder: str | Path) -> Index:
     """
     folder = Path(folder)
     content = read_content(folder)
-    try:
-        entries = tuple(_entry(folder, row) for row in content.pop('files'))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SnnetError(f'{folder / INDEX} is damaged: {type(error).__name__} {error}') from None
+    rows = TypedTable(content, str(folder / INDEX)).rows('files', _MAX_FILES)
+    entries = tuple(_entry(folder, row) for row in rows)
+    del content['files']
     missing = [entry.path.name for entry in entries if not entry.path.is_file()]
     if missing:
         raise SnnetError(f'{folder} lacks {" and ".join(missing)}, which its {INDEX} lists')
@@ -130,18 +131,20 @@ def read_content(folder: Path) -> dict[str, Any]:
     """
     path = folder / INDEX
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = read_json(path)
     except FileNotFoundError:
         raise SnnetError(f'{folder} holds no set of exported stitches: there is no {INDEX}') from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SnnetError(f'{path} is no JSON file: {error}') from None
     if not isinstance(content, dict) or not isinstance(content.get('files'), list):
         raise SnnetError(f'{path} does not describe a set of exported stitches')
     if content.get('format') != FORMAT:
-        raise SnnetError(f'{path} has format {content.get("format")}, this snnet reads {FORMAT}: upgrade snnet')
+        raise SnnetError(f'{path} has format {quoted(content.get("format"))}, this snnet reads {FORMAT}: upgrade snnet')
     return content
 
 
-def _entry(folder: Path, row: dict[str, Any]) -> Entry:
-    known = {field.name: row[field.name] for field in fields(Record) if field.name in row}
-    return Entry(folder / row['file'], Record(**known), str(row['sha256']), float(row['difference']))
+def _entry(folder: Path, row: TypedTable) -> Entry:
+    name = row.text('file', 255)
+    if Path(name).name != name:
+        raise row.wrong('file', f'a file in {folder}')
+    is_anchor = row.boolean('anchor') if row.has('anchor') else False
+    record = Record(row.integer('stitch', 0, 10**9), row.text('legs', 10_000), anchor=is_anchor, **read_known(row))
+    return Entry(folder / name, record, row.text('sha256', 64), row.number('difference', 0, 1e30))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..budget.frontier import Record
+from ..budget.read_record import is_overflow, read_known
 from ..errors import SnnetError, reason_of
 from ..stitching.stitch import Stitch
 from ..utils.files import write_text
@@ -26,9 +26,6 @@ DTYPES = ('float32', 'float16', 'bfloat16', 'float64')
 _ELSEWHERE = ('stitch', 'legs', 'anchor', 'latency_ms', 'memory')
 """Fields of a record that its row does not hold: the stitch itself says the first, a latency table the last."""
 _IN_ROW = [item.name for item in fields(Record) if item.name not in _ELSEWHERE]
-_COUNTS = {'flops': 10**18, 'params': 10**15, 'n': 10**12}
-_SHARES = {'top1': 100.0, 'top5': 100.0, 'loss': 1e30}
-"""Largest values of a record."""
 
 
 @dataclass
@@ -101,7 +98,7 @@ def parse_config(table: TypedTable) -> NetConfig:
     stitches, records = [], []
     for i, row in enumerate(table.rows('stitches', MAX_STITCHES)):
         stitches.append(_read_stitch(row))
-        records.append(_read_record(row, i, stitches[-1]))
+        records.append(Record(i, str(stitches[-1]), anchor=not stitches[-1].layers, **read_known(row)))
     return NetConfig(anchors, stitches, records, _read_sums(table), _read_statistics(table), _read_dtype(table))
 
 
@@ -111,14 +108,6 @@ def _read_stitch(row: TypedTable) -> Stitch:
         return Stitch.parse(row.text('legs', 10_000), tuple(layers))
     except ValueError as error:  # of ours, or of a number of thousands of digits
         raise SnnetError(f'{row.where} is damaged: {reason_of(error)}') from None
-
-
-def _read_record(row: TypedTable, stitch: int, about: Stitch) -> Record:
-    known: dict[str, Any] = {name: row.integer(name, 0, most) for name, most in _COUNTS.items() if row.has(name)}
-    known |= {name: row.number(name, 0.0, most) for name, most in _SHARES.items() if row.has(name) and name != 'loss'}
-    if row.has('loss') and not _overflowed(row.values['loss']):  # as earlier versions noted it
-        known['loss'] = row.number('loss', 0.0, _SHARES['loss'])
-    return Record(stitch, str(about), anchor=not about.layers, **known)
 
 
 def _read_sums(table: TypedTable) -> dict[str, str]:
@@ -153,12 +142,7 @@ def _read_dtype(table: TypedTable) -> str:
 def _row_of(record: Record) -> dict[str, Any]:
     """What the row of a stitch holds of its record."""
     values = asdict(record)
-    return {name: values[name] for name in _IN_ROW if values[name] is not None and not _overflowed(values[name])}
-
-
-def _overflowed(value: object) -> bool:
-    """Whether a number is not finite, as the loss of a network that does not compute sound logits."""
-    return isinstance(value, float) and not math.isfinite(value)
+    return {name: values[name] for name in _IN_ROW if values[name] is not None and not is_overflow(values[name])}
 
 
 def with_known(records: Sequence[Record], known: Sequence[Record]) -> list[Record]:
