@@ -1,7 +1,7 @@
 """torch.compile by block: blocks of one shape share a graph, and choosing among stitches compiles nothing again.
 
-A whole net would need a graph a stitch, and torch runs what exceeds its limit of graphs eagerly, in silence. The path
-of a stitch is chosen outside the compiled regions instead.
+Compiling the whole net would need one graph per stitch, and torch silently runs whatever exceeds its limit of graphs
+eagerly. Here the path of a stitch is chosen outside the compiled regions.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from .stitchable_net import StitchableNet
 _log = logging.getLogger(__name__)
 Net = TypeVar('Net', bound=nn.Module)
 GRAPHS = 64
-"""Most graphs of blocks of one shape: one image or more, training, no_grad or inference mode, two types, and inputs of
-other strides or without gradients behind frozen anchors. What needs more is compiled again and again by mistake."""
+"""Most graphs for blocks of one shape: one image or several; training, no_grad or inference mode; two types; inputs
+with other strides, or without gradients behind frozen anchors. Whatever needs more is recompiled by mistake."""
 _numbers = itertools.count()
 
 
 def compile_blocks(net: Net, backend: str = 'inductor', **options: Any) -> Net:
     """Lets torch compile the blocks and entries of every anchor, in place, each shape at its first call.
 
-    Names of parameters and the state dict stay as they are; copies (`extract`, `copy.deepcopy`) are not compiled.
-    Drop path keeps its distribution and its random bits. Blocks that are compiled already stay so, so that a net of
-    which a block was replaced is handed over once more. A block that torch cannot compile runs eagerly, with a warning.
+    Names of parameters and the state dict stay the same. Copies (`extract`, `copy.deepcopy`) are not compiled. Drop
+    path keeps its distribution and its random bits. Blocks that are compiled already are left alone: after replacing a
+    block, call this again. A block that torch cannot compile runs eagerly, with a warning.
 
     Args:
         net: a StitchableNet, an Anchor or an extracted stitch.
@@ -70,16 +70,16 @@ def compile_blocks(net: Net, backend: str = 'inductor', **options: Any) -> Net:
 
 
 def warm_up(net: nn.Module, images: Tensor, quiet: bool = False) -> int:
-    """Compiles all that later calls need, so that no stitch and no batch size stops a run to compile.
+    """Compiles everything that later calls need, so that no stitch and no batch size interrupts a run to compile.
 
-    It runs in the mode and the context of the caller, for graphs differ by them: call it once in train mode under the
-    autocast of training, once in eval mode under `torch.inference_mode()`, and so on. Nothing remains of it: no
-    gradients, no statistics of batch norm, no random numbers drawn.
+    Graphs depend on the mode and the context of the caller: call it once in train mode under the autocast of training,
+    once in eval mode under `torch.inference_mode()`, and so on. It leaves no traces: gradients, BatchNorm statistics
+    and random states are as before.
 
     Args:
         net: what `compile_blocks` returned.
-        images: (N, C, H, W) with the type, device, memory format and best the size of later batches; their values do
-            not matter. In eval mode single images are compiled for as well, which torch treats apart.
+        images: (N, C, H, W) with the type, device, memory format and, ideally, the size of later batches; their values
+            do not matter. In eval mode, single images, which torch treats separately, are compiled for too.
         quiet: show no progress (ranks other than the first).
 
     Returns:
@@ -98,7 +98,7 @@ def warm_up(net: nn.Module, images: Tensor, quiet: bool = False) -> int:
         with torch.random.fork_rng(devices):
             for batch in batches:
                 for anchor in anchors:
-                    anchor.clear_caches()  # the call that fills them has a graph of its own
+                    anchor.clear_caches()  # the call that fills them has a separate graph
                 for run in 2 * runs:
                     _run(run, batch, net)
                     progress.update(1, f'{_graphs() - first} graphs')
@@ -114,7 +114,7 @@ def warm_up(net: nn.Module, images: Tensor, quiet: bool = False) -> int:
 
 
 def covering_stitches(net: StitchableNet) -> list[int]:
-    """Ids of few stitches that together give every module each kind of input that any stitch gives it.
+    """Ids of a few stitches that together give every module each kind of input that any stitch gives it.
 
     The kind of input depends on the anchors that ran before (mixed precision leaves another type behind a stitch
     layer than behind a stem) and on whether a stitch layer made it.
@@ -132,7 +132,7 @@ def covering_stitches(net: StitchableNet) -> list[int]:
 
 
 class TensorDropPath(DropPath):
-    """timm's drop path with its rate in a tensor: a number would make a graph of every rate.
+    """timm's drop path with its rate in a tensor: with a plain number, every rate would get its own graph.
 
     Draws the same random bits as timm's from the same seed, compiled or not.
     """
@@ -144,7 +144,7 @@ class TensorDropPath(DropPath):
 
     @drop_prob.setter
     def drop_prob(self, rate: float) -> None:
-        # no buffer: the rate stays on the CPU, where reading it waits for nothing
+        # not a buffer: the rate stays on the CPU, where reading it needs no synchronization
         self._rate = torch.tensor(rate, dtype=torch.float64, device='cpu')
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class TensorDropPath(DropPath):
 
 @torch.library.custom_op('snnet::path_mask', mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _path_mask(x: Tensor, rate: Tensor, scale: bool) -> Tensor:
-    """What timm's drop_path multiplies x by; one op to the compiler, which would draw other bits."""
+    """What timm's drop_path multiplies x by; one op for the compiler, which would draw other random bits."""
     keep = 1 - float(rate)
     mask = x.new_empty((len(x),) + (1,) * (x.ndim - 1))
     if keep == 1:
@@ -180,10 +180,10 @@ class _SharedGraph:
     def __init__(self, name: str, backend: str, options: dict[str, Any]) -> None:
         self.name = name
         self.eager = False
-        # torch keeps graphs and counts them by code object: one of its own means few guards to try, and no limit that
-        # other networks use up
+        # torch keeps and counts graphs by code object: a separate one means few guards to try, and a limit that other
+        # networks cannot use up
         code = _call.__code__.replace(co_name=f'{name}_{next(_numbers)}')
-        settings: dict[str, Any] = {'fullgraph': True, 'backend': backend, **options}  # fullgraph: no limit in silence
+        settings: dict[str, Any] = {'fullgraph': True, 'backend': backend, **options}  # fullgraph: the limit raises
         if 'recompile_limit' in inspect.signature(torch.compile).parameters:
             settings['recompile_limit'] = GRAPHS
         else:  # older torch has one limit for all
@@ -203,16 +203,16 @@ class _SharedGraph:
             y = _call(block, x)  # raises first where the input was at fault
             self.eager = True
             reason = f'more than {GRAPHS} graphs' if isinstance(error, FailOnRecompileLimitHit) else reason_of(error)
-            warnings.warn(f'{self.name} runs eagerly, for torch.compile failed: {reason}', stacklevel=2)
+            warnings.warn(f'{self.name} runs eagerly, because torch.compile failed: {reason}', stacklevel=2)
             return y
 
 
 def _call(block: nn.Module, x: Tensor) -> Tensor:
-    return block._call_impl(x)  # the call of a module behind the choice between compiled and eager
+    return block._call_impl(x)  # a module's call, after the choice between compiled and eager
 
 
 def _share_drop_path(blocks: list[nn.Module]) -> None:
-    """Gives all blocks of one shape the same drop path, also those with none where others have one."""
+    """Gives all blocks of one shape the same drop path, including those that have none where others do."""
     paths = {
         name: module.scale_by_keep
         for block in blocks

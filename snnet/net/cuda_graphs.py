@@ -1,4 +1,4 @@
-"""CUDA graphs of stitches: a call replays all that a stitch launches, so that Python costs nothing between kernels."""
+"""CUDA graphs of stitches: a call replays everything that a stitch launches, without Python between the kernels."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _WARM_UP = 3
 
 
 class GraphedStitches:
-    """Stitches of a net on a GPU as CUDA graphs for batches of up to N images; any may follow any.
+    """Stitches of a net on a GPU as CUDA graphs for batches of up to N images; they may run in any order.
 
-    The graphs share their memory, so that all of them need what the largest one does. One runs at a time, from however
-    many threads. Weights that change in place are seen; after `net.to` or a replaced block, capture anew.
+    The graphs share their memory, so together they need as much as the largest one. They run one at a time, however
+    many threads call them. Weights that change in place take effect; after `net.to` or a replaced block, capture again.
 
     Args:
         net: in eval mode, on a GPU, in inference use (no gradients).
-        images: (N, C, H, W), of the type and memory format of later batches and as many as the largest of them.
+        images: (N, C, H, W), with the type and memory format of later batches, as many as the largest of them has.
         stitches: ids to capture; all by default.
         quiet: show no progress.
 
@@ -56,11 +56,11 @@ class GraphedStitches:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, stitch: int | None = None) -> Tensor:
-        """Images (n, C, H, W), n <= N, to logits (n, classes) in memory of their own.
+        """Images (n, C, H, W), n <= N, to logits (n, classes) in new memory.
 
         Raises:
             UnknownStitch: the stitch was not captured.
-            SnnetError: more or other images than were captured for.
+            SnnetError: more images than were captured for, or of another shape or type.
         """
         index = self.net.active if stitch is None else self.net.checked(stitch)
         if index not in self._graphs:

@@ -1,4 +1,4 @@
-"""The parts that a stitch runs, by name, and the tree they form: stitches that begin alike share a path."""
+"""The parts that stitches run, and the tree they form: stitches that begin with the same parts share a path."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PartNode:
 
 
 def build_part_tree(net: StitchableNet, stitches: Iterable[int], cut: bool = False) -> PartNode:
-    """The tree of the parts of some stitches; where it is cut, each ends with its last stitch layer."""
+    """The tree of the parts of some stitches; with `cut`, each path ends with its last stitch layer."""
     root = PartNode(None, -1, 0, -1)
     for stitch in stitches:
         node, last = root, len(net.stitches[stitch].legs) - 1

@@ -1,4 +1,4 @@
-"""Many stitches on the same images: the parts that they share run once."""
+"""Many stitches on the same images: the parts that they have in common run once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def all_logits(
 ) -> Iterator[tuple[int, Tensor]]:
     """Logits (N, classes) of many stitches, each bit for bit what `net(images, stitch=id)` gives.
 
-    The stitches form a tree of parts (stem, modules, stitch layers, head); each branch runs once, so that stitches
-    share the front they have in common. Memory holds the features along one branch.
+    The stitches form a tree of parts (stem, modules, stitch layers, head). Each branch runs once, so stitches share
+    the front that they have in common. Memory holds the features along one branch.
 
     With `suffix_batch`, stitches with the same end run its modules together, as one batch that grows where they enter.
-    That saves calls where batches are small; the work is the same, and logits may differ by rounding (1e-6), for
-    kernels depend on the size of a batch. Stitches with BatchNorm statistics of their own run by themselves.
+    That saves calls where batches are small. The work is the same, and logits may differ by rounding (1e-6), because
+    kernels depend on the batch size. Stitches with their own BatchNorm statistics run separately.
 
     Args:
         net: in eval mode.
@@ -41,7 +41,7 @@ def all_logits(
     tables = {stitch: net.tables(stitch) for stitch in stitches}
     alone = [stitch for stitch in stitches if tables[stitch] is not None]
     others = [stitch for stitch in stitches if tables[stitch] is None]
-    for node in build_part_tree(net, alone).then.values():  # a part with statistics of its own is another part
+    for node in build_part_tree(net, alone).then.values():  # a part with its own statistics is another part
         yield from _visit(net, node, images, tables)
     cut = 2 * len(images) <= suffix_batch
     waiting: dict[str, list[_Entrant]] = {}

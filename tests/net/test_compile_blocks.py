@@ -196,7 +196,7 @@ def test_a_block_that_cannot_be_compiled_runs_eagerly_with_one_warning():
     blocks[1], blocks[2] = Impossible(), Impossible()
     wanted = net(images(32), stitch=0)
     snnet.compile_blocks(net, 'eager')
-    with pytest.warns(UserWarning, match='Impossible runs eagerly, for torch.compile failed: .+') as caught:
+    with pytest.warns(UserWarning, match='Impossible runs eagerly, because torch.compile failed: .+') as caught:
         found = [net(images(32), stitch=0) for _ in range(2)]
     assert len(caught) == 1
     assert close(found, [wanted, wanted])
@@ -207,7 +207,7 @@ def test_too_many_graphs_are_no_silent_fall_back(monkeypatch):
     with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():  # of older torch
         net = snnet.compile_blocks(family_net('vit'), 'eager')
         net(images(32, 1), stitch=0), net(images(32, 2), stitch=0)
-        with pytest.warns(UserWarning, match='Block runs eagerly, for torch.compile failed: more than 2 graphs'):
+        with pytest.warns(UserWarning, match='Block runs eagerly, because torch.compile failed: more than 2 graphs'):
             net.double()(images(32, 2).double(), stitch=0)
     assert net(images(32).double(), stitch=1).dtype == torch.float64
 
