@@ -1,4 +1,4 @@
-"""The model card of a saved net: README.md with the front matter of the hub, the frontier and its picture."""
+"""The model card of a saved net: README.md with the front matter of the Hub, the frontier and its picture."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ..utils.files import write_atomically, write_text
 from .file_names import CARD, PICTURE
 
 _SECTION = re.compile(r'<!-- snnet (?P<rest>\w+): .*?-->.*<!-- end of snnet -->\n?', re.DOTALL)
-"""What is written anew; its first line holds a digest of the rest of the card, as that was generated."""
-_NOTE = 'what stands between this line and the end of snnet is written anew whenever the net is saved or evaluated'
+"""The section that is rewritten; its first line holds a digest of the rest of the card as it was generated."""
+_NOTE = 'everything from this line to the end of snnet is rewritten whenever the net is saved or evaluated'
 
 
 def write_card(
     folder: Path, config: Mapping[str, Any], records: Sequence[Record], *, license: str | None = None, name: str = '.'
 ) -> None:
-    """Writes README.md, and the picture of the frontier where stitches were evaluated and matplotlib is there.
+    """Writes README.md, and a picture of the frontier where stitches were evaluated and matplotlib is installed.
 
-    A card that is there already stays the user's: only the section between the two marks is written anew. The rest
-    follows where nobody has edited it; a card without the marks is left alone, unless it is nothing but front matter.
+    An existing card stays the user's: only the section between the two marks is rewritten. The rest is rewritten too
+    where nobody has edited it. A card without the marks is left alone, unless it is nothing but front matter.
 
     Args:
         folder: of the saved net.
         config: of the net, as in config.json.
         records: of its stitches.
-        license: of the weights, in the words of the hub; by default what the card says, else 'unknown'.
+        license: of the weights, in the words of the Hub; by default what the card says, else 'unknown'.
         name: of the repository that the card is for; by default the folder itself.
     """
     path = folder / CARD
@@ -43,7 +43,7 @@ def write_card(
     except FileNotFoundError:
         there = ''
     except UnicodeDecodeError:
-        return  # nothing that we have written
+        return  # not written by us
     title = ' > '.join(str(anchor['name']) for anchor in config['anchors'])
     picture = _draw(folder / PICTURE, records, title)
     before, mark, after = _rest(there)
@@ -60,7 +60,7 @@ def write_card(
 
 
 def _rest(card: str) -> tuple[str, str | None, str]:
-    """What stands before the section, the digest that its mark holds (None without a section), what stands behind."""
+    """The text before the section, the digest in its mark (None without a section), the text after it."""
     match = _SECTION.search(card)
     return (card, None, '') if match is None else (card[: match.start()], match['rest'], card[match.end() :])
 
@@ -80,7 +80,7 @@ def _license(text: str) -> str:
 
 
 def _front_matter(config: Mapping[str, Any], license: str) -> str:
-    """What the hub reads; data sets and evaluation results are left for the user, who knows them."""
+    """What the Hub reads; data sets and evaluation results are left to the user, who knows them."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
@@ -94,7 +94,7 @@ def _front_matter(config: Mapping[str, Any], license: str) -> str:
 
 
 def _hub_id(anchor: Mapping[str, Any]) -> str | None:
-    """Where timm keeps the weights with an anchor's tag; None where they do not fit, for the network is another."""
+    """Where timm keeps the weights with an anchor's tag; None where they are for another network."""
     model = anchor['model']
     if '.' not in model or anchor['args'].keys() - {'num_classes', 'drop_path_rate', 'img_size'}:
         return None
@@ -114,14 +114,14 @@ One network that is {stitches} networks: {anchors} pretrained *anchors*, joined 
 ```python
 import snnet
 
-net = snnet.StitchableNet.from_pretrained('{name}')  # a folder with these files, or OWNER/NAME on the hub
-net.select_for_budget(flops={budget:.2e})  # most multiply-adds an image; params=... limits parameters
+net = snnet.StitchableNet.from_pretrained('{name}')  # a folder with these files, or OWNER/NAME on the Hub
+net.select_for_budget(flops={budget:.2e})  # most multiply-adds per image; params=... limits parameters
 logits = net(images)  # (N, 3, height, width), here {size}, normalized as for {config['anchors'][0]['name']}
 ```"""
 
 
 def _anchors(config: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """The exact networks, with what they cost and reach."""
+    """The exact networks, with their costs and accuracies."""
     own = {record.legs.partition('[')[0]: record for record in records if record.anchor}
     rows = [
         '## Anchors',
@@ -152,21 +152,21 @@ def _frontier(records: Sequence[Record], picture: bool) -> str:
 def _measured(config: Mapping[str, Any], records: Sequence[Record]) -> str:
     """What the numbers are, and what is not known."""
     text = '## What was measured\n\n'
-    text += 'FLOPs are multiply-adds of one image in the convention of fvcore, with attention counted.'
+    text += 'FLOPs are multiply-adds for one image in the convention of fvcore, with attention counted.'
     counts = {record.n for record in records if record.n is not None and record.top1 is not None}
     if counts:
         images = ' to '.join(str(count) for count in sorted({min(counts), max(counts)}))
         text += f' Accuracy in percent was measured over {images} images of a data set that this card does not know.'
     if statistics := config.get('statistics'):
         text += (
-            f' {len(statistics["stitches"])} stitches have BatchNorm statistics of their own, '
+            f' {len(statistics["stitches"])} stitches have their own BatchNorm statistics, '
             f'from {statistics["samples"]} images.'
         )
     return text
 
 
 def _draw(path: Path, records: Sequence[Record], title: str) -> bool:
-    """Whether the picture could be drawn; else there is none, not even an older one."""
+    """Draws the picture and says whether that was possible; otherwise an older one is removed."""
     if not frontier(records):
         path.unlink(missing_ok=True)
         return False

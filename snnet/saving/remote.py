@@ -1,7 +1,6 @@
-"""Saved nets on the Hugging Face hub: found, fetched and uploaded as folders, by the functions of huggingface_hub.
+"""Saved nets on the Hugging Face Hub: found, fetched and uploaded as folders, with the functions of huggingface_hub.
 
-Its ModelHubMixin is not used: it reads and writes a config.json of its own idea, not atomically, and hooks into
-`__init__`.
+Its ModelHubMixin is not used: it defines its own config.json, does not write it atomically, and hooks into `__init__`.
 """
 
 from __future__ import annotations
@@ -27,26 +26,28 @@ def locate(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """The local folder of a saved net: a folder as it is, or what the hub has under an id.
+    """The local folder of a saved net: a folder as it is, or what the Hub has under a repository id.
 
-    What is in the cache already is not fetched again; without a network, or with HF_HUB_OFFLINE=1, the cache must do.
+    What is in the cache is not fetched again; without a network, or with HF_HUB_OFFLINE=1, only the cache is used.
 
     Args:
-        name: a folder, which goes first, or OWNER/NAME or OWNER/NAME@REVISION on the hub.
-        revision: branch, tag or commit on the hub; the main branch by default.
+        name: a folder, which takes precedence, or OWNER/NAME or OWNER/NAME@REVISION on the Hub.
+        revision: branch, tag or commit on the Hub; the main branch by default.
         cache_dir: where fetched files are kept; by default as HF_HOME says.
-        token: of the hub; by default the one that `hf auth login` or HF_TOKEN gave.
+        token: for the Hub; by default the one from `hf auth login` or HF_TOKEN.
         local_files_only: look only into the cache.
-        force_download: fetch again what is in the cache.
+        force_download: fetch files again although they are in the cache.
 
     Raises:
-        SnnetError: neither a folder nor an id, or one that cannot be had.
+        SnnetError: neither a folder nor a repository id, or a repository that cannot be fetched.
     """
     if Path(name).is_dir():
         return Path(name)
     match = _ID.fullmatch(str(name))
     if match is None:
-        raise SnnetError(f"there is no folder '{name}', and an id on the hub reads OWNER/NAME or OWNER/NAME@REVISION")
+        raise SnnetError(
+            f"there is no folder '{name}', and a repository id on the Hub reads OWNER/NAME or OWNER/NAME@REVISION"
+        )
     if revision is not None and match['revision'] not in (None, revision):
         raise SnnetError(f"'{name}' names another revision than the one that was asked for, '{revision}'")
     from huggingface_hub import snapshot_download
@@ -70,7 +71,7 @@ def fetch_card(repo_id: str, folder: Path, *, revision: str | None = None, token
     """Puts the model card of a repository into a folder, where there is one.
 
     Raises:
-        SnnetError: the hub refuses or cannot be reached.
+        SnnetError: the Hub refuses or cannot be reached.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -86,7 +87,7 @@ def fetch_card(repo_id: str, folder: Path, *, revision: str | None = None, token
         except LocalEntryNotFoundError:
             raise
         except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
-            return  # what is missing is made by the upload, or refused there
+            return  # the upload creates what is missing, or refuses
 
 
 def push_folder(
@@ -103,18 +104,18 @@ def push_folder(
 
     Args:
         folder: of the net.
-        repo_id: OWNER/NAME; made where it is missing.
+        repo_id: OWNER/NAME; created where it is missing.
         commit_message: of the commit.
-        private: whether a new repository is.
-        token: of the hub.
-        revision: branch, made where it is missing.
+        private: whether a new repository is private.
+        token: for the Hub.
+        revision: branch, created where it is missing.
         create_pr: propose the commit as a pull request instead.
 
     Returns:
         The address of the commit, or of the pull request.
 
     Raises:
-        SnnetError: the hub refuses or cannot be reached, or both a branch and a pull request were asked for.
+        SnnetError: the Hub refuses or cannot be reached, or both a branch and a pull request were asked for.
     """
     from huggingface_hub import HfApi
 
@@ -141,36 +142,36 @@ def push_folder(
 
 @contextmanager
 def _explained(repo_id: str, revision: str | None, before: str = '') -> Iterator[None]:
-    """Tells the library's errors in one sentence."""
+    """Turns errors of the library into one sentence."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         yield
     except HFValidationError as error:
-        raise SnnetError(f"{before}'{repo_id}' is no id on the hub: {reason_of(error)}") from None
+        raise SnnetError(f"{before}'{repo_id}' is not a valid repository id on the Hub: {reason_of(error)}") from None
     except LocalEntryNotFoundError as error:  # says what kept it from the hub
-        told = _told(error.__cause__, repo_id, revision)
-        raise SnnetError(f'{before}{repo_id} is not in the cache of the hub, and {told}') from None
-    except Exception as error:  # of the hub, or of whichever library makes the requests
-        raise SnnetError(before + _told(error, repo_id, revision)) from error
+        reason = _reason(error.__cause__, repo_id, revision)
+        raise SnnetError(f'{before}{repo_id} is not in the cache of the Hub, and {reason}') from None
+    except Exception as error:  # of the Hub, or of whichever library makes the requests
+        raise SnnetError(before + _reason(error, repo_id, revision)) from error
 
 
-def _told(error: BaseException | None, repo_id: str, revision: str | None) -> str:
-    """Why the hub gives nothing, as a clause."""
+def _reason(error: BaseException | None, repo_id: str, revision: str | None) -> str:
+    """Why nothing comes from the Hub, as a clause."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
-        return f'{repo_id} on the hub is gated: ask for access on its page, then log in (hf auth login)'
+        return f'{repo_id} on the Hub is gated: ask for access on its page, then log in (hf auth login)'
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f'the hub has no repository {repo_id}, or a private one (then log in: hf auth login, or HF_TOKEN)'
+        return f'the Hub has no repository {repo_id}, or a private one (then log in: hf auth login, or HF_TOKEN)'
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo_id} on the hub has no revision '{revision}'"
+        return f"{repo_id} on the Hub has no revision '{revision}'"
     if isinstance(error, errors.HfHubHTTPError):
         denied = getattr(error.response, 'status_code', None) in (401, 403)
-        return f'the hub refuses: {reason_of(error)}{" (log in: hf auth login, or HF_TOKEN)" if denied else ""}'
+        return f'the Hub refuses: {reason_of(error)}{" (log in: hf auth login, or HF_TOKEN)" if denied else ""}'
     if constants.HF_HUB_OFFLINE:
         return 'HF_HUB_OFFLINE is set'
     if error is None:
         return 'only the cache was asked'
     what = reason_of(error) if isinstance(error, Exception) else error
-    return f'the hub at {constants.ENDPOINT} cannot be reached: {what}'
+    return f'the Hub at {constants.ENDPOINT} cannot be reached: {what}'

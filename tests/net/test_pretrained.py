@@ -175,7 +175,9 @@ def test_a_folder_that_does_not_fit_is_refused_in_one_sentence(folder, spoil, er
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(SnnetError, match='there is no folder .*nowhere., and an id on the hub reads OWNER/NAME'):
+    with pytest.raises(
+        SnnetError, match='there is no folder .*nowhere., and a repository id on the Hub reads OWNER/NAME'
+    ):
         StitchableNet.from_pretrained(tmp_path / 'nowhere')
 
 

@@ -44,7 +44,7 @@ def test_the_debug_config_trains_and_evaluates_and_says_how_to_go_on(debug_run):
         (['train.py', '--anchors', 'test_vit=missing.safetensors,test_vit2'], 'missing.safetensors'),
         (['train.py', '--config', 'missing.yaml'], 'missing.yaml'),
         (['train.py', '--anchors', 'test_vit,test_vit2'], 'no weights for test_vit.*test_vit=FILE.*--no-pretrained'),
-        (['eval_stitches.py', 'missing'], "there is no folder 'missing', and an id on the hub"),
+        (['eval_stitches.py', 'missing'], "there is no folder 'missing', and a repository id on the Hub"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, command, hint):

@@ -87,7 +87,7 @@ def test_recalibrated_statistics_are_told(tmp_path):
     net = family_net('resnet')
     snnet.recalibrate(net, [images(64, 6)], samples=6)
     net.save_pretrained(tmp_path)
-    assert f'{len(net.stitches)} stitches have BatchNorm statistics of their own, from 6 images' in card(tmp_path)
+    assert f'{len(net.stitches)} stitches have their own BatchNorm statistics, from 6 images' in card(tmp_path)
 
 
 def test_a_card_that_nobody_edited_follows_the_net_and_keeps_its_license(tmp_path):

@@ -1,4 +1,4 @@
-"""Saved nets on the hub, through huggingface_hub and a small server that answers as the hub does."""
+"""Saved nets on the Hub, through huggingface_hub and a small server that answers as the Hub does."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_hub_that_is_down_costs_nothing_that_is_in_the_cache(hub, net, monkeyp
     monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
     assert locate('me/elastic') == first
     with pytest.raises(
-        SnnetError, match=r'me/other is not in the cache of the hub, and the hub at http://127.* cannot be reached'
+        SnnetError, match=r'me/other is not in the cache of the Hub, and the Hub at http://127.* cannot be reached'
     ):
         locate('me/other')
 
@@ -149,18 +149,18 @@ def test_a_folder_goes_before_the_hub(hub, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('name', 'refused', 'told'),
     [
-        ('me/none', None, r"no folder 'me/none', and the hub has no repository me/none, or a private one"),
-        ('me/gated', (403, 'GatedRepo'), 'me/gated on the hub is gated: ask for access'),
+        ('me/none', None, r"no folder 'me/none', and the Hub has no repository me/none, or a private one"),
+        ('me/gated', (403, 'GatedRepo'), 'me/gated on the Hub is gated: ask for access'),
         ('me/hidden', (401, 'RepoNotFound'), 'no repository me/hidden, or a private one'),
         (
             'me/wrong',
             (403, 'Forbidden'),
-            r'me/wrong is not in the cache of the hub, and the hub refuses: 403.*\(log in',
+            r'me/wrong is not in the cache of the Hub, and the Hub refuses: 403.*\(log in',
         ),
-        ('me/there@v9', None, "me/there on the hub has no revision 'v9'"),
-        ('a/b/c', None, "no folder 'a/b/c', and an id on the hub reads OWNER/NAME"),
-        ('nowhere', None, "no folder 'nowhere', and an id on the hub reads"),
-        ('me/a..b', None, "'me/a..b' is no id on the hub"),
+        ('me/there@v9', None, "me/there on the Hub has no revision 'v9'"),
+        ('a/b/c', None, "no folder 'a/b/c', and a repository id on the Hub reads OWNER/NAME"),
+        ('nowhere', None, "no folder 'nowhere', and a repository id on the Hub reads"),
+        ('me/a..b', None, "'me/a..b' is not a valid repository id on the Hub"),
     ],
 )
 def test_what_cannot_be_had_is_told_in_one_sentence(hub, name, refused, told):
@@ -173,11 +173,11 @@ def test_what_cannot_be_had_is_told_in_one_sentence(hub, name, refused, told):
 
 
 def test_offline_and_not_in_the_cache_is_told(hub, monkeypatch):
-    with pytest.raises(SnnetError, match='me/new is not in the cache of the hub, and only the cache was asked'):
+    with pytest.raises(SnnetError, match='me/new is not in the cache of the Hub, and only the cache was asked'):
         locate('me/new', local_files_only=True)
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     huggingface_hub.close_session()
-    with pytest.raises(SnnetError, match='me/new is not in the cache of the hub, and HF_HUB_OFFLINE is set'):
+    with pytest.raises(SnnetError, match='me/new is not in the cache of the Hub, and HF_HUB_OFFLINE is set'):
         locate('me/new')
     with pytest.raises(SnnetError, match='HF_HUB_OFFLINE is set'):
         family_net('vit').push_to_hub('me/new', token='hf_x')
@@ -186,14 +186,14 @@ def test_offline_and_not_in_the_cache_is_told(hub, monkeypatch):
 
 def test_a_push_that_is_refused_is_told(hub):
     hub.refused['other/net'] = (403, 'Forbidden')
-    with pytest.raises(SnnetError, match='other/net is not .*the hub refuses: 403.*log in'):
+    with pytest.raises(SnnetError, match='other/net is not .*the Hub refuses: 403.*log in'):
         family_net('vit').push_to_hub('other/net', token='hf_x')
 
 
 def test_a_push_without_a_network_is_told(hub, tmp_path, monkeypatch):
     family_net('vit').save_pretrained(tmp_path)
     monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')
-    with pytest.raises(SnnetError, match=r'^the hub at http://127\.0\.0\.1:9 cannot be reached') as caught:
+    with pytest.raises(SnnetError, match=r'^the Hub at http://127\.0\.0\.1:9 cannot be reached') as caught:
         push_folder(tmp_path, 'me/net', commit_message='x', token='hf_x')
     assert '\n' not in str(caught.value)
 
