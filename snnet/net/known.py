@@ -173,7 +173,8 @@ class _Records(list[Record]):
     def __setitem__(self, index: Any, value: Any) -> None:
         super().__setitem__(index, value)
         net: Any = self.net()
-        if net is not None and any(_has_accuracy(record) for record in ([value] if isinstance(index, int) else value)):
+        put_in = self[index] if isinstance(index, slice) else [self[index]]
+        if net is not None and any(_has_accuracy(record) for record in put_in):
             net.known.tie(net)
 
     def __reduce__(self) -> Any:
