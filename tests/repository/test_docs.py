@@ -163,6 +163,7 @@ def checkout(tmp_path, monkeypatch, saved_net) -> Path:
     return tmp_path
 
 
+@pytest.mark.filterwarnings('ignore:no stitch within the budget:UserWarning')  # pages choose before they evaluate
 @pytest.mark.parametrize('page', pages_with('python'))
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, checkout):
     net = snnet.StitchableNet.from_pretrained('NET')
