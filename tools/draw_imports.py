@@ -61,37 +61,75 @@ def levels(graph: dict[str, set[str]]) -> list[list[str]]:
     return [sorted(room for room in level if level[room] == number) for number in range(max(level.values()) + 1)]
 
 
+def chains(arrows: dict[str, set[str]], rows: list[list[str]]) -> list[list[str]]:
+    """Each arrow as boxes from top to bottom; where it passes a row, the row gets an empty place for it."""
+    level = {room: number for number, row in enumerate(rows) for room in row}
+    found = []
+    for room in sorted(arrows):
+        for other in sorted(arrows[room]):
+            between = range(level[room] - 1, level[other], -1)
+            passing = {number: f'{room}>{other}@{number}' for number in between}
+            for number, name in passing.items():
+                rows[number].append(name)
+            found.append([room, *passing.values(), other])
+    return found
+
+
+def places(rows: list[list[str]], arrows: list[list[str]]) -> dict[str, tuple[float, float]]:
+    """The middle of every box and empty place; in a row they stand in the order of what they are joined to."""
+    joined: dict[str, set[str]] = {name: set() for row in rows for name in row}
+    for arrow in arrows:
+        for above, below in zip(arrow, arrow[1:], strict=False):
+            joined[above].add(below)
+            joined[below].add(above)
+    across = {name: float(i) for row in rows for i, name in enumerate(row)}
+    for _ in range(50):
+        for row in rows:
+            wanted = {name: sum(across[other] for other in joined[name]) / len(joined[name]) for name in row}
+            row.sort(key=lambda name: (wanted[name], name))
+            middle = sum(wanted.values()) / len(row) - sum(map(step, row[1:])) / 2
+            for i, name in enumerate(row):
+                across[name] = middle + sum(map(step, row[1 : i + 1]))
+    left = min(across.values())
+    return {
+        name: (70 + (across[name] - left) * ACROSS, 24 + (len(rows) - 1 - number) * DOWN)
+        for number, row in enumerate(rows)
+        for name in row
+    }
+
+
+def step(name: str) -> float:
+    """Distance from the place before: an arrow that passes needs less room than a box."""
+    return 0.6 if '>' in name else 1.0
+
+
 def draw(graph: dict[str, set[str]]) -> str:
     """The graph as SVG, from `cli` at the top down to `errors`."""
-    arrows, rows = without_detours(graph), levels(graph)
-    wide = max(len(row) for row in rows) * ACROSS
-    place = {
-        room: (
-            round(wide / 2 + (i - (len(row) - 1) / 2) * ACROSS + (number % 2) * 30),
-            (len(rows) - number) * DOWN - 24,
-        )
-        for number, row in enumerate(rows)
-        for i, room in enumerate(row)
-    }
+    rows = levels(graph)
+    arrows = chains(without_detours(graph), rows)
+    place = places(rows, arrows)
+    wide, high = round(max(x for x, _ in place.values()) + 70), len(rows) * DOWN - 4
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-20 0 {wide + 70} {len(rows) * DOWN + 16}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" '
         f'font-family="sans-serif" font-size="13">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 8 4 0 8z" fill="#607080"/></marker></defs>',
-        f'<rect x="-20" width="{wide + 70}" height="{len(rows) * DOWN + 16}" fill="white"/>',
+        f'<rect width="{wide}" height="{high}" fill="white"/>',
     ]
-    for room in sorted(arrows):
-        for other in sorted(arrows[room]):
-            (x, y), (u, v) = place[room], place[other]
-            y, v = y + HEIGHT // 2, v - HEIGHT // 2
-            curve = f'M{x} {y}C{x} {y + 30} {u} {v - 30} {u} {v}'
-            lines.append(f'<path d="{curve}" fill="none" stroke="#607080" marker-end="url(#tip)"/>')
-    for room in sorted(place):
+    for arrow in arrows:
+        (x, y), *others = [place[name] for name in arrow]
+        path = f'M{x:.0f} {y + HEIGHT / 2:.0f}'
+        y += HEIGHT / 2
+        for name, (u, v) in zip(arrow[1:], others, strict=True):
+            end = v if '>' in name else v - HEIGHT / 2
+            path += f'C{x:.0f} {y + 18:.0f} {u:.0f} {end - 18:.0f} {u:.0f} {end:.0f}'
+            x, y = u, end
+        lines.append(f'<path d="{path}" fill="none" stroke="#607080" marker-end="url(#tip)"/>')
+    for room in sorted(graph):
         x, y = place[room]
-        left, top = x - WIDTH // 2, y - HEIGHT // 2
         lines.append(
-            f'<rect x="{left}" y="{top}" width="{WIDTH}" height="{HEIGHT}" rx="5" fill="#e8eef6" stroke="#607080"/>'
-            f'<text x="{x}" y="{y + 5}" text-anchor="middle">{room}</text>'
+            f'<rect x="{x - WIDTH / 2:.0f}" y="{y - HEIGHT / 2:.0f}" width="{WIDTH}" height="{HEIGHT}" rx="5" '
+            f'fill="#e8eef6" stroke="#607080"/><text x="{x:.0f}" y="{y + 5:.0f}" text-anchor="middle">{room}</text>'
         )
     return '\n'.join([*lines, '</svg>\n'])
 
