@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import sys
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +80,7 @@ def places(rows: list[list[str]], arrows: list[list[str]]) -> dict[str, tuple[fl
     """The middle of every box and empty place; in a row they stand in the order of what they are joined to."""
     joined: dict[str, set[str]] = {name: set() for row in rows for name in row}
     for arrow in arrows:
-        for above, below in zip(arrow, arrow[1:], strict=False):
+        for above, below in pairwise(arrow):
             joined[above].add(below)
             joined[below].add(above)
     across = {name: float(i) for row in rows for i, name in enumerate(row)}

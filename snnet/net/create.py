@@ -45,7 +45,7 @@ def create_stitchable_net(
         window, step: width and advance of the sliding window over equally deep stages.
         nearest: stitch only anchors next to each other in cost.
         direction: 'fast_to_slow', 'slow_to_fast' or 'two_way'.
-        official: follow the published implementation where it deviates (README, "Exactness").
+        official: follow the published implementation where it deviates (docs/exactness.md).
         drop_path_rate: stochastic depth while training.
 
     Raises:

@@ -323,3 +323,15 @@ def test_every_dotted_name_resolves_in_a_fresh_process():
     command = [sys.executable, '-W', 'ignore', '-c', code, *sorted(dotted_names())]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     assert (done.returncode, done.stdout) == (0, ''), done.stdout + done.stderr
+
+
+def test_every_page_is_in_the_navigation_and_every_result_in_their_index():
+    pages = {str(page.relative_to(ROOT / 'docs')) for page in PAGES if page.is_relative_to(ROOT / 'docs')}
+    assert pages == set(re.findall(r'[\w/]+\.md\b', (ROOT / 'mkdocs.yml').read_text().partition('nav:\n')[2]))
+    index = ROOT / 'docs' / 'results' / 'index.md'
+    assert {path.name for path in index.parent.glob('*.md')} == {*links(index), 'index.md'}
+
+
+def test_the_design_page_lists_every_room():
+    listed = re.findall(r'^\| `snnet/(\w+)(?:/|\.py)` \|', (ROOT / 'docs' / 'design.md').read_text(), re.MULTILINE)
+    assert set(listed) == {path.parent.name for path in ROOT.glob('snnet/*/__init__.py')} | {'errors'}

@@ -197,7 +197,7 @@ def test_settings_that_cannot_be_simulated_are_told(folder, tmp_path, changes, t
 
 
 def test_a_service_of_threads_answers_what_it_admits(folder):
-    """As in docs/results/load.md: clients submit under a lock, one worker runs what the controller says."""
+    """As in docs/serve.md: clients submit under a lock, one worker runs what the controller says."""
     net = snnet.StitchableNet.from_pretrained(folder)
     images = torch.randn(20, 3, 32, 32)
     seconds = tuple(0.01 * b for b in range(5))
