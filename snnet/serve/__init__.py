@@ -1,4 +1,4 @@
-"""Choosing as the load moves: a controller for services, and a simulator that runs the same functions."""
+"""Which stitch answers which request as the load changes: a controller, and a simulator that runs it."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,7 @@ from ..utils.lazy import lazy_package
 
 if TYPE_CHECKING:
     from .arrivals import draw_arrivals, read_arrivals
-    from .controller import Controller, Decision, Request, State, admit, decide, finish
+    from .controller import Controller, ControllerState, Decision, Request, admit, decide, finish
     from .simulation import Outcome, World, best_fixed, simulate
     from .stitch_choices import Choice, Choices
 else:
@@ -14,7 +14,7 @@ else:
         __name__,
         {
             'arrivals': ['draw_arrivals', 'read_arrivals'],
-            'controller': ['Controller', 'Decision', 'Request', 'State', 'admit', 'decide', 'finish'],
+            'controller': ['Controller', 'Decision', 'Request', 'ControllerState', 'admit', 'decide', 'finish'],
             'simulation': ['Outcome', 'World', 'best_fixed', 'simulate'],
             'stitch_choices': ['Choice', 'Choices'],
         },
@@ -24,10 +24,10 @@ __all__ = [
     'Choice',
     'Choices',
     'Controller',
+    'ControllerState',
     'Decision',
     'Outcome',
     'Request',
-    'State',
     'World',
     'admit',
     'best_fixed',

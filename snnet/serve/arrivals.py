@@ -1,4 +1,4 @@
-"""When requests come: by chance, in bursts, by day and night, or as they were recorded; all keyed by a seed."""
+"""Times at which requests arrive: drawn from a seed in several patterns, or recorded."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..errors import SnnetError
 from ..utils.seeds import key
 
 SHAPES = ('poisson', 'bursts', 'diurnal', 'ramp', 'flash', 'heavy')
-"""Kinds of arrivals that are made up."""
+"""Patterns of drawn arrivals."""
 FLASH = 5.0
-"""How much denser a flash crowd comes than the rest."""
+"""Rate of a flash crowd, relative to the rest of the time."""
 MOST = 5_000_000
-"""Requests of a simulation at most: what fits in memory and can be waited for."""
+"""Most requests of a simulation, bounded by memory and patience."""
 
 
 def draw_arrivals(

@@ -1,7 +1,8 @@
-"""Which stitch answers which requests next: pure functions of what waits, what came of late and what was measured.
+"""Decides which stitch answers which requests next.
 
-Time is a number of seconds that the caller gives: of a monotonic clock in a service, of the simulation in a simulation.
-A moment before the last one counts as the last one. One worker runs one batch at a time. No torch here.
+The decisions are pure functions of the waiting requests, recent arrivals and measured times. The caller passes the time
+in seconds: from a monotonic clock in a service, from the simulated clock in a simulation. A time before the last one
+counts as the last one. One worker runs one batch at a time. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..errors import SnnetError
-from .policy import Rush, choose, room
+from .policy import Rush, admission_batch_size, choose
 from .recent_load import Load
 from .schedule import finishes, latest_starts
 from .stitch_choices import Choices
 from .time_correction import Timing
 
 DEVIATIONS = 2.0
-"""Standard deviations by which batches are planned longer than their median."""
+"""Batches are planned to take this many standard deviations longer than their median."""
 _ROUNDING = 1e-9
-"""Seconds that sums of floating-point numbers may be off."""
+"""Seconds by which sums of floating-point numbers may be off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Something to be answered.
+    """A request to be answered.
 
     Attributes:
-        id: the caller's name for it.
-        deadline: moment by which it must have been answered, in seconds.
-        least: accuracy in percent that its answer needs at least; 0 takes what the load allows.
+        id: the caller's name for the request.
+        deadline: time by which it must be answered, in seconds.
+        least: lowest acceptable accuracy in percent; 0 accepts whatever the load allows.
     """
 
     id: Hashable
@@ -44,26 +45,25 @@ class Waiting(NamedTuple):
     """An admitted request.
 
     Attributes:
-        request: as it came.
+        request: the request itself.
         floor: index of the first choice that is accurate enough for it.
-        room: size of the batch that it must be able to begin in time (see `policy.room`).
+        batch_size: size of the batch that must still be possible when it starts one (`policy.admission_batch_size`).
     """
 
     request: Request
     floor: int
-    room: int
+    batch_size: int
 
 
 class Decision(NamedTuple):
     """What the worker does next.
 
     Attributes:
-        stitch: to run; None where the batch is empty.
+        stitch: id of the stitch to run; None if the batch is empty.
         batch: requests to answer with it.
-        dropped: requests that had been admitted and can no longer be answered in time, because batches took longer
-            than was expected of them.
-        seconds: expected of the batch (median).
-        choice: index of the choice that the stitch is of.
+        dropped: admitted requests that can no longer be answered in time because batches took longer than expected.
+        seconds: expected (median) time of the batch.
+        choice: index of the choice that the stitch belongs to.
     """
 
     stitch: int | None
@@ -73,29 +73,29 @@ class Decision(NamedTuple):
     choice: int
 
 
-class Plan(NamedTuple):
-    """The earliest ends of what waits, as admission last found them, and what they depend on."""
+class EarliestEnds(NamedTuple):
+    """Earliest ends of the waiting requests, as admission last computed them, and what they depend on."""
 
     begin: float
     scale: float
     ends: tuple[float, ...]
 
 
-_NONE = Plan(0.0, 0.0, ())
+_UNKNOWN_ENDS = EarliestEnds(0.0, 0.0, ())
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """All that decisions depend on besides the choices.
+class ControllerState:
+    """Everything that decisions depend on, apart from the choices.
 
     Attributes:
-        now: the latest moment that was given.
-        queue: what waits, by deadline.
-        running: what the worker does; None where it is idle.
-        started: moment at which that began.
+        now: latest time that was passed in.
+        queue: waiting requests, earliest deadline first.
+        running: what the worker is doing; None if it is idle.
+        started: time at which it started that.
         load: recent arrivals.
-        timing: correction of the tables.
-        plan: kept for the next admission.
+        timing: correction of the latency tables.
+        known_ends: a result of the last admission that the next one can reuse.
     """
 
     now: float
@@ -104,24 +104,27 @@ class State:
     started: float
     load: Load
     timing: Timing
-    plan: Plan = _NONE
+    known_ends: EarliestEnds = _UNKNOWN_ENDS
 
     @classmethod
-    def initial(cls, choices: Choices) -> State:
-        """Before the first request."""
+    def initial(cls, choices: Choices) -> ControllerState:
+        """Returns the state before the first request."""
         load = Load.expected(max(row[-1] for row in choices.rows), choices.capacity)
         timing = Timing.expected(len(choices), choices.spread)
         return cls(-math.inf, (), None, -math.inf, load, timing)
 
 
-def admit(choices: Choices, state: State, request: Request, now: float) -> tuple[State, bool]:
-    """Takes a request in, or refuses it: where answering it in time is impossible or would cost an admitted one.
+def admit(choices: Choices, state: ControllerState, request: Request, now: float) -> tuple[ControllerState, bool]:
+    """Admits a request, or refuses it if answering it in time is impossible or would make an admitted request late.
 
-    Possible means: by batches of the fastest choices, begun when the running batch should be done. Where requests
-    crowd, batches must keep room besides (see `policy.room`).
+    Possible means: with batches of the fastest choices, starting when the running batch should end. Under heavy load,
+    batches must also leave room for others (`policy.admission_batch_size`).
+
+    Returns:
+        The new state, and whether the request was admitted.
 
     Raises:
-        SnnetError: a moment or deadline that is no finite number.
+        SnnetError: the time or the deadline is not a finite number.
     """
     if not math.isfinite(now + request.deadline):
         raise SnnetError(f'request {request.id!r} at {now} has no finite deadline: {request.deadline}')
@@ -136,20 +139,21 @@ def admit(choices: Choices, state: State, request: Request, now: float) -> tuple
     if state.running is not None:
         begin = max(now, state.started + state.running.seconds * scale / factor)
     place = bisect_right(state.queue, request.deadline, key=lambda waiting: waiting.request.deadline)
-    waiting = Waiting(request, floor, room(tables, Rush.at(load, now, scale)))
+    waiting = Waiting(request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
     queue = (*state.queue[:place], waiting, *state.queue[place:])
-    known = state.plan.ends[: place + 1] if state.plan[:2] == (begin, scale) else ()
-    rooms = [tables.roomy(waiting.room) for waiting in queue]
+    known = state.known_ends.ends[: place + 1] if state.known_ends[:2] == (begin, scale) else ()
+    rooms = [tables.padded(waiting.batch_size) for waiting in queue]
     ends = finishes(tables.fast, *_slack(queue, begin, scale), known, rooms)
     if ends[-1] == math.inf:
-        if not _broken(tables, state.queue, queue, begin, factor, place):
+        if not _was_infeasible_before(tables, state.queue, queue, begin, factor, place):
             return replace(state, now=now, load=load), False
-        return replace(state, now=now, queue=queue, load=load, plan=_NONE), True
-    return replace(state, now=now, queue=queue, load=load, plan=Plan(begin, scale, tuple(ends))), True
+        return replace(state, now=now, queue=queue, load=load, known_ends=_UNKNOWN_ENDS), True
+    known_ends = EarliestEnds(begin, scale, tuple(ends))
+    return replace(state, now=now, queue=queue, load=load, known_ends=known_ends), True
 
 
-def decide(choices: Choices, state: State, now: float) -> tuple[State, Decision | None]:
-    """What the worker does next; None while it runs a batch or nothing waits."""
+def decide(choices: Choices, state: ControllerState, now: float) -> tuple[ControllerState, Decision | None]:
+    """Decides what the worker does next; None while it runs a batch or nothing waits."""
     now = max(now, state.now)
     if state.running is not None or not state.queue:
         return replace(state, now=now), None
@@ -162,9 +166,9 @@ def decide(choices: Choices, state: State, now: float) -> tuple[State, Decision 
         if starts[0] >= 0:
             break
     else:
-        queue, dropped = _salvaged(tables, queue, slack, floors, starts)
+        queue, dropped = _keep_most(tables, queue, slack, floors, starts)
         if not queue:
-            return replace(state, now=now, queue=(), plan=_NONE), Decision(None, (), dropped, 0.0, 0)
+            return replace(state, now=now, queue=(), known_ends=_UNKNOWN_ENDS), Decision(None, (), dropped, 0.0, 0)
         slack, floors = _slack(queue, now, scale)
         starts = latest_starts(tables.fast, slack, floors)
     rush = Rush.at(state.load, now, scale)
@@ -172,30 +176,30 @@ def decide(choices: Choices, state: State, now: float) -> tuple[State, Decision 
     index, seconds = tables.pick(chosen, max(floors[:size]), size)
     batch = tuple(waiting.request for waiting in queue[:size])
     decision = Decision(choices.choices[index].stitch, batch, dropped, seconds * factor, index)
-    return State(now, queue[size:], decision, now, state.load, state.timing), decision
+    return ControllerState(now, queue[size:], decision, now, state.load, state.timing), decision
 
 
-def finish(state: State, now: float, measured: float | None = None) -> State:
-    """The worker has run its batch.
+def finish(state: ControllerState, now: float, measured: float | None = None) -> ControllerState:
+    """Notes that the worker has finished its batch.
 
     Args:
-        state: with a running batch.
-        now: the moment.
-        measured: seconds that the batch took; by default since it was decided.
+        state: a state with a running batch.
+        now: current time in seconds.
+        measured: seconds that the batch took; by default the time since it was decided.
 
     Raises:
         SnnetError: no batch is running.
     """
     if state.running is None:
-        raise SnnetError('no batch is running that could be done')
+        raise SnnetError('no batch is running, so none can be done')
     now = max(now, state.now)
     took = now - state.started if measured is None else measured
     timing = state.timing.learned(state.running.choice, took, state.running.seconds)
-    return replace(state, now=now, running=None, timing=timing, plan=_NONE)
+    return replace(state, now=now, running=None, timing=timing, known_ends=_UNKNOWN_ENDS)
 
 
 def _margin(choices: Choices, timing: Timing, load: Load) -> float:
-    """Factor by which batches are planned longer; it takes at most half the room that usual deadlines leave."""
+    """Factor by which batches are planned longer. It uses at most half of the time that usual deadlines leave."""
     if timing.variance == 0:
         return 1.0
     usual = load.deadline / (timing.factor * choices.fast[0][1])
@@ -203,28 +207,28 @@ def _margin(choices: Choices, timing: Timing, load: Load) -> float:
 
 
 def _slack(queue: Sequence[Waiting], begin: float, scale: float) -> tuple[list[float], list[int]]:
-    """Table seconds until the deadline of each request, and its floor."""
+    """Returns the table seconds until the deadline of each request, and its floor."""
     slack = [(waiting.request.deadline - begin) / scale + _ROUNDING for waiting in queue]
     return slack, [waiting.floor for waiting in queue]
 
 
-def _broken(
+def _was_infeasible_before(
     choices: Choices, old: Sequence[Waiting], new: Sequence[Waiting], begin: float, factor: float, place: int
 ) -> bool:
-    """Whether what waits cannot be answered even without a new request, which can be when the lost ones are dropped."""
+    """Whether the queue is infeasible even without the new request, which fits once the lost ones are dropped."""
     if latest_starts(choices.fast, *_slack(old, begin, factor))[0] >= 0:
         return False
     starts = latest_starts(choices.fast, *_slack(new, begin, factor))
     return next(first for first, start in enumerate(starts) if start >= 0) <= place
 
 
-def _salvaged(
+def _keep_most(
     choices: Choices, queue: tuple[Waiting, ...], slack: Sequence[float], floors: Sequence[int], starts: Sequence[float]
 ) -> tuple[tuple[Waiting, ...], tuple[Request, ...]]:
-    """What can still be answered of a queue that cannot be as a whole, and what is dropped.
+    """Splits a queue that cannot be answered as a whole into what still can be answered and what is dropped.
 
-    Dropped are the first ones, until the rest can be answered, or else each that cannot be besides those before it;
-    whichever is less.
+    Two ways are tried, and the one that drops less wins: dropping requests from the front until the rest is feasible,
+    and dropping each request that cannot be answered in addition to those before it.
     """
     later = set(range(next(first for first, start in enumerate(starts) if start >= 0), len(queue)))
     kept: list[int] = []
@@ -240,25 +244,25 @@ def _salvaged(
 
 
 class Controller:
-    """The functions of this module with their state, for one worker; guard it with a lock where threads share it.
+    """The functions of this module with their state, for one worker. Threads that share it need a lock.
 
     Args:
-        choices: what may run, and how long it takes.
+        choices: the stitches that may run, and how long they take.
     """
 
     def __init__(self, choices: Choices) -> None:
-        self.choices, self.state = choices, State.initial(choices)
+        self.choices, self.state = choices, ControllerState.initial(choices)
 
     def submit(self, request: Request, now: float) -> bool:
-        """Takes a request in; False where it is refused at once (see `admit`)."""
+        """Admits a request, or returns False if it is refused (see `admit`)."""
         self.state, admitted = admit(self.choices, self.state, request, now)
         return admitted
 
     def next(self, now: float) -> Decision | None:
-        """What the worker does next; None while it is busy or nothing waits."""
+        """Returns what the worker does next; None while it is busy or nothing waits."""
         self.state, decision = decide(self.choices, self.state, now)
         return decision
 
     def done(self, now: float, measured: float | None = None) -> None:
-        """The worker has run its batch (see `finish`)."""
+        """Notes that the worker has finished its batch (see `finish`)."""
         self.state = finish(self.state, now, measured)

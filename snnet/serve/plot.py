@@ -10,7 +10,7 @@ from .simulation import Outcome
 
 
 def draw_loads(curves: Mapping[str, Sequence[tuple[float, Outcome]]], path: Path, title: str = '') -> list[Path]:
-    """Draws a curve a policy: requests in time, and their mean accuracy, over load.
+    """Draws, for each policy, the share of requests in time and their mean accuracy over load.
 
     Args:
         curves: load and outcome of each policy, by its name.

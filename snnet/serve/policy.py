@@ -1,6 +1,7 @@
-"""The rules of the controller: which level may run, how large a batch, and how much room admission leaves.
+"""The rules of the controller: which level may run, with which batch size, and what admission leaves room for.
 
-Times are in *table seconds*: divided by how much longer batches take than the tables say. No torch here.
+Times are in *table seconds*: seconds divided by the factor by which batches take longer than the tables say. A *level*
+is a row of `Choices`. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -10,28 +11,28 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .recent_load import Load
-from .schedule import lasts, latest_starts
+from .schedule import answers_all, latest_starts
 from .stitch_choices import Choices
 
 CROWDED = 0.7
-"""Share of what batches of a size can answer that may arrive before admission leaves room for larger ones."""
+"""Utilization of a batch size above which admission leaves room for larger batches."""
 HEADROOM = 1.1
-"""What may come during a batch is reckoned to take this much longer: more may come after it."""
+"""Work that may arrive during a batch is multiplied by this, because more may arrive after it."""
 SPARED = 0.25
-"""Share of the usual deadline that is kept where a batch leaves requests waiting, in case that the load rises."""
+"""Share of the usual deadline kept in reserve, in case the load rises, when a batch leaves requests waiting."""
 _EVEN = 1.01
-"""Where time is no matter up to this factor, the smallest batch is run: it answers first."""
+"""Among batches whose total times differ by less than this factor, the smallest runs: it answers first."""
 
 
 class Rush(NamedTuple):
-    """The load at a moment, in table seconds.
+    """The load at one time, in table seconds.
 
     Attributes:
         load: recent arrivals.
-        now: the moment, in seconds.
-        scale: seconds of a table second.
-        rate: requests a table second, taken rather too high than too low.
-        crowd: those that have come without doubt, over whatever time.
+        now: the time in seconds.
+        scale: seconds per table second.
+        rate: requests per table second, estimated high rather than low.
+        crowd: requests per table second that are certain, over the window where they are densest.
         due: usual time from arrival to deadline.
     """
 
@@ -44,23 +45,23 @@ class Rush(NamedTuple):
 
     @classmethod
     def at(cls, load: Load, now: float, scale: float) -> Rush:
-        """The load at a moment."""
+        """Returns the load at time `now`."""
         rate, crowd = load.rate_at(now), load.crowd_at(now)
         return cls(load, now, scale, rate * scale, crowd * scale, load.deadline / scale)
 
     def burst(self, seconds: float) -> int:
-        """How many more requests may come in so many table seconds."""
+        """How many more requests may arrive within this many table seconds."""
         return self.load.burst(self.now, seconds * self.scale)
 
 
-def room(choices: Choices, rush: Rush) -> int:
-    """Size of the batches that admission leaves room for: 1, or more where requests crowd.
+def admission_batch_size(choices: Choices, rush: Rush) -> int:
+    """Returns the batch size that admission leaves room for: 1, or more under heavy load.
 
-    A request admitted with no time to spare can only be the first of a small batch, and small batches answer fewer
-    requests a second; under a crowd one such request costs several others their answer. So each is admitted only if
-    the batch that it begins may still be filled up to a size that answers what arrives, or else to the one that
-    answers most. Of batches of s requests and S(s) seconds back to back, those requests take part that come in the
-    last min(D - S, S) seconds before a batch begins, D being their deadline.
+    A request admitted with no time to spare can only start a small batch, and small batches answer fewer requests per
+    second: under heavy load, one such request costs several others their answers. So a request is admitted only if the
+    batch that it starts can still be filled up to a size that keeps up with the arrivals, or to the most productive
+    size if none does. Let batches of s requests run back to back and take S(s) seconds each, and let D be the usual
+    deadline: a batch can then hold the requests of the last min(D - S, S) seconds before it starts.
     """
     best, chosen = 0.0, 1
     for size, seconds in enumerate(choices.fast[0][1:], 1):
@@ -76,9 +77,9 @@ def room(choices: Choices, rush: Rush) -> int:
 
 
 def highest_level(choices: Choices, rush: Rush) -> int:
-    """The most accurate level whose capacity bears the rate of arrivals.
+    """Returns the most accurate level whose capacity is at least the rate of arrivals.
 
-    Capacity counts batches of at most half the usual deadline: a request may have to wait for one before its own.
+    Only batches of at most half the usual deadline count: a request may have to wait for one batch before its own.
     """
     longest = rush.due / 2
     return next((at for at in range(len(choices) - 1, 0, -1) if choices.rate(at, longest) >= rush.rate), 0)
@@ -91,22 +92,26 @@ def choose(
     floors: Sequence[int],
     starts: Sequence[float],
 ) -> tuple[int, int]:
-    """The most accurate level that may run, and the size of its batch, that harm nobody.
+    """Returns the most accurate level that makes no request late, and the size of its batch.
 
-    The requests in the batch are in time, and those behind it still can be (`starts`). Besides, for any level but the
-    fastest: all that wait now could be answered in time at this level, with some to spare, lest it is missing later;
-    the batch answers as many a second as arrive, or else leaves nobody waiting; and after it the fastest level could
-    answer all that wait and all that may come meanwhile, in time for the next to come. One level more may run where it
-    leaves nobody waiting: of all mixtures that bear a rate, that of two neighbors on the frontier is the best.
+    The requests in the batch are answered in time, and those behind it still can be (`starts`). A level above the
+    fastest must also meet three conditions:
+
+    - It could answer all waiting requests in time, with a reserve for a rising load.
+    - Its batch keeps up with the arrivals, or leaves no request waiting.
+    - Afterwards, the fastest level could answer what waits and what may arrive meanwhile, before further deadlines.
+
+    The next level above the highest sustainable one may run where it leaves no request waiting, because the best
+    mixture for a given rate is one of two neighbors on the frontier.
 
     Args:
-        choices: to choose from.
-        rush: the load.
-        slack: time until the deadline of each request that waits, rising.
-        floors: of each request.
-        starts: of `latest_starts`.
+        choices: the stitches to choose from.
+        rush: the current load.
+        slack: (N,), time until the deadline of each waiting request, rising.
+        floors: (N,), floor of each request.
+        starts: (N + 1,), result of `latest_starts`.
     """
-    even = _EVEN if room(choices, rush) == 1 else 1.0
+    even = _EVEN if admission_batch_size(choices, rush) == 1 else 1.0
     count = len(slack)
     level = highest_level(choices, rush)
     mixes = level < len(choices) - 1 and choices.rate(level, rush.due / 2) >= rush.rate
@@ -115,14 +120,14 @@ def choose(
         if not size or (size < count and (candidate > level or size < rush.rate * seconds)):
             continue
         kept = SPARED * rush.due if size < count else 0.0
-        lasting = lasts(choices.rows[candidate], [due - kept for due in slack])
-        if lasting and _spares(choices, rush, slack[size:], floors[size:], seconds):
+        sustainable = answers_all(choices.rows[candidate], [due - kept for due in slack])
+        if sustainable and _leaves_time(choices, rush, slack[size:], floors[size:], seconds):
             return candidate, size
     return 0, _batch(choices, 0, slack, floors, starts, even)[0]
 
 
-def _spares(choices: Choices, rush: Rush, slack: Sequence[float], floors: Sequence[int], seconds: float) -> bool:
-    """Whether the fastest level could answer what waits and what may come during a batch, all of it coming at once."""
+def _leaves_time(choices: Choices, rush: Rush, slack: Sequence[float], floors: Sequence[int], seconds: float) -> bool:
+    """Whether the fastest level could then answer what waits and what may arrive during the batch, all at once."""
     more = rush.burst(seconds)
     if seconds + HEADROOM * choices.time(0, len(slack) + more) > rush.due:
         return False
@@ -133,7 +138,7 @@ def _spares(choices: Choices, rush: Rush, slack: Sequence[float], floors: Sequen
 def _batch(
     choices: Choices, level: int, slack: Sequence[float], floors: Sequence[int], starts: Sequence[float], even: float
 ) -> tuple[int, float]:
-    """Size and time of the batch after which least is left to do, at the best rate of the level; size 0 if none is."""
+    """Returns size and time of the batch after which least time is needed for the rest; size 0 if there is none."""
     best, chosen, floor = math.inf, (0, 0.0), 0
     rate = choices.rates[level][-1]
     for size in range(1, min(choices.most, len(slack)) + 1):

@@ -1,4 +1,4 @@
-"""What a controller remembers of recent arrivals: their rate, how densely they come, how soon they are due."""
+"""What a controller remembers of recent arrivals: their rate, their density and their usual deadlines."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from bisect import bisect_left
 from typing import NamedTuple
 
 MEMORY = 1000.0
-"""Usual deadlines in which the memory of the densest arrivals fades to 1 / e."""
+"""Number of usual deadlines in which the memory of the densest arrivals fades to 1 / e."""
 KEPT = 1024
-"""Arrivals that are kept at most; more in a window are counted as so many."""
+"""Most arrivals that are kept; a window with more counts as this many."""
 _WINDOWS = 8
 _SPAN = 10.0
-"""Usual deadlines in which the memory of the rate of arrivals fades to 1 / e."""
+"""Number of usual deadlines in which the memory of the arrival rate fades to 1 / e."""
 _BEFORE = 3.0
-"""Requests that count as having come, as densely as can be answered at all, before the first one."""
+"""Requests assumed to have arrived before the first one, at the highest rate that can be answered."""
 _LEAST = 4
-"""Arrivals of which a rate is taken at least."""
+"""Fewest arrivals from which a rate is estimated."""
 _SHORT = 8.0
-"""Share of the usual deadline (one by this) over which a rate is taken at least."""
+"""A rate is estimated over at least the usual deadline divided by this."""
 _RISEN, _CROWD = 3.0, 4.0
-"""Standard deviations by which arrivals differ from what chance gives: for choosing, and before anyone is refused."""
+"""Standard deviations above chance that count as a rise (for choosing a level) or a crowd (for refusing requests)."""
 _PATIENCE = 0.02
-"""Share by which the usual deadline follows a later one; it follows an earlier one at once."""
+"""Share by which the usual deadline moves towards a later one; it moves to an earlier one immediately."""
 
 
 class Load(NamedTuple):
-    """Recent arrivals in numbers.
+    """Statistics of recent arrivals.
 
     Attributes:
-        now: of the last arrival.
-        came: arrivals, each counting less as time passes.
-        span: seconds in which these came, counting less likewise.
-        deadline: seconds from arrival to deadline that are usual for the more urgent requests.
-        windows: lengths in seconds, each twice the one before.
-        peaks: most arrivals within each of them, fading; an arrival curve in the sense of network calculus.
-        times: of arrivals within the longest window.
+        now: time of the last arrival, in seconds.
+        came: number of arrivals, weighted by exponential decay.
+        span: seconds in which they arrived, with the same decay.
+        deadline: usual seconds from arrival to deadline of the more urgent requests.
+        windows: lengths of time windows in seconds, each twice the previous one.
+        peaks: most arrivals within each window, decaying; an arrival curve in the sense of network calculus.
+        times: times of the arrivals within the longest window.
     """
 
     now: float
@@ -48,13 +48,13 @@ class Load(NamedTuple):
 
     @classmethod
     def expected(cls, longest: float, capacity: float) -> Load:
-        """Before anything has arrived: as dense as can be answered at all, in windows up to the `longest`."""
+        """Returns the load before the first arrival: `capacity` requests a second, windows up to `longest` seconds."""
         windows = tuple(longest / 2**i for i in reversed(range(_WINDOWS)))
         peaks = tuple(1 + capacity * window for window in windows)
         return cls(-math.inf, _BEFORE, _BEFORE / capacity, math.inf, windows, peaks, ())
 
     def seen(self, now: float, deadline: float) -> Load:
-        """After one more arrival, due `deadline` seconds later."""
+        """Returns the load after one more arrival that is due `deadline` seconds later."""
         passed = now - self.now if self.times else 0.0
         usual = self.deadline
         usual = deadline if deadline < usual else usual + _PATIENCE * (deadline - usual)
@@ -70,7 +70,7 @@ class Load(NamedTuple):
         return Load(now, known[0] + 1, known[1], usual, self.windows, peaks, times)
 
     def _forgotten(self, now: float, usual: float) -> tuple[float, float]:
-        """Count and span at a later moment."""
+        """Returns the decayed count and span at time `now`."""
         if not self.times:
             return self.came, self.span
         span = _SPAN * usual
@@ -78,9 +78,9 @@ class Load(NamedTuple):
         return kept * self.came, kept * self.span + (1 - kept) * span
 
     def rate_at(self, now: float) -> float:
-        """Requests a second: the mean of late, or that of the last few arrivals where it is more than chance gives.
+        """Returns requests per second: the recent mean, or the rate of the last few arrivals if significantly higher.
 
-        So a rise is followed at once, and a fall only as the moments that saw the rise are forgotten.
+        The estimate therefore follows a rise immediately, and a fall only as the rise is forgotten.
         """
         came, span = self._forgotten(now, self.deadline)
         mean = came / span
@@ -88,12 +88,12 @@ class Load(NamedTuple):
         return max([mean, *risen])
 
     def crowd_at(self, now: float) -> float:
-        """Requests a second that are beyond doubt: the mean or that of the last few, less what chance gives."""
+        """Returns a lower confidence bound on requests per second, from the mean and from the last few arrivals."""
         came, span = self._forgotten(now, self.deadline)
         return max((n - _CROWD * math.sqrt(n)) / time for n, time in [(came, span), *self._latest(now)])
 
     def _latest(self, now: float) -> list[tuple[int, float]]:
-        """The last 4, 8, 16, ... arrivals, and the seconds in which they came."""
+        """Returns the counts 4, 8, 16, ... of the last arrivals, each with the seconds in which they arrived."""
         times, shortest, found, number = self.times, self.deadline / _SHORT, [], _LEAST
         while number <= len(times):
             found.append((number, max(now - times[-number], shortest)))
@@ -101,7 +101,7 @@ class Load(NamedTuple):
         return found
 
     def burst(self, now: float, seconds: float) -> int:
-        """How many more requests may come in so many seconds from now on, if as densely as they have come of late."""
+        """How many more requests may arrive in the next `seconds`, if they come as densely as they recently did."""
         at = bisect_left(self.windows, seconds)
         if at == len(self.windows):
             count = self.peaks[-1] * seconds / self.windows[-1]

@@ -1,9 +1,9 @@
-"""Schedules of requests that wait for one worker, by earliest deadline first: which batches answer all in time.
+"""Schedules for requests that wait for one worker: which batches answer all of them in time.
 
-Times are relative to one moment. A schedule runs consecutive requests in the order of their deadlines as one batch; for
-requests that ask for no accuracy of their own no other schedule does better (of two batches, swapping a request
-with an earlier deadline into the earlier one harms none), so what these functions call impossible is impossible.
-No torch here.
+Times are relative to a common start. A schedule orders requests by deadline and cuts this order into batches. For
+requests without an accuracy of their own, no other schedule does better: given two batches, moving a request with an
+earlier deadline into the earlier batch never makes anything late. What these functions call impossible is impossible.
+This module needs no torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 Rows = Sequence[Sequence[float]]
-"""Least time of a batch by its size, for each floor that its requests may set."""
+"""Rows[floor][size]: shortest time of a batch of this size in which no choice below `floor` may run, in seconds."""
 
 
 def finishes(
@@ -22,14 +22,21 @@ def finishes(
     known: Sequence[float] = (),
     rooms: Sequence[Rows] | None = None,
 ) -> list[float]:
-    """Earliest end of the first 0, 1, ... requests when all of these are answered in time; infinite where impossible.
+    """Computes the earliest end of the first k requests, for every k, if all of them are to be answered in time.
+
+    With slack s_i and floor f_i, E_0 = 0 and
+
+        E_k = min over sizes b of E_(k-b) + rows[max f][b], where that is at most s_(k-b), its first deadline.
 
     Args:
         rows: times of batches.
-        slack: time until the deadline of each request, rising.
-        floors: of each request.
-        known: the first entries of the result, where an earlier call has found them.
-        rooms: times of the batches that begin with each request, no less than `rows`; the same by default.
+        slack: (N,), time until the deadline of each request, rising.
+        floors: (N,), floor of each request.
+        known: the first entries of the result, if an earlier call computed them.
+        rooms: (N,), times of batches that start with each request, no less than `rows`; `rows` by default.
+
+    Returns:
+        (N + 1,), E_0 to E_N; infinite where it is impossible.
     """
     ends = list(known) or [0.0]
     most = len(rows[0]) - 1
@@ -41,7 +48,7 @@ def finishes(
                 floor = floors[first]
                 row = rows[floor]
             if row[size] >= best:
-                break  # larger batches take at least as long
+                break  # a larger batch takes at least as long
             end = ends[first] + (row[size] if rooms is None else rooms[first][floor][size])
             if end < best and end <= slack[first]:
                 best = end
@@ -50,9 +57,12 @@ def finishes(
 
 
 def latest_starts(rows: Rows, slack: Sequence[float], floors: Sequence[int]) -> list[float]:
-    """Latest moment at which the worker may begin with request 0, 1, ... and answer it and all behind it in time.
+    """Computes the latest time at which the worker may start with request i and still answer i, i + 1, ... in time.
 
-    The last entry, for no request, is infinite; minus infinity never occurs, but a moment may lie in the past.
+    S_N is infinite, and S_i = max over sizes b of min(s_i, S_(i+b)) - rows[max f][b].
+
+    Returns:
+        (N + 1,), S_0 to S_N; finite but for S_N, and negative where it is already too late.
     """
     count, most = len(slack), len(rows[0]) - 1
     starts = [math.inf] * (count + 1)
@@ -64,7 +74,7 @@ def latest_starts(rows: Rows, slack: Sequence[float], floors: Sequence[int]) -> 
                 row = rows[floor]
             time = row[size]
             if limit - time <= best:
-                break  # larger batches must begin earlier still
+                break  # a larger batch has to start even earlier
             rest = starts[first + size]
             begin = (limit if limit < rest else rest) - time
             if begin > best:
@@ -73,8 +83,8 @@ def latest_starts(rows: Rows, slack: Sequence[float], floors: Sequence[int]) -> 
     return starts
 
 
-def lasts(row: Sequence[float], slack: Sequence[float]) -> bool:
-    """Whether batches of one row, each as large as its first deadline allows, answer all in time."""
+def answers_all(row: Sequence[float], slack: Sequence[float]) -> bool:
+    """Whether greedy batches, each as large as its first deadline allows, answer all requests in time."""
     most, at, count, begin = len(row) - 1, 0, len(slack), 0.0
     while at < count:
         size = min(most, count - at)

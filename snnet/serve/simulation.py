@@ -1,4 +1,4 @@
-"""A service in fast motion: the controller's own functions against arrivals, beside services that cannot adapt."""
+"""Simulates a service: the controller's own functions against given arrivals, in simulated time."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..utils.seeds import key
 from .controller import Controller, Request
 from .stitch_choices import Choice, Choices
 
-_TOLD = 500
-"""Requests between two words on progress."""
+_REPORT_EVERY = 500
+"""Requests between two reports of progress."""
 ATTAINMENT = 0.999
-"""Share of requests that the best fixed network has to answer in time."""
+"""Share of requests that the best fixed network must answer in time."""
 
 
 @dataclass(frozen=True)
 class World:
-    """How the service differs from its tables.
+    """How batch times in the simulation differ from the tables.
 
     Attributes:
-        factor: by which batches take longer than the tables say.
-        spread: standard deviation of the logarithm of a batch's time; None takes that of the tables.
-        seed: of the draws.
+        factor: factor by which batches take longer than the tables say.
+        spread: standard deviation of the logarithm of a batch's time; None uses the spread of the tables.
+        seed: seed of the random batch times.
     """
 
     factor: float = 1.0
@@ -36,23 +36,25 @@ class World:
 
     def __post_init__(self) -> None:
         if not 0 < self.factor < math.inf or not 0 <= (self.spread or 0.0) < math.inf:
-            raise SnnetError(f'times need a factor above 0 and a spread from 0 on, not {self.factor} and {self.spread}')
+            raise SnnetError(
+                f'batch times need a factor above 0 and a spread of at least 0, not {self.factor} and {self.spread}'
+            )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the requests.
+    """What happened to the requests of a simulation.
 
     Attributes:
-        requests: how many came.
+        requests: number of requests.
         attainment: share answered in time, in percent.
-        accuracy: mean top-1 of those answered in time, in percent.
-        effective: mean top-1 of all, in percent, those not answered in time counting 0.
-        refused: requests turned away at once.
-        dropped: admitted ones given up before they ran.
-        late: answered after their deadline.
-        mean, p50, p99: milliseconds from arrival to answer of those answered.
-        utilization: share of the time in which the worker ran, in percent.
+        accuracy: mean top-1 of the requests answered in time, in percent.
+        effective: mean top-1 of all requests, in percent; those not answered in time count as 0.
+        refused: requests refused on arrival.
+        dropped: admitted requests that were given up before they ran.
+        late: requests answered after their deadline.
+        mean, p50, p99: milliseconds from arrival to answer, over the answered requests.
+        utilization: share of the time in which the worker was busy, in percent.
     """
 
     requests: int
@@ -68,7 +70,7 @@ class Outcome:
     utilization: float
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Returns the values for JSON."""
         return asdict(self)
 
 
@@ -79,17 +81,17 @@ def simulate(
     world: World | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Outcome:
-    """Runs a service with one worker until all is answered.
+    """Simulates a service with one worker until every request is answered, refused or dropped.
 
     Args:
-        choices: what the controller may run.
-        moments: of arrival, rising, in seconds.
-        deadlines: seconds from arrival to deadline, of all or of each.
-        world: how its times differ from the tables.
-        progress: is told every now and then how many more requests have arrived.
+        choices: the stitches that the controller may run.
+        moments: (N,), times of arrival in seconds, rising.
+        deadlines: seconds from arrival to deadline, one number or (N,).
+        world: how batch times differ from the tables.
+        progress: called from time to time with the number of requests that have arrived since the last call.
 
     Raises:
-        SnnetError: nothing arrives, or a deadline is no positive number.
+        SnnetError: there are no arrivals, or a deadline is not a positive number.
     """
     arrived = np.asarray(moments, dtype=float)
     due = arrived + deadlines
@@ -106,9 +108,9 @@ def best_fixed(
     world: World | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Choice, Outcome]:
-    """The most accurate single network that answers 99.9 % in time, chosen with hindsight; the fastest if none does.
+    """Finds the most accurate single network that answers 99.9 % in time, with hindsight; the fastest if none does.
 
-    It has the controller's batches, order and admission. Found by bisection: attainment falls as networks get slower.
+    It uses the controller's batches, order and admission. The search bisects, because attainment falls with speed.
     """
     low, high = 0, len(choices) - 1
     outcome = simulate(choices.only(0), moments, deadlines, world, progress)
@@ -124,7 +126,7 @@ def best_fixed(
 
 
 class _Clock:
-    """How long batches really take: the tables' median, times a factor, times a lognormal draw for each batch."""
+    """How long batches really take: the median of the tables, times a factor, times a lognormal draw per batch."""
 
     def __init__(self, world: World, choices: Choices) -> None:
         self._spread = choices.spread if world.spread is None else world.spread
@@ -134,7 +136,7 @@ class _Clock:
         self._rows = {choice.stitch: choice.seconds for choice in choices.choices}
 
     def seconds(self, stitch: int, size: int) -> float:
-        """Of the next batch."""
+        """Returns the seconds of the next batch."""
         exact = self._factor * self._rows[stitch][size]
         if not self._spread:
             return exact
@@ -144,8 +146,8 @@ class _Clock:
 
 
 @dataclass
-class _Answers:
-    """What became of each request: the moment and accuracy of its answer, NaN where there is none."""
+class _AnswerTimes:
+    """Time and accuracy of the answer to each request; NaN where there is none."""
 
     moment: np.ndarray
     top1: np.ndarray
@@ -159,9 +161,9 @@ def _run(
     due: list[float],
     clock: _Clock,
     progress: Callable[[int], object] | None,
-) -> _Answers:
-    count, told, at, now, busy, refused = len(arrived), 0, 0, 0.0, 0.0, 0
-    answers = _Answers(np.full(count, np.nan), np.full(count, np.nan), 0, 0.0)
+) -> _AnswerTimes:
+    count, reported, at, now, busy, refused = len(arrived), 0, 0, 0.0, 0.0, 0
+    answers = _AnswerTimes(np.full(count, np.nan), np.full(count, np.nan), 0, 0.0)
     top1 = [choice.top1 for choice in controller.choices.choices]
     while True:
         decision = controller.next(now)
@@ -177,9 +179,9 @@ def _run(
         while at < count and arrived[at] <= until:
             refused += not controller.submit(Request(at, due[at]), arrived[at])
             at += 1
-        if progress is not None and (at - told >= _TOLD or at == count > told):
-            progress(at - told)
-            told = at
+        if progress is not None and (at - reported >= _REPORT_EVERY or at == count > reported):
+            progress(at - reported)
+            reported = at
         now = until
         if decision is not None and decision.stitch is not None:
             controller.done(now)
@@ -187,9 +189,9 @@ def _run(
     return answers
 
 
-def _outcome(arrived: np.ndarray, due: np.ndarray, answers: _Answers) -> Outcome:
+def _outcome(arrived: np.ndarray, due: np.ndarray, answers: _AnswerTimes) -> Outcome:
     count, answered = len(arrived), ~np.isnan(answers.moment)
-    in_time = answered & (answers.moment <= due + 1e-9)  # sums of floating-point numbers
+    in_time = answered & (answers.moment <= due + 1e-9)  # tolerance for sums of floating-point numbers
     latency = 1000 * (answers.moment - arrived)[answered]
     p50, p99 = np.percentile(latency, (50, 99)) if len(latency) else (math.nan, math.nan)
     total = float(answers.top1[in_time].sum())

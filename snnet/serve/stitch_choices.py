@@ -1,9 +1,10 @@
-"""What a controller chooses from: stitches with accuracy and seconds a batch, by profiled tables. No torch here."""
+"""What a controller chooses from: stitches with their accuracy and profiled batch times. No torch needed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,9 +13,9 @@ from ..budget.latency_table import Latency, LatencyTable
 from ..errors import SnnetError
 
 _QUANTILE = 1.2816
-"""The 90 % quantile of the standard normal distribution, which `Latency.high` is of."""
+"""The 90 % quantile of the standard normal distribution; `Latency.high` is a 90 % quantile."""
 STEP = 0.05
-"""Corrections of single stitches are taken in steps of this logarithm, so that few corrected choices are made."""
+"""Corrections of single stitches are rounded to this step of the logarithm, so that few corrected tables are built."""
 
 
 class Choice(NamedTuple):
@@ -23,8 +24,8 @@ class Choice(NamedTuple):
     Attributes:
         stitch: id.
         top1: accuracy in percent.
-        seconds: median of a batch by its size; the first entry, of no image, is 0.
-        spread: standard deviation of the logarithm of a call's time.
+        seconds: (M + 1,), median time of a batch by its size; the entry for size 0 is 0.
+        spread: standard deviation of the logarithm of the time of a batch.
     """
 
     stitch: int
@@ -34,16 +35,16 @@ class Choice(NamedTuple):
 
 
 class Choices:
-    """Stitches that a controller may choose, as *levels* from the fastest to the most accurate.
+    """Stitches that a controller may choose from, as *levels* from the fastest to the most accurate.
 
-    Level 0 runs whatever is fastest for the size of the batch, level i > 0 the choice i. Stitches that another one
-    beats on accuracy and time at every measured batch size are left out.
+    Level 0 runs whatever is fastest for the batch size, level i > 0 runs choice i. Stitches that are beaten on
+    accuracy and time at every batch size are left out.
 
     Args:
-        choices: with equally many batch sizes each, times above 0 that never fall as the batch grows.
+        choices: stitches with equally many batch sizes, and positive times that never decrease with the batch size.
 
     Raises:
-        SnnetError: there is none, or they differ in the sizes of their batches.
+        SnnetError: there are no choices, or their batch sizes or times are not as described.
     """
 
     def __init__(self, choices: Iterable[Choice]) -> None:
@@ -51,15 +52,15 @@ class Choices:
         if not found:
             raise SnnetError('there is nothing to choose from: no stitch has both an accuracy and a latency')
         if len({len(choice.seconds) for choice in found}) > 1 or len(found[0].seconds) < 2:
-            raise SnnetError('the stitches to choose from need the same batch sizes, 1 at least')
+            raise SnnetError('the stitches to choose from need the same batch sizes, at least one')
         for choice in found:
             rising = all(a <= b for a, b in zip(choice.seconds[1:], choice.seconds[2:], strict=False))
             if not (rising and choice.seconds[1] > 0 and math.isfinite(choice.seconds[-1] + choice.top1)):
-                raise SnnetError(f'stitch {choice.stitch} has times or an accuracy that no measurement gives')
+                raise SnnetError(f'stitch {choice.stitch} has times or an accuracy that cannot have been measured')
         self.derive(_undominated(found))
 
     def derive(self, choices: tuple[Choice, ...]) -> None:
-        """Sets the choices and what follows from them."""
+        """Sets the choices and everything derived from them."""
         self.choices = choices
         self.most = len(choices[0].seconds) - 1
         self.spread = max(choice.spread for choice in choices)
@@ -67,25 +68,25 @@ class Choices:
         self.rows = (self.fast[0], *(choice.seconds for choice in choices[1:]))
         self.rates = tuple(_rates(row) for row in self.rows)
         self._work = tuple(_work(row) for row in self.rows)
-        self._roomy: dict[int, tuple[tuple[float, ...], ...]] = {1: self.fast}
+        self._padded: dict[int, tuple[tuple[float, ...], ...]] = {1: self.fast}
 
     def __len__(self) -> int:
         return len(self.choices)
 
     @classmethod
     def of(cls, records: Iterable[Record], tables: Iterable[LatencyTable]) -> Choices:
-        """The choices that records and tables of latency give.
+        """Builds choices from records and latency tables.
 
-        Between two measured batch sizes time is taken on the straight line, below the smallest it is that of the
-        smallest, and none above the largest is ever run. A stitch that lacks accuracy, or a time in one of the tables,
-        is left out.
+        Times between two measured batch sizes are interpolated linearly. Below the smallest size its time is used,
+        and batches above the largest size never run. Stitches without an accuracy, or without a time in some table,
+        are left out.
 
         Args:
-            records: with accuracy (`top1`).
-            tables: of one setup, one a batch size.
+            records: records with an accuracy (`top1`).
+            tables: latency tables of one setup, one per batch size.
 
         Raises:
-            SnnetError: nothing is left, two tables have the same batch size, or tables of several setups.
+            SnnetError: no stitch is left, two tables have the same batch size, or the tables are of several setups.
         """
         found = sorted(tables, key=lambda table: table.batch)
         by_batch = {table.batch: table for table in found}
@@ -99,26 +100,26 @@ class Choices:
         )
 
     def only(self, index: int) -> Choices:
-        """A single one of these choices: what a service with one fixed network has."""
+        """Returns one of these choices alone, as a service with a fixed network has it."""
         return Choices([self.choices[index]])
 
     def pick(self, level: int, floor: int, batch: int) -> tuple[int, float]:
-        """Index of the choice that a level runs for a batch that no choice below `floor` may answer, and its time."""
+        """Returns which choice a level runs for a batch in which no choice below `floor` may run, and its time."""
         if 0 < level >= floor:
             return level, self.rows[level][batch]
         return self._fastest[floor][batch], self.fast[floor][batch]
 
     def floor(self, top1: float) -> int | None:
-        """Index of the first choice that is at least so accurate; None where there is none."""
+        """Returns the index of the first choice with at least this accuracy; None if there is none."""
         return next((i for i, choice in enumerate(self.choices) if choice.top1 >= top1), None)
 
     def time(self, level: int, requests: int) -> float:
-        """Least seconds in which a level answers so many requests that all wait, in whatever batches."""
+        """Returns the shortest time in which a level answers this many waiting requests, in any batches."""
         whole, rest = divmod(requests, self.most)
         return whole * self.rows[level][self.most] + self._work[level][rest]
 
     def rate(self, level: int, longest: float) -> float:
-        """Most requests a second that a level answers for good in batches of at most `longest` seconds (or of one)."""
+        """Returns the most requests per second that a level sustains in batches of at most `longest` seconds."""
         row = self.rows[level]
         size = self.most
         while size > 1 and row[size] > longest:
@@ -127,35 +128,35 @@ class Choices:
 
     @property
     def capacity(self) -> float:
-        """Most requests a second that the fastest choices answer in batches of any size."""
+        """Most requests per second that the fastest choices answer, in batches of any size."""
         return self.rates[0][-1]
 
-    def roomy(self, size: int) -> tuple[tuple[float, ...], ...]:
-        """Least times where smaller batches than `size` take as long as those do, so that they may still be filled."""
-        if size not in self._roomy:
-            self._roomy[size] = tuple((row[0], *(max(row[size], second) for second in row[1:])) for row in self.fast)
-        return self._roomy[size]
+    def padded(self, size: int) -> tuple[tuple[float, ...], ...]:
+        """Returns shortest times in which batches below `size` take as long as one of `size`, so they can be filled."""
+        if size not in self._padded:
+            self._padded[size] = tuple((row[0], *(max(row[size], second) for second in row[1:])) for row in self.fast)
+        return self._padded[size]
 
     def corrected(self, steps: tuple[int, ...]) -> Choices:
-        """The same choices with the time of each multiplied by exp(its steps x 0.05)."""
+        """Returns these choices with each time multiplied by exp(steps x `STEP`)."""
         return self if not any(steps) else _corrected(self, steps)
 
 
 @lru_cache(maxsize=256)
 def _corrected(choices: Choices, steps: tuple[int, ...]) -> Choices:
     factors = [math.exp(STEP * step) for step in steps]
-    twin = object.__new__(Choices)  # with the same list: a choice that turns out slow stays in its place
-    twin.derive(
+    corrected = copy(choices)
+    corrected.derive(  # all choices stay in their places, even if one is now slower than a more accurate one
         tuple(
             choice._replace(seconds=tuple(factor * second for second in choice.seconds))
             for choice, factor in zip(choices.choices, factors, strict=True)
         )
     )
-    return twin
+    return corrected
 
 
 def _timed(tables: Mapping[int, LatencyTable], stitch: int) -> tuple[tuple[float, ...], float]:
-    """Seconds by size of the batch, and the spread of the measurements."""
+    """Returns seconds by batch size, and the spread of the measurements."""
     sizes = list(tables)
     rows = [table.rows[stitch] for table in tables.values()]
     seconds = [0.0]
@@ -170,12 +171,12 @@ def _timed(tables: Mapping[int, LatencyTable], stitch: int) -> tuple[tuple[float
 
 
 def _spread(row: Latency) -> float:
-    """Standard deviation of the logarithm of a lognormal time with this median and 90 % quantile."""
+    """Returns the standard deviation of the logarithm of a lognormal time with this median and 90 % quantile."""
     return math.log(row.high / row.ms) / _QUANTILE if row.high > row.ms > 0 else 0.0
 
 
 def _undominated(found: Sequence[Choice]) -> tuple[Choice, ...]:
-    """Those that are on the frontier of accuracy and time for at least one batch size, from the least accurate on."""
+    """Returns the choices on the frontier of accuracy and time for at least one batch size, least accurate first."""
     kept: set[int] = set()
     for size in range(1, len(found[0].seconds)):
         best = -math.inf
@@ -187,7 +188,7 @@ def _undominated(found: Sequence[Choice]) -> tuple[Choice, ...]:
 
 
 def _fastest(choices: Sequence[Choice]) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[int, ...], ...]]:
-    """Least time by size of the batch among the choices from each index on, and which choice takes it."""
+    """Returns, per index, the shortest times by batch size among the choices from it on, and the choices themselves."""
     times, which = [choices[-1].seconds], [(len(choices) - 1,) * len(choices[-1].seconds)]
     for index in range(len(choices) - 2, -1, -1):
         before = zip(choices[index].seconds, times[-1], which[-1], strict=True)
@@ -198,7 +199,7 @@ def _fastest(choices: Sequence[Choice]) -> tuple[tuple[tuple[float, ...], ...], 
 
 
 def _work(row: Sequence[float]) -> tuple[float, ...]:
-    """Least time for 0, 1, ... requests that all wait, each number up to the largest batch."""
+    """Returns the shortest time for 0, 1, ... waiting requests, up to the largest batch size."""
     work = [0.0]
     for requests in range(1, len(row)):
         work.append(min(row[size] + work[requests - size] for size in range(1, requests + 1)))
@@ -206,7 +207,7 @@ def _work(row: Sequence[float]) -> tuple[float, ...]:
 
 
 def _rates(row: Sequence[float]) -> tuple[float, ...]:
-    """Most requests a second in batches of at most each size."""
+    """Returns the most requests per second in batches of at most each size."""
     best = [0.0]
     for size in range(1, len(row)):
         best.append(max(best[-1], size / row[size]))

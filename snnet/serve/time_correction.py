@@ -1,4 +1,4 @@
-"""Correction of profiled times by what is measured: a common factor, one a choice, and a spread. No torch here."""
+"""Corrects profiled times by measured ones: a common factor, a factor per choice, and a spread. No torch needed."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import NamedTuple
 from .stitch_choices import STEP
 
 _FACTOR = 4.0
-"""The tables may be wrong by this factor in either direction; more is taken for this."""
+"""Largest correction in either direction; larger ones are clipped."""
 _OUTLIER = math.log(2)
-"""A batch that differs more than this from what was expected counts as if it differed by this."""
+"""Log-deviations of single batches are clipped to this."""
 _COMMON, _OWN = 0.1, 0.05
-"""Shares by which the common factor, and that of one choice, follow a measurement."""
+"""Learning rates of the common factor and of the factor of one choice."""
 _EXACT = 1e-6
-"""Differences below this are those of a clock."""
+"""Log-deviations below this are clock noise."""
 
 
 class Timing(NamedTuple):
-    """How the times of the tables are to be corrected, as logarithms.
+    """Corrections of the table times, as logarithms.
 
     Attributes:
-        common: of all.
-        own: of each choice besides.
+        common: correction of all choices.
+        own: additional correction of each choice.
         steps: `own` as it is applied, in whole steps (see `Choices.corrected`).
-        variance: mean square of what remains.
+        variance: mean square of the remaining deviations.
     """
 
     common: float
@@ -34,22 +34,22 @@ class Timing(NamedTuple):
 
     @classmethod
     def expected(cls, count: int, spread: float) -> Timing:
-        """Before anything was measured: the tables hold, with their spread."""
+        """Returns the correction before any measurement: the tables hold, with their spread."""
         return cls(0.0, (0.0,) * count, (0,) * count, spread**2)
 
     @property
     def factor(self) -> float:
-        """By which every time is multiplied."""
+        """Factor by which every time is multiplied."""
         return math.exp(self.common)
 
     def margin(self, deviations: float) -> float:
-        """Factor for a batch that takes longer than its median by so many standard deviations."""
+        """Returns the factor for a batch that takes this many standard deviations longer than its median."""
         return math.exp(deviations * math.sqrt(self.variance))
 
     def learned(self, choice: int, measured: float, expected: float) -> Timing:
-        """After a batch of a choice took `measured` seconds rather than `expected`, corrected, ones.
+        """Returns the correction after a batch took `measured` seconds instead of the planned `expected` ones.
 
-        A single measurement moves each factor by a few percent only, however far off it is.
+        A single measurement moves each factor by a few percent at most.
         """
         if not (measured > 0 and expected > 0):
             return self
@@ -62,7 +62,7 @@ class Timing(NamedTuple):
         mine = max(-bound, min(bound, self.own[choice] + _OWN * surprise))
         own = (*self.own[:choice], mine, *self.own[choice + 1 :])
         steps = self.steps
-        if abs(mine / STEP - steps[choice]) > 1:  # more than a step off, lest it goes to and fro
+        if abs(mine / STEP - steps[choice]) > 1:  # only if more than a step off, to avoid oscillation
             steps = (*steps[:choice], round(mine / STEP), *steps[choice + 1 :])
         variance = self.variance + _COMMON * (surprise**2 - self.variance)
         return Timing(common, own, steps, variance)

@@ -90,7 +90,7 @@ def test_only_stitches_that_are_best_for_some_batch_size_stay():
         (records(None), [table(1, {0: 1.0})], 'nothing to choose from'),
         (records(70.0), [], 'nothing to choose from'),
         (records(70.0), [table(1, {0: 1.0}), table(2, {0: 1.0}, replace(SETUP, dtype='bfloat16'))], 'several setups'),
-        (records(70.0), [table(1, {0: 0.0})], 'no measurement'),
+        (records(70.0), [table(1, {0: 0.0})], 'cannot have been measured'),
     ],
 )
 def test_what_cannot_be_chosen_from_is_refused(known, tables, told):
