@@ -8,30 +8,33 @@ import sys
 
 from snnet.config.parse import parse
 from snnet.errors import MissingExtra, SnnetError
-from snnet.reassembly.candidates import table
+from snnet.reassembly.candidate import format_candidates
 from snnet.reassembly.reassemble_settings import ReassembleSettings
-from snnet.reassembly.search import Workshop
+from snnet.reassembly.search import Search
 
 
 def main() -> int:
-    """Runs the search; 2 for bad input, which is told in one sentence."""
+    """Runs the search; returns 2 after one sentence about bad input."""
     try:
         settings = parse(ReassembleSettings)
-        shop = Workshop(settings)
-        similarity = shop.similarity()
-        partition = shop.partition(similarity)
-        candidates = shop.candidates(similarity, partition)
-        print(table(candidates, settings.rank))
-        print('wrote', shop.write(candidates), 'and', shop.finish(candidates[0]))
+        search = Search(settings)
+        if settings.legs:
+            print('wrote', search.finish(settings.legs))
+            return 0
+        similarity = search.similarity()
+        partition = search.partition(similarity)
+        candidates = search.candidates(similarity, partition)
+        print(format_candidates(candidates, settings.rank))
+        print('wrote', search.write(candidates), 'and', search.finish(search.pick(candidates)))
         try:
-            print('drew', *shop.draw(similarity, partition, candidates))
+            print('drew', *search.draw(similarity, partition, candidates))
         except MissingExtra as error:
             print(f'no pictures: {error}', file=sys.stderr)
-    except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
+    except (SnnetError, OSError) as error:  # OSError: a full disk, a folder without write permission
         print(f'reassemble.py: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('reassemble.py: interrupted; the same command takes up a similarity that is finished', file=sys.stderr)
+        print('reassemble.py: interrupted; the same command reuses a similarity that is finished', file=sys.stderr)
         return 130
     return 0
 

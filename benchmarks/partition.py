@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from snnet.reassembly import Similarity, Tables, partition_zoo, rank_assemblies
+from snnet.reassembly import AssemblyTables, Similarity, rank_assemblies
 
 
 def made_up(networks: int, noise: float) -> Similarity:
@@ -31,14 +31,14 @@ def made_up(networks: int, noise: float) -> Similarity:
     return Similarity(boundaries, rows @ rows.T)
 
 
-def loop(tables: Tables, budget: float, sample: int) -> float:
+def loop(tables: AssemblyTables, budget: float, sample: int) -> float:
     """The best score of the first `sample` combinations within a budget in FLOPs, by a loop."""
-    costs, seams, scores = tables.costs[..., 0].tolist(), tables.seams[..., 0].tolist(), tables.scores.tolist()
+    costs, joins, scores = tables.costs[..., 0].tolist(), tables.joins[..., 0].tolist(), tables.scores.tolist()
     stages, networks = tables.costs.shape[:2]
     best = -1.0
     for choice in itertools.islice(itertools.product(range(networks), repeat=stages), sample):
         cost = sum(costs[k][i] for k, i in enumerate(choice))
-        cost += sum(seams[k][a][b] for k, (a, b) in enumerate(itertools.pairwise(choice)))
+        cost += sum(joins[k][a][b] for k, (a, b) in enumerate(itertools.pairwise(choice)))
         if cost <= budget:
             score = sum(scores[k][a][b] for k, (a, b) in enumerate(itertools.pairwise(choice))) / (stages - 1)
             best = max(best, score)
@@ -64,9 +64,9 @@ def main() -> None:
             print(f'partition, sets {sets:5}  {method:11}  {seconds:6.2f} s  J = {found.objective:.3f}')
     random = np.random.default_rng(1)
     shape = (args.blocks - 1, args.networks, args.networks)
-    seams = random.integers(1, 50, (*shape, 2)).astype(float)
+    joins = random.integers(1, 50, (*shape, 2)).astype(float)
     costs = random.integers(1, 1000, (args.blocks, args.networks, 2)).astype(float)
-    tables, budget = Tables(found, costs, seams, random.random(shape)), 500.0 * args.blocks
+    tables, budget = AssemblyTables(found, costs, joins, random.random(shape)), 500.0 * args.blocks
     started = time.perf_counter()
     ranking = rank_assemblies(tables, flops=budget, networks=1)
     fast = time.perf_counter() - started

@@ -4,7 +4,7 @@
         --data-dir output/cifar10/images --budgets 5e7 7.5e7 1e8
 
 Under every budget: the best assembly of our partition, of the published algorithm's, and of random partitions, and the
-best whole network that fits, all trained alike (seams and head alone). Then assemblies drawn at random within no
+best whole network that fits, all trained alike (joins and head alone). Then assemblies drawn at random within no
 budget: how well does each score, known before training, rank their accuracies? One JSON line a network as it comes.
 """
 
@@ -32,7 +32,7 @@ from snnet.data.clean_images import clean_loader
 from snnet.data.datasets import DataSettings, open_dataset
 from snnet.errors import BudgetInfeasible, SnnetError
 from snnet.net.create import load_zoo
-from snnet.reassembly.partition_lines import Lines
+from snnet.reassembly.dynamic_program import DynamicProgram
 from snnet.utils.json_lines import JsonLines
 from snnet.utils.log import set_up_logging
 from snnet.utils.modes import eval_mode
@@ -66,7 +66,7 @@ class Experiment:
     fitted: int = option(100, 'training images for least squares')
     trained: int = option(1000, 'training images')
     epochs: int = option(2, 'passes over them')
-    seams: str = option('plain', 'plain or published')
+    joins: str = option('plain', 'plain or published')
     lr: float = option(1e-3, 'learning rate of AdamW, with cosine to nothing')
 
 
@@ -103,9 +103,9 @@ class Bench:
 
     def _measured(self, legs: str) -> dict[str, Any]:
         images, settings, begin = self.train[0], self.settings, time.monotonic()
-        net = reassembly.reassemble(legs, self.zoo, seams=settings.seams)
+        net = reassembly.reassemble(legs, self.zoo, joins=settings.joins)
         code = reassembly.naswot_score(net, images[:128].split(64))
-        fits = reassembly.initialize_seams(net, self.zoo, [images[: settings.fitted]], settings.fitted)
+        fits = reassembly.initialize_joins(net, self.zoo, [images[: settings.fitted]], settings.fitted)
         whole = snnet.create_stitchable_net([reassembly.ReassembledAnchor(net)], pretrained=True)
         row = {
             'network': legs, 'flops': whole.records[0].flops, 'params': whole.records[0].params,
@@ -149,15 +149,15 @@ class Bench:
         return 100 * float(torch.cat(hits).float().mean())
 
 
-def random_partition(ours: reassembly.Partition, lines: Lines, seed: int) -> reassembly.Partition:
+def random_partition(ours: reassembly.Partition, program: DynamicProgram, seed: int) -> reassembly.Partition:
     """Cuts drawn uniformly among those that keep the size limit; block k of every network in set k."""
     random = np.random.default_rng(key(seed, 'random partition'))
     cuts = []
-    for first, last in zip(lines.first.tolist(), lines.last.tolist(), strict=True):
+    for first, last in zip(program.first.tolist(), program.last.tolist(), strict=True):
         while True:
             inner = random.choice(np.arange(first + 1, last), ours.stages - 1, replace=False)
             drawn = [first, *sorted(inner.tolist()), last]
-            if all(pair in lines.allowed for pair in pairwise(drawn)):
+            if all(pair in program.allowed for pair in pairwise(drawn)):
                 break
         cuts.append(tuple(cut - first for cut in drawn))
     sets = (tuple(range(ours.stages)),) * len(cuts)
@@ -227,9 +227,9 @@ def main(settings: Experiment) -> None:
     ours = reassembly.partition_zoo(similarity, settings.blocks, sizes, **options)
     published = reassembly.partition_zoo(similarity, settings.blocks, sizes, method='published', **options)
     print(f'J: ours {ours.objective:.4f}, published {published.objective:.4f}; cuts {ours.cuts}, {published.cuts}')
-    lines = Lines(similarity, settings.blocks, sizes, settings.epsilon)
+    program = DynamicProgram(similarity, settings.blocks, sizes, settings.epsilon)
     ways = {'ours': ours, 'published': published}
-    ways |= {f'random {seed}': random_partition(ours, lines, seed) for seed in range(settings.partitions)}
+    ways |= {f'random {seed}': random_partition(ours, program, seed) for seed in range(settings.partitions)}
     similarity.save(output / 'similarity.safetensors')
     reassembly.draw_similarity(similarity, output / 'similarity')
     reassembly.draw_partition(ours, output / 'partition')

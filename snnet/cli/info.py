@@ -58,7 +58,7 @@ def describe(net: StitchableNet) -> Iterator[str]:
 
 
 def _describe_anchors(net: StitchableNet) -> Iterator[str]:
-    from ..reassembly.network import ReassembledAnchor
+    from ..reassembly.reassembled_anchor import ReassembledAnchor
 
     for i, record in enumerate(net.records[: len(net.anchors)]):
         anchor = net.anchor(i)

@@ -67,7 +67,7 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
         raise SnnetError(f"'{data.dataset}' is a stream, but images are drawn by number: use a folder or hfds/")
     if classes_matter and hasattr(getattr(dataset, 'reader', None), 'samples') and Path(data.data_dir).is_dir():
         check_folders(dataset, Path(data.data_dir), split, data.class_map)
-    classes = _classes_of(dataset) if classes_matter else None
+    classes = classes_of(dataset) if classes_matter else None
     if len(dataset) == 0:
         raise SnnetError(f"no images in the split '{split}' of '{data.data_dir}'")
     if classes is not None and classes != net.num_classes:
@@ -78,7 +78,7 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
     return dataset
 
 
-def _classes_of(dataset: Any) -> int | None:
+def classes_of(dataset: Any) -> int | None:
     """The number of classes, if the data set says."""
     table = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
     return len(set(table.values())) if table else None

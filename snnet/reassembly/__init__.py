@@ -1,58 +1,83 @@
-"""Deep model reassembly (DeRy): a new network from the blocks of a zoo, under a budget."""
+"""Deep model reassembly (DeRy): builds a new network from the blocks of a zoo of networks, under a budget."""
 
 from typing import TYPE_CHECKING
 
 from ..utils.lazy import lazy_package
 
 if TYPE_CHECKING:
-    from .assemble import Assembly, Ranking, Tables, map_costs, rank_assemblies, tabulate
+    from .assembly import Assembly
+    from .assembly_tables import AssemblyTables, map_costs, tabulate
+    from .build_reassembled import reassemble
     from .cka import linear_cka
-    from .initialize_joins import initialize_seams
+    from .fit_joins import initialize_joins
+    from .join import Join
+    from .legs_text import parse_legs
+    from .line_table import LineRow, format_line, line_rows
     from .naswot import CodeScore, naswot_score
-    from .network import Reassembled, ReassembledAnchor, reassemble
     from .partition import Partition, partition_zoo
     from .plot import draw_assemblies, draw_partition, draw_similarity
     from .published_flops import count_published_flops
-    from .similarity import Similarity, measure_similarity
+    from .published_networks import PUBLISHED_NETWORKS, published_network
+    from .ranking import Ranking, rank_assemblies
+    from .reassembled import Reassembled
+    from .reassembled_anchor import ReassembledAnchor
+    from .similarity import Similarity
     from .zoo import check_zoo, line_sizes
+    from .zoo_similarity import measure_similarity
 else:
     __getattr__, __dir__ = lazy_package(
         __name__,
         {
-            'assemble': ['Assembly', 'Ranking', 'Tables', 'map_costs', 'rank_assemblies', 'tabulate'],
+            'assembly': ['Assembly'],
+            'assembly_tables': ['AssemblyTables', 'map_costs', 'tabulate'],
+            'build_reassembled': ['reassemble'],
             'cka': ['linear_cka'],
-            'initialize_joins': ['initialize_seams'],
+            'fit_joins': ['initialize_joins'],
+            'join': ['Join'],
+            'legs_text': ['parse_legs'],
+            'line_table': ['LineRow', 'format_line', 'line_rows'],
             'naswot': ['CodeScore', 'naswot_score'],
-            'network': ['Reassembled', 'ReassembledAnchor', 'reassemble'],
             'partition': ['Partition', 'partition_zoo'],
             'plot': ['draw_assemblies', 'draw_partition', 'draw_similarity'],
             'published_flops': ['count_published_flops'],
-            'similarity': ['Similarity', 'measure_similarity'],
+            'published_networks': ['PUBLISHED_NETWORKS', 'published_network'],
+            'ranking': ['Ranking', 'rank_assemblies'],
+            'reassembled': ['Reassembled'],
+            'reassembled_anchor': ['ReassembledAnchor'],
+            'similarity': ['Similarity'],
             'zoo': ['check_zoo', 'line_sizes'],
+            'zoo_similarity': ['measure_similarity'],
         },
     )
 
 __all__ = [
     'Assembly',
+    'AssemblyTables',
     'CodeScore',
+    'Join',
+    'LineRow',
+    'PUBLISHED_NETWORKS',
     'Partition',
     'Ranking',
     'Reassembled',
     'ReassembledAnchor',
     'Similarity',
-    'Tables',
     'check_zoo',
     'count_published_flops',
     'draw_assemblies',
     'draw_partition',
     'draw_similarity',
-    'initialize_seams',
+    'format_line',
+    'initialize_joins',
+    'line_rows',
     'line_sizes',
     'linear_cka',
     'map_costs',
     'measure_similarity',
     'naswot_score',
+    'parse_legs',
     'partition_zoo',
+    'published_network',
     'rank_assemblies',
     'reassemble',
     'tabulate',

@@ -1,16 +1,21 @@
 """Linear CKA from Gram matrices: unbiased, biased, or as published.
 
-Of two feature matrices X and Y over the same n images, K = X X^T and L = Y Y^T are Gram matrices (n x n), and
+For two feature matrices X (n, p) and Y (n, q) of the same n images, K = X X^T and L = Y Y^T are their Gram matrices
+(n, n), and
 
-    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))                                 (Kornblith et al. 2019)
+    CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))                                 (Kornblith et al. 2019, Eq. 4)
 
-'biased' takes HSIC_0 = tr(K H L H) / (n - 1)^2, where H centers, and 'unbiased' takes HSIC_1 of Song et al. 2012:
-where K' and L' are the Grams with zero diagonals,
+'biased' uses, with the centering matrix H = I - 1 1^T / n,
 
-    HSIC_1 = [tr(K' L') + 1'K'1 1'L'1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1'K'L'1] / (n (n - 3))
+    HSIC_0 = tr(K H L H) / (n - 1)^2                                               (Gretton et al. 2005)
 
-Over batches, each of the three HSIC is summed and divided once at the end (Nguyen et al. 2021). 'published' is the DeRy
-paper's way, the mean over batches of a biased CKA, which is far above 0 on independent features.
+'unbiased' uses, with K' and L' for the Grams whose diagonals are set to zero,
+
+    HSIC_1 = [tr(K' L') + 1^T K' 1 1^T L' 1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1^T K' L' 1] / (n (n - 3))
+                                                                                   (Song et al. 2012)
+
+Over batches, each of the three HSIC is summed, and CKA is computed once at the end (Nguyen et al. 2021). 'published' is
+what the DeRy paper does: the mean over batches of a biased CKA, which is far above 0 on independent features.
 """
 
 from __future__ import annotations
@@ -25,32 +30,36 @@ from torch import Tensor
 from ..errors import SnnetError
 
 ESTIMATORS = {'unbiased': 4, 'biased': 2, 'published': 2}
-"""Names of the estimators, each with the fewest images that a batch of its may have."""
+"""Names of the estimators, each with the smallest batch that it can use."""
 
 _COLUMNS = 4096
-"""Features multiplied at a time: they stay in the cache, and float32 products are summed in float64."""
+"""Features multiplied at a time: a chunk stays in the cache, and float32 products are summed in float64."""
 _STILL = 1e-12
 """Features whose variance is below this share of their square are rounding errors of a constant."""
 
 
 class HsicSums:
-    """Sums over batches from which CKA follows; they add over batches and ranks.
+    """HSIC of every two boundaries, summed over batches; sums of several ranks can be added.
 
     Args:
-        labels: what messages call the features at each boundary.
+        labels: how messages name the features at each boundary.
         estimator: one of `ESTIMATORS`.
-        device: where the sums live.
+        device: of the sums.
+
+    Attributes:
+        total: (boundaries, boundaries), float64: the sum of HSIC, or of CKA for 'published'.
+        batches: (1,), float64: how many were added.
     """
 
     def __init__(self, labels: Sequence[str], estimator: str = 'unbiased', device: torch.device | str = 'cpu') -> None:
         if estimator not in ESTIMATORS:
-            raise SnnetError(f"the estimator is one of {', '.join(ESTIMATORS)}, not '{estimator}'")
+            raise SnnetError(f"the estimator must be one of {', '.join(ESTIMATORS)}, not '{estimator}'")
         self.labels, self.estimator = tuple(labels), estimator
         self.batches = torch.zeros(1, dtype=torch.float64, device=device)
         self.total = torch.zeros(len(self.labels), len(self.labels), dtype=torch.float64, device=device)
 
     def add(self, grams: Tensor) -> None:
-        """Adds a batch: the Gram matrices (boundaries, n, n) of the features at every boundary."""
+        """Adds a batch by the Gram matrices (boundaries, n, n) of the features at all boundaries."""
         grams = grams.double()
         if self.estimator == 'unbiased':
             grams = _without_diagonal(grams)
@@ -58,9 +67,9 @@ class HsicSums:
         self._add(flat @ flat.T, grams.sum(-1))
 
     def add_features(self, features: Sequence[Tensor], tile: int = 64) -> None:
-        """Adds a batch of any size: the features (n, ...) at every boundary.
+        """Adds a batch of any size by the features (n, ...) at all boundaries.
 
-        Works through tiles of the Grams, so that no whole Gram of all boundaries is held.
+        Works through tiles of the Grams (tile, tile), so the Grams of all boundaries are never held at once.
         """
         flats = [as_matrix(x) for x in features]
         means = [flat.mean(0) for flat in flats]
@@ -82,18 +91,21 @@ class HsicSums:
         self._add(products, rows)
 
     def _add(self, products: Tensor, rows: Tensor) -> None:
-        """Adds a batch by tr(K L) of every two boundaries, and the sums over the rows of every Gram (boundaries, n).
+        """Adds a batch, whose Grams have zero diagonals if the estimator is unbiased.
 
-        The Grams have no diagonals where the estimator is unbiased.
+        Args:
+            products: tr(K L) of every two boundaries (boundaries, boundaries).
+            rows: K 1, the sums over the rows of every Gram (boundaries, n).
         """
         n, whole = rows.shape[1], rows.sum(1)
         least = ESTIMATORS[self.estimator]
         if n < least:
             raise SnnetError(f'the {self.estimator} estimate needs batches of at least {least} images, not {n}')
-        mixed, ones = rows @ rows.T, torch.outer(whole, whole)
-        if self.estimator == 'unbiased':
+        mixed = rows @ rows.T  # 1^T K L 1 (boundaries, boundaries)
+        ones = torch.outer(whole, whole)  # 1^T K 1 1^T L 1 (boundaries, boundaries)
+        if self.estimator == 'unbiased':  # HSIC_1
             hsic = (products + ones / ((n - 1) * (n - 2)) - mixed * (2 / (n - 2))) / (n * (n - 3))
-        else:
+        else:  # HSIC_0
             hsic = (products - mixed * (2 / n) + ones / n**2) / (n - 1) ** 2
         finite = hsic.diagonal().isfinite()
         if not bool(finite.all()):
@@ -113,7 +125,8 @@ def linear_cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, estimator: str = 
     """Linear CKA of two feature matrices over the same images.
 
     Args:
-        x, y: features (n, ...) each; widths may differ. Float64 features are multiplied in float64.
+        x: features (n, ...). Float64 features are multiplied in float64.
+        y: features (n, ...), perhaps of another width.
         estimator: 'unbiased' or 'biased' ('published' is the same on one batch).
 
     Raises:
@@ -129,7 +142,7 @@ def linear_cka(x: Tensor | np.ndarray, y: Tensor | np.ndarray, estimator: str = 
 
 
 def gram(features: Tensor) -> Tensor:
-    """The Gram matrix (n, n), float64, of features (n, ...) centerd over the images."""
+    """The Gram matrix (n, n), float64, of features (n, ...) centered over the images."""
     flat = as_matrix(features)
     mean = flat.mean(0)
     return _where_alive(_products(flat, flat, mean), mean)
@@ -142,7 +155,7 @@ def as_matrix(features: Tensor) -> Tensor:
 
 
 def _products(left: Tensor, right: Tensor, mean: Tensor) -> Tensor:
-    """(left - mean) @ (right - mean)^T, of float32 or float64 products summed in float64."""
+    """(left - mean) (right - mean)^T, float64, from left (m, width) and right (n, width)."""
     total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
     for at in range(0, left.shape[1], _COLUMNS):
         part = slice(at, at + _COLUMNS)
@@ -158,7 +171,7 @@ def _where_alive(gram: Tensor, mean: Tensor) -> Tensor:
 
 
 def _alive(trace: Tensor, mean: Tensor, n: int) -> Tensor:
-    """1 where centerd features with this trace vary, 0 where they are constant; NaN passes as 1."""
+    """1 if n features with this mean and trace of their Gram vary, 0 if they are constant; NaN counts as varying."""
     return (~(trace <= _STILL * n * mean.double().square().sum())).double()
 
 
@@ -167,7 +180,7 @@ def _without_diagonal(grams: Tensor) -> Tensor:
 
 
 def _normalized(hsic: Tensor) -> Tensor:
-    """HSIC of every two over the root of each one's own; 0 where a boundary's own is none."""
+    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)); 0 where a boundary's own HSIC is zero."""
     own = hsic.diagonal().clamp(min=0)
     scale = torch.where(own > 0, own, torch.ones_like(own)).rsqrt() * (own > 0)
     result = hsic * torch.outer(scale, scale)

@@ -1,4 +1,11 @@
-"""NASWOT: how differently a network's activations code different images (Mellor et al. 2021; DeRy, section 3.3)."""
+"""NASWOT, a training-free score of a network (Mellor et al. 2021; DeRy, section 3.3).
+
+The code of image i has a bit per unit: whether its activation is positive. With n images and U units,
+
+    K_ij = number of units whose bits images i and j share  (n, n),      NASWOT = log |det K|
+
+It is high if the activations tell the images apart.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +30,7 @@ ACTIVATIONS = (
     *(activations_me.SwishMe, activations_me.MishMe, activations_me.HardSwishMe, activations_me.HardMishMe),
     getattr(activations, 'GELU', nn.GELU),
 )
-"""Modules whose output is positive exactly where their input is; sigmoids are not, and code nothing."""
+"""Modules whose output is positive exactly where their input is, unlike that of sigmoids."""
 
 _COLUMNS = 1 << 20
 """Units whose codes are compared at a time: float32 counts them exactly."""
@@ -31,14 +38,14 @@ _COLUMNS = 1 << 20
 
 @dataclass(frozen=True)
 class CodeScore:
-    """NASWOT of a network.
+    """The NASWOT score of a network.
 
     Attributes:
         plain: log |det K|, averaged over the batches, where K_ij is the number of units whose code images i and j
             share. It grows with the number of units, and so ranks networks mostly by that.
-        normalized: the same of K / units, the shares of units: at most 0, and comparable between networks of
-            different size. It is `plain` less the batch size times log(units).
-        units: activations an image.
+        normalized: the same of K / units: at most 0, and comparable between networks of different size. It is
+            `plain` minus the batch size times log(units).
+        units: activations per image.
     """
 
     plain: float
@@ -51,20 +58,20 @@ def naswot_score(
     batches: Iterable[Tensor | Sequence[Any]],
     progress: Callable[[int], object] | None = None,
 ) -> CodeScore:
-    """Log-determinant of the kernel of activation codes, in eval mode, without labels or gradients.
+    """Scores a network in eval mode, without labels or gradients.
 
-    The code of a unit is whether its activation is positive. Only activations that are modules (see `ACTIVATIONS`) are
-    seen, not calls of functions. Eigenvalues of K / units count as float64's rounding unit times the number of images
-    at least: so the score stays finite where K is singular, as with an image that occurs twice.
+    Only activations that are modules (see `ACTIVATIONS`) are
+    seen, not calls of functions. Eigenvalues of K / units are clamped to at least n times the rounding unit of float64,
+    so the score stays finite if K is singular, as with an image that occurs twice.
 
     Args:
-        network: any module from images to whatever it gives; hooks are removed again and modes put back.
-        batches: images (n, C, H, W), or pairs whose first item they are; all of one number of images.
-        progress: is told the number of images after each batch.
+        network: any module that takes images; hooks are removed again and modes restored.
+        batches: images (n, C, H, W), or pairs that begin with them; all with the same number of images.
+        progress: called with the number of images after each batch.
 
     Raises:
-        SnnetError: no activation module runs, no batch, batches of different or less than two images, or activations
-            that are not finite.
+        SnnetError: no activation module runs, no batch, batches of different sizes or of fewer than two images, or
+            activations that are not finite.
     """
     plain: list[float] = []
     images = units = 0
@@ -72,7 +79,7 @@ def naswot_score(
     for batch in batches:
         x = batch if isinstance(batch, Tensor) else batch[0]
         if len(x) < 2 or images not in (0, len(x)):
-            raise SnnetError(f'NASWOT compares the images of batches of one size, at least 2, not {len(x)}')
+            raise SnnetError(f'NASWOT compares batches of one size, with at least 2 images, not {len(x)}')
         images = len(x)
         kernel, units = _kernel(network, x.to(weight.device))
         plain.append(_log_det(kernel / units) + images * math.log(units))
@@ -86,7 +93,7 @@ def naswot_score(
 
 @torch.no_grad()
 def _kernel(network: nn.Module, images: Tensor) -> tuple[Tensor, int]:
-    """Number of units whose codes each two images share (n, n), float64, and the number of all units."""
+    """The kernel K (n, n), float64, and the number of units."""
     kernel = torch.zeros(len(images), len(images), dtype=torch.float64, device=images.device)
     units = 0
 
@@ -95,11 +102,11 @@ def _kernel(network: nn.Module, images: Tensor) -> tuple[Tensor, int]:
         if not bool(output.isfinite().all()):
             raise SnnetError(f'an activation ({module}) is not finite: check weights and images')
         if len(output) % len(images):
-            raise SnnetError(f'an activation ({module}) mixes images: NASWOT needs one code for each')
+            raise SnnetError(f'an activation ({module}) mixes images: NASWOT needs one code per image')
         codes = (output > 0).reshape(len(images), -1)  # windows of one image lie together
         units += codes.shape[1]
-        for part in codes.split(_COLUMNS, 1):
-            signs = part.float() * 2 - 1  # products count shared codes minus others
+        for first in range(0, codes.shape[1], _COLUMNS):
+            signs = codes[:, first : first + _COLUMNS].float() * 2 - 1  # products count shared bits minus the others
             kernel += (signs @ signs.T).double()
 
     with ExitStack() as stack:
@@ -109,11 +116,13 @@ def _kernel(network: nn.Module, images: Tensor) -> tuple[Tensor, int]:
                 stack.callback(module.register_forward_hook(add).remove)
         network(images)
     if not units:
-        raise SnnetError(f'{type(network).__name__} runs no activation module (ReLU, GELU, SiLU ...): NASWOT sees none')
+        raise SnnetError(
+            f'{type(network).__name__} runs no activation module (ReLU, GELU, SiLU ...), so NASWOT cannot score it'
+        )
     return (kernel + units) / 2, units
 
 
 def _log_det(kernel: Tensor) -> float:
-    """log det of a symmetric matrix with unit diagonal and no negative eigenvalue, kept finite (see `naswot_score`)."""
+    """log det of a positive semidefinite matrix (n, n) with unit diagonal, kept finite (see `naswot_score`)."""
     floor = torch.finfo(torch.float64).eps * len(kernel)
     return float(torch.linalg.eigvalsh(kernel).clamp(min=floor).log().sum())

@@ -1,13 +1,17 @@
 """Partition of every network of a zoo into K blocks, and of all blocks into K equivalence sets (DeRy, Eq. 2 to 7).
 
-The objective J is the sum over all blocks of the functional similarity S to the center of their set: the block of the
-set that is most similar to all of it (the paper's anchor block B_aj; an anchor is a whole network in this package).
-Each block belongs to one set (below Eq. 3), and nothing in Eq. 2 to 5 ties block k of a network to set k: with
-sets='free' a set holds blocks of any depth, and two blocks of one network may share it. With sets='stage', block k of
-every network belongs to set k, so that any choice of one network for each stage is an assembly (Eq. 10 and 11).
+The objective is the sum, over all blocks, of the functional similarity S to the center of their set:
 
-S is a sum over a block's two boundaries. So, given the centers, the best partition of each network is an exact dynamic
-programme (lines.py), and, given the partitions, the best center of a set is an exact medoid; the two alternate.
+    J = sum over networks i and stages k of S(B_ik, B_a(i, k))                                          (Eq. 2)
+
+A center is the block of a set that is most similar to all of it. (The paper calls it the anchor block; in this package
+an anchor is a whole network.) Each block belongs to one set, and nothing in Eq. 2 to 5 ties block k of a network to
+set k: with sets='free' a set holds blocks of any depth, and two blocks of one network may share it. With sets='stage'
+block k of every network belongs to set k, so that any choice of one network per stage is an assembly (Eq. 10 and 11).
+
+S is a sum over the two boundaries of a block. Given the centers, the best partition of each network is therefore an
+exact dynamic program (dynamic_program.py); given the partitions, the best center of a set is an exact medoid. The
+search alternates between the two (partition_search.py).
 """
 
 from __future__ import annotations
@@ -20,16 +24,17 @@ import numpy as np
 from ..errors import SnnetError
 from ..stitching.stitch import Leg
 from ..utils.seeds import key
-from .partition_lines import Lines
-from .partition_search import State, alternate, published, swap_centers
+from .dynamic_program import DynamicProgram
+from .partition_search import IndexedPartition, alternate, published_search, swap_centers
 from .similarity import Similarity
 
 SETS = ('free', 'stage')
+"""Whether a block may join any equivalence set, or block k belongs to set k."""
 STARTS = {'alternating': 64, 'published': 200}
-"""Names of the methods, each with its number of starts."""
+"""The methods of search, each with its default number of random starts."""
 
 _SWAPS = 3000
-"""Swaps of a center that may be tried, about: from all ends in a zoo of few blocks, from none in one of many."""
+"""How many swaps of a center may be tried, roughly: after every start in a small zoo, after none in a large one."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,10 @@ class Partition:
 
     Attributes:
         networks: names, in the order of the zoo.
-        cuts: of each network, the K + 1 positions from 0 to its last between which its blocks lie.
-        sets: of each network, the index of the set that each of its blocks belongs to (A of Eq. 2).
-        centers: of each set, the block that is most similar to all of it (B_aj). The published method may leave a
-            set without blocks: its center is then the one that it had last.
+        cuts: for each network, the K + 1 positions that separate its blocks, from 0 to its last one.
+        sets: for each network, the index of the set that each of its blocks belongs to (A in Eq. 2).
+        centers: for each set, the block that is most similar to all of it. The published method may leave a set
+            without blocks: its center is then the last one that it had.
         objective: J, the sum of S of every block to its center (Eq. 2).
     """
 
@@ -57,7 +62,7 @@ class Partition:
         return len(self.centers)
 
     def block(self, network: int | str, stage: int) -> Leg:
-        """Block of a network, by index or name, at a stage from 0 to K - 1."""
+        """The block of a network, by index or name, at a stage from 0 to K - 1."""
         i = self.networks.index(network) if isinstance(network, str) else network
         return Leg(self.networks[i], self.cuts[i][stage], self.cuts[i][stage + 1])
 
@@ -80,56 +85,56 @@ def partition_zoo(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> Partition:
-    """Cuts every network of a zoo into blocks so that blocks of one set are most similar: maximizes J (Eq. 2 to 5).
+    """Cuts every network of a zoo into blocks that maximize J, the similarity within equivalence sets (Eq. 2 to 5).
 
     Args:
         similarity: of all boundaries.
         blocks: K.
-        sizes: of every module of each line, by name of the network (see `line_sizes`).
+        sizes: size of every module of each line, by name of the network (see `line_sizes`).
         epsilon: every block is smaller than (1 + epsilon) / K of its network's line (Eq. 5).
         sets: 'free' lets each block join any set, 'stage' puts block k of each network into set k.
-        method: 'alternating' takes exact steps in turn and, in a small zoo, swaps centers then; 'published' is the
+        method: 'alternating' takes exact steps in turn and, in a small zoo, then swaps centers; 'published' is the
             paper's algorithm of Kernighan-Lin swaps (Eq. 6 and 7) and K-means assignments.
-        starts: how many random starts, of which the best end is returned; by default as in `STARTS`.
+        starts: number of random starts, of which the best result is returned; by default as in `STARTS`.
         seed: of the starts.
-        progress: is told 1 after each start.
+        progress: called with 1 after each start.
 
     Raises:
-        SnnetError: an unknown option, or lines that cannot be cut so (see `Lines`).
+        SnnetError: an unknown option, or lines that cannot be cut this way (see `DynamicProgram`).
         CannotStitch: the size limit cannot be kept; the message names the networks and by how much they miss it.
     """
     if sets not in SETS:
-        raise SnnetError(f"sets is one of {', '.join(SETS)}, not '{sets}'")
+        raise SnnetError(f"sets must be one of {', '.join(SETS)}, not '{sets}'")
     if method not in STARTS:
-        raise SnnetError(f"the method is one of {', '.join(STARTS)}, not '{method}'")
+        raise SnnetError(f"the method must be one of {', '.join(STARTS)}, not '{method}'")
     if starts is not None and starts < 1:
         raise SnnetError(f'at least one start is needed, not {starts}')
-    lines = Lines(similarity, blocks, sizes, epsilon)
-    climb = alternate if method == 'alternating' else published
-    ends: dict[float, State] = {}
+    program = DynamicProgram(similarity, blocks, sizes, epsilon)
+    search = alternate if method == 'alternating' else published_search
+    ends: dict[float, IndexedPartition] = {}
     for start in range(STARTS[method] if starts is None else starts):
-        state = climb(lines, sets == 'free', np.random.default_rng(key(seed, f'partition {method}', start)))
-        ends.setdefault(round(state.objective, 9), state)
+        end = search(program, sets == 'free', np.random.default_rng(key(seed, f'partition {method}', start)))
+        ends.setdefault(round(end.objective, 9), end)
         if progress is not None:
             progress(1)
     best = [ends[objective] for objective in sorted(ends, reverse=True)]
     if method == 'alternating':
-        swapped = best[: _SWAPS // (lines.count * len(lines.start))]
-        best = [swap_centers(lines, state, sets == 'free') for state in swapped] or best
-    return _named(lines, max(best, key=lambda state: state.objective))
+        swapped = best[: _SWAPS // (program.count * len(program.start))]
+        best = [swap_centers(program, end, sets == 'free') for end in swapped] or best
+    return _with_names(program, max(best, key=lambda end: end.objective))
 
 
-def _named(lines: Lines, state: State) -> Partition:
+def _with_names(program: DynamicProgram, found: IndexedPartition) -> Partition:
     """The partition by names and positions; sets are numbered by the mean stage of their blocks."""
-    cuts, stages = state.cuts - lines.first[:, None], np.tile(np.arange(lines.count), len(state.cuts))
-    sizes = np.bincount(state.sets, minlength=lines.count)
-    depth = np.bincount(state.sets, stages, lines.count) / np.maximum(sizes, 1)
-    order = np.argsort(np.where(sizes > 0, depth, lines.count), kind='stable')
-    sets = np.argsort(order)[state.sets].reshape(len(cuts), -1)
+    cuts, stages = found.cuts - program.first[:, None], np.tile(np.arange(program.count), len(found.cuts))
+    sizes = np.bincount(found.sets, minlength=program.count)
+    depth = np.bincount(found.sets, stages, program.count) / np.maximum(sizes, 1)
+    order = np.argsort(np.where(sizes > 0, depth, program.count), kind='stable')
+    sets = np.argsort(order)[found.sets].reshape(len(cuts), -1)
     return Partition(
-        lines.names,
+        program.names,
         tuple(tuple(row) for row in cuts.tolist()),
         tuple(tuple(row) for row in sets.tolist()),
-        tuple(lines.leg(start, stop) for start, stop in state.centers[order].tolist()),
-        state.objective,
+        tuple(program.leg(start, stop) for start, stop in found.centers[order].tolist()),
+        found.objective,
     )

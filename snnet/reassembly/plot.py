@@ -1,4 +1,4 @@
-"""Pictures of a reassembly: similarity of all boundaries, the partition of the zoo, and assemblies."""
+"""Draws the similarity of all boundaries, the partition of the zoo, and assemblies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..budget.curve import make_figure, save_figure
-from .assemble import Assembly
+from .assembly import Assembly
 from .partition import Partition
 from .similarity import Similarity
 
@@ -19,7 +19,7 @@ def draw_similarity(similarity: Similarity, path: Path, title: str = '') -> list
     """Draws the similarity of every two boundaries as a heat map, with lines between networks.
 
     Args:
-        similarity: what to draw.
+        similarity: of a zoo.
         path: file without suffix; a PNG and an SVG are written.
         title: headline.
 
@@ -50,7 +50,7 @@ def draw_partition(partition: Partition, path: Path, title: str = '') -> list[Pa
     """Draws every network as a bar cut into its blocks, colored by equivalence set; centers have a frame.
 
     Args:
-        partition: what to draw.
+        partition: of a zoo.
         path: file without suffix; a PNG and an SVG are written.
         title: headline.
 
@@ -85,7 +85,7 @@ def draw_assemblies(assemblies: Sequence[Assembly], partition: Partition, path: 
 
     Args:
         assemblies: at least one.
-        partition: that they are made from.
+        partition: of the zoo that they are made from.
         path: file without suffix; a PNG and an SVG are written.
         title: headline.
 

@@ -1,24 +1,23 @@
-"""What reassemble.py does, step by step: a zoo and images in, ranked assemblies and the best one's network out."""
+"""The steps of reassemble.py: a zoo and images in, ranked assemblies and the network of one of them out."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from .. import reassembly
+from ..anchors.anchor import Anchor
+from ..anchors.boundary import Boundary
 from ..anchors.flops import PartFlops, part_flops
-from ..anchors.names import split_names
 from ..anchors.normalization import align_normalization
 from ..config.parse import to_yaml
 from ..data.clean_images import drawn_images
-from ..data.datasets import open_dataset
+from ..data.datasets import classes_of, open_dataset
 from ..errors import BudgetInfeasible, CannotStitch, SnnetError
 from ..net.create import create_stitchable_net, load_zoo
 from ..net.stitchable_net import StitchableNet
@@ -29,36 +28,45 @@ from ..utils.log import set_up_logging
 from ..utils.plugins import import_plugins
 from ..utils.progress import Progress
 from ..utils.seeds import key, seeded_libraries
-from .assemble import Assembly
-from .candidates import RANKS, Candidate
-from .cka import ESTIMATORS
-from .joins import KINDS, new_head_costs, new_stem_costs, seam_costs
-from .network import HEADS, STEMS, Reassembled, ReassembledAnchor
-from .partition import SETS, STARTS, Partition
-from .partition_lines import Lines
+from .assembly_tables import AssemblyTables, tabulate
+from .candidate import Candidate
+from .check_reassemble_settings import check_reassemble_settings
+from .dynamic_program import DynamicProgram
+from .fit_joins import initialize_joins
+from .join import join_costs
+from .legs_text import parse_legs
+from .network_builder import NetworkBuilder
+from .new_head import new_head_costs
+from .new_stem import new_stem_costs
+from .partition import Partition, partition_zoo
+from .plot import draw_assemblies, draw_partition, draw_similarity
+from .ranking import rank_assemblies
 from .reassemble_settings import ReassembleSettings
 from .similarity import Similarity
-from .zoo import SIZES, weight_digests
+from .zoo import check_zoo, line_sizes, weight_digests
+from .zoo_similarity import measure_similarity
 
 _log = logging.getLogger(__name__)
 _TRIES = 20
-"""So many assemblies are built at most for each one to be listed: some do not run, or miss the budget once built."""
-_CODES = 2, 32
-"""Batches and images a batch for NASWOT."""
+"""Assemblies built, at most, per one to be listed: some do not run, or miss the budget once built."""
 
 
-class Workshop:
-    """One run; the output folder receives what it finds.
+class Search:
+    """One run of reassemble.py; the output folder receives what it finds.
 
     Args:
         settings: of the run.
 
+    Attributes:
+        zoo: networks by the names that legs use.
+        images: the data set, not decoded.
+
     Raises:
-        SnnetError: settings, networks or images that do not do.
+        SnnetError: settings, networks or images that cannot be used.
     """
 
     def __init__(self, settings: ReassembleSettings) -> None:
-        _check(settings)
+        check_reassemble_settings(settings)
         self.settings, self.output = settings, Path(settings.output)
         import_plugins(settings.plugin)
         with ranks(settings.device) as group:
@@ -66,19 +74,31 @@ class Workshop:
                 raise SnnetError(f'reassembling takes one process, not {group.world}: start it without torchrun')
             self.device = group.device
         set_up_logging()
-        with seeded_libraries(key(settings.seed, 'zoo')):  # random weights, where none are loaded
+        with seeded_libraries(key(settings.seed, 'zoo')):  # random weights, if none are loaded
             self.zoo = load_zoo(settings.zoo, pretrained=settings.pretrained, img_size=settings.img_size)
         self.anchors = [anchor.to(self.device).eval() for anchor in self.zoo.values()]
-        reassembly.check_zoo(self.anchors)
+        if not settings.assembly.legs:
+            check_zoo(self.anchors)
         align_normalization(self.anchors)
-        first = create_stitchable_net(self.anchors[:1], pretrained=settings.pretrained)
-        self.images = open_dataset(settings.data, settings.split, first, classes_matter=False)
-        self.first = first
+        self._first = create_stitchable_net(self.anchors[:1], pretrained=settings.pretrained)
+        self.images = open_dataset(settings.data, settings.similarity.split, self._first, classes_matter=False)
+        self._builder = NetworkBuilder(settings, self.zoo, self.images, self.device)
         self._digests = weight_digests(self.anchors)
-        Lines(self._blank, settings.blocks, self.sizes, settings.epsilon)  # refuses before the long part
+        self._refuse_before_the_similarity()
         self.output.mkdir(parents=True, exist_ok=True)
         clear_temporaries(self.output)
         write_text(self.output / 'config.yaml', to_yaml(settings))
+
+    def _refuse_before_the_similarity(self) -> None:
+        """Refuses unknown legs, lines that cannot be cut and heads without classes, which is cheap to find out."""
+        assembly, cutting = self.settings.assembly, self.settings.partition
+        if assembly.legs:
+            parse_legs(assembly.legs, self.zoo)
+            return
+        DynamicProgram(self._unmeasured, cutting.blocks, self.sizes, cutting.epsilon)
+        headless = next((anchor.name for anchor in self.anchors if anchor.num_classes < 1), None)
+        if headless and assembly.num_classes is None and assembly.head != 'own':
+            raise SnnetError(f'{headless} has no head: give the number of classes of a new one with --num-classes')
 
     @cached_property
     def parts(self) -> dict[str, PartFlops]:
@@ -87,24 +107,26 @@ class Workshop:
 
     @cached_property
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """What the partition limits."""
-        return reassembly.line_sizes(self.anchors, self.settings.size, self.parts)
+        """The sizes that the partition limits."""
+        return line_sizes(self.anchors, self.settings.partition.size, self.parts)
 
     def similarity(self) -> Similarity:
         """Similarity of all boundaries, measured now or by an earlier run with the same weights and images."""
-        settings = self.settings
+        wanted = self.settings.similarity
         file = self.output / f'similarity-{self._fingerprint()}.safetensors'
         if file.is_file():
             _log.info('similarity: taken from %s', file)
             return Similarity.load(file)
         total = len(self.images)  # type: ignore[arg-type]  # a Dataset with a length
-        if total < settings.images:
-            _log.warning('comparing with %d images, for there are no more (%d were asked for)', total, settings.images)
-        count = min(total, settings.images)
+        if total < wanted.images:
+            _log.warning('comparing with all %d images there are (%d were asked for)', total, wanted.images)
+        count = min(total, wanted.images)
         progress = Progress(count, 'images for the similarity')
-        batches = drawn_images(settings.data, self.images, self.first, count, settings.seed, self.device)
-        found = reassembly.measure_similarity(
-            self.anchors, batches, pool=settings.pool, estimator=settings.estimator, progress=progress.update
+        batches = drawn_images(
+            self.settings.data, self.images, self._first, count, self.settings.seed, self.device
+        )  # fmt: skip
+        found = measure_similarity(
+            self.anchors, batches, pool=wanted.pool, estimator=wanted.estimator, progress=progress.update
         )
         progress.close()
         found.save(file)
@@ -112,159 +134,151 @@ class Workshop:
 
     def partition(self, similarity: Similarity) -> Partition:
         """The blocks of every network."""
-        settings = self.settings
-        found = reassembly.partition_zoo(
-            similarity, settings.blocks, self.sizes, epsilon=settings.epsilon, sets=settings.sets,
-            method=settings.method, seed=settings.seed,
+        cutting = self.settings.partition
+        found = partition_zoo(
+            similarity, cutting.blocks, self.sizes, epsilon=cutting.epsilon, sets=cutting.sets,
+            method=cutting.method, seed=self.settings.seed,
         )  # fmt: skip
         for i, name in enumerate(found.networks):
             _log.info('%s is cut into %s', name, ' '.join(str(found.block(i, k)) for k in range(found.stages)))
         return found
 
     def candidates(self, similarity: Similarity, partition: Partition) -> list[Candidate]:
-        """The best assemblies that could be built and keep the budget as networks, from the best down.
+        """The best assemblies that can be built and keep the budget as networks, best first.
 
         Raises:
             BudgetInfeasible: there is none; the message names the assembly that misses the budget least.
         """
-        settings = self.settings
-        tables = reassembly.tabulate(
-            partition, self.anchors, similarity, parts=self.parts, seam=partial(seam_costs, settings.seams),
-            stem=partial(new_stem_costs, self.first.input_size) if settings.stem == 'new' else None,
-            head=partial(new_head_costs, self.anchors[0].num_classes) if settings.head == 'new' else None,
-        )  # fmt: skip
-        ranking = reassembly.rank_assemblies(
-            tables, flops=settings.flops, params=settings.params, count=_TRIES * settings.count,
-            networks=settings.networks,
+        wanted = self.settings.assembly
+        ranking = rank_assemblies(
+            self._tables(similarity, partition), flops=wanted.flops, params=wanted.params,
+            count=_TRIES * wanted.count, networks=wanted.networks,
         )  # fmt: skip
         _log.info('%d assemblies fit the budget by their tables; building the best', ranking.feasible)
-        progress = Progress(settings.count, 'networks built')
+        progress = Progress(wanted.count, 'networks built')
         found: list[Candidate] = []
         failures: list[SnnetError] = []
         for assembly in ranking.assemblies:
             try:
-                found.append(self._candidate(assembly))
+                found.append(self._builder.candidate(assembly))
             except (CannotStitch, BudgetInfeasible) as error:
                 failures.append(error)
                 _log.warning('left out: %s', error)
                 continue
             progress.update(1)
-            if len(found) == settings.count:
+            if len(found) == wanted.count:
                 break
         progress.close()
         if not found:
             raise _nearest(failures)
-        if settings.rank != 'similarity':
-            found.sort(key=lambda candidate: candidate.ranked_by(settings.rank), reverse=True)
+        if wanted.rank != 'similarity':
+            found.sort(key=lambda candidate: candidate.ranked_by(wanted.rank), reverse=True)
         return found
+
+    def _tables(self, similarity: Similarity, partition: Partition) -> AssemblyTables:
+        wanted = self.settings.assembly
+        own_heads = [
+            anchor.name
+            for anchor in self.anchors
+            if wanted.head != 'new' and anchor.num_classes > 0 and wanted.num_classes in (None, anchor.num_classes)
+        ]
+        return tabulate(
+            partition, self.anchors, similarity, parts=self.parts, join=partial(join_costs, wanted.joins),
+            stem=partial(new_stem_costs, self._first.input_size) if wanted.stem == 'new' else None,
+            head=None if wanted.head == 'own' else self._new_head_costs, own_heads=own_heads,
+        )  # fmt: skip
+
+    def _new_head_costs(self, anchor: Anchor, front: Boundary) -> tuple[int, int]:
+        return new_head_costs(self.settings.assembly.num_classes or anchor.num_classes, front)
 
     def write(self, candidates: Sequence[Candidate]) -> Path:
         """Writes the list; returns the file."""
         lines = JsonLines(self.output / 'assemblies.jsonl')
-        lines.rewrite([found.row(place) for place, found in enumerate(candidates)])
+        lines.rewrite([found.row(rank) for rank, found in enumerate(candidates)])
         return lines.path
 
-    def finish(self, chosen: Candidate) -> Path:
-        """Fits the seams of an assembly by least squares and saves its network; returns the folder."""
-        settings = self.settings
-        network, net = self._build(chosen.assembly)
-        images = self._held(net, settings.init_samples)
+    def pick(self, candidates: Sequence[Candidate]) -> str:
+        """The legs of the candidate that was asked for with --pick.
+
+        Raises:
+            SnnetError: the list is shorter.
+        """
+        wanted = self.settings.assembly.pick
+        if wanted >= len(candidates):
+            raise SnnetError(f'--pick {wanted} was asked for, but the list ends with {len(candidates) - 1}')
+        return candidates[wanted].network
+
+    def finish(self, legs: str) -> Path:
+        """Fits the joins of a network by least squares and saves it; returns the folder.
+
+        Args:
+            legs: of the network, see `parse_legs`.
+
+        Raises:
+            BudgetInfeasible: the network misses the budget.
+        """
+        wanted = self.settings.assembly
+        network, net = self._builder.build(legs)
+        flops, params = self._builder.costs(net)
+        _log.info('%s: %.4g GFLOPs, %.4g M parameters', network, flops / 1e9, params / 1e6)
+        images = self._builder.images_for(net, wanted.init_samples)
         samples = sum(map(len, images))
-        progress = Progress(samples * len(network.seams), 'images for least squares')
-        fits = reassembly.initialize_seams(
-            network, self.zoo, images, samples, progress.update, ridge=settings.init_ridge
-        )
+        progress = Progress(samples * len(network.joins), 'images for least squares')
+        fits = initialize_joins(network, self.zoo, images, samples, progress.update, ridge=wanted.init_ridge)
         progress.close()
-        for fit, seam in zip(fits, network.seams, strict=True):
-            _log.info('seam %d, %s: residual %.3f', fit.layer, seam.extra_repr(), fit.residual)
+        for fit, join in zip(fits, network.joins, strict=True):
+            _log.info('join %d, %s: residual %.3f', fit.layer, join.extra_repr(), fit.residual)
         net.save_pretrained(self.output / 'net')
-        _log.info('next: python train.py --anchors %s --freeze-anchors --data-dir IMAGES', self.output / 'net')
+        _log.info('next: %s', self._next_command(net))
         return self.output / 'net'
 
     def draw(self, similarity: Similarity, partition: Partition, candidates: Sequence[Candidate]) -> list[Path]:
-        """Pictures of all three.
+        """Draws similarity, partition and assemblies.
 
         Raises:
             MissingExtra: matplotlib is not installed.
         """
         assemblies = [found.assembly for found in candidates]
-        drawn = reassembly.draw_similarity(similarity, self.output / 'similarity', 'similarity of the features')
-        drawn += reassembly.draw_partition(partition, self.output / 'partition', f'J = {partition.objective:.2f}')
-        return drawn + reassembly.draw_assemblies(assemblies, partition, self.output / 'assemblies', 'assemblies')
+        drawn = draw_similarity(similarity, self.output / 'similarity', 'similarity of the features')
+        drawn += draw_partition(partition, self.output / 'partition', f'J = {partition.objective:.2f}')
+        return drawn + draw_assemblies(assemblies, partition, self.output / 'assemblies', 'assemblies')
 
-    def _build(self, assembly: Assembly) -> tuple[Reassembled, StitchableNet]:
-        settings = self.settings
-        network = reassembly.reassemble(
-            assembly.legs, self.zoo, stem=settings.stem, head=settings.head, seams=settings.seams,
-            resample=settings.resample, seed=settings.seed,
-        )  # fmt: skip
-        return network, create_stitchable_net([ReassembledAnchor(network)], pretrained=True)
-
-    def _candidate(self, assembly: Assembly) -> Candidate:
-        network, net = self._build(assembly)
-        record = net.records[0]
-        assert record.flops is not None
-        assert record.params is not None
-        costs = {'flops': float(record.flops), 'params': float(record.params)}
-        for name, value in costs.items():
-            limit = getattr(self.settings, name)
-            if limit is not None and value > limit:
-                raise BudgetInfeasible(
-                    f'{assembly} has {name} = {value:.6g} once built, {value / limit:.3g} times the budget', costs
-                )
-        codes = None
-        if self.settings.rank != 'similarity':
-            batches, size = _CODES
-            images = torch.cat(self._held(net, batches * size))
-            codes = reassembly.naswot_score(network, images.split(size) if len(images) == batches * size else [images])
-        return Candidate(assembly, str(network), record.flops, record.params, codes)
-
-    def _held(self, net: StitchableNet, count: int) -> list[Tensor]:
-        """Images as a net takes them."""
-        drawn = drawn_images(self.settings.data, self.images, net, count, self.settings.seed, self.device)
-        return [images for images, _ in drawn]
+    def _next_command(self, net: StitchableNet) -> str:
+        """The command that trains the network on the same images."""
+        data = self.settings.data
+        words = ['python', 'train.py', '--anchors', str(self.output / 'net'), '--freeze-anchors']
+        given = {'dataset': data.dataset, 'data-dir': data.data_dir, 'class-map': data.class_map}
+        for flag, value in given.items():
+            words += [f'--{flag}', str(value)] if value else []
+        for plugin in self.settings.plugin:
+            words += ['--plugin', plugin]
+        classes = classes_of(self.images) or net.num_classes
+        if classes != net.num_classes:
+            words += ['--num-classes', str(classes)]
+        if classes != 1000:  # the default teacher's
+            words += ['--teacher', 'none']
+        return shlex.join(words)
 
     @property
-    def _blank(self) -> Similarity:
-        """Of the zoo, before it is measured."""
-        places = tuple((a.name, position) for a in self.anchors for position in range(len(a.boundaries)))
-        return Similarity(places, np.eye(len(places)))
+    def _unmeasured(self) -> Similarity:
+        """The boundaries of the zoo, before their similarity is measured."""
+        boundaries = tuple((a.name, position) for a in self.anchors for position in range(len(a.boundaries)))
+        return Similarity(boundaries, np.eye(len(boundaries)))
 
     def _fingerprint(self) -> str:
-        """Tells apart what the similarity depends on."""
-        settings, images = self.settings, self.images
-        names = images.filenames() if hasattr(images, 'filenames') else (settings.data.dataset, settings.data.data_dir)
-        how = (settings.images, settings.data.batch_size, settings.pool, settings.estimator, settings.seed)
-        facts = (self._digests, self._blank.boundaries, self.first.input_size, names, settings.split, how)
+        """A digest of all that the similarity depends on."""
+        data, wanted, images = self.settings.data, self.settings.similarity, self.images
+        names = images.filenames() if hasattr(images, 'filenames') else (data.dataset, data.data_dir)
+        how = (wanted.images, data.batch_size, wanted.pool, wanted.estimator, self.settings.seed)
+        facts = (self._digests, self._unmeasured.boundaries, self._first.input_size, names, wanted.split, how)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _check(settings: ReassembleSettings) -> None:
-    """Refuses what can be refused before anything is loaded."""
-    names = split_names(settings.zoo)
-    if len(names) < 2:
-        raise SnnetError(f'a zoo is at least two networks to take blocks from, --zoo names {len(names)}')
-    for name, least in (('count', 1), ('init_samples', 1), ('batch_size', 1), ('images', 1)):
-        if getattr(settings, name) < least:
-            raise SnnetError(f'{name} is at least {least}, not {getattr(settings, name)}')
-    for name, values in (
-        ('rank', RANKS), ('estimator', ESTIMATORS), ('stem', STEMS), ('head', HEADS), ('seams', KINDS), ('size', SIZES),
-        ('sets', SETS), ('method', STARTS),
-    ):  # fmt: skip
-        if getattr(settings, name) not in values:
-            raise SnnetError(f"{name} is one of {', '.join(values)}, not '{getattr(settings, name)}'")
-    least = ESTIMATORS[settings.estimator]
-    for name in ('images', 'batch_size'):
-        if getattr(settings, name) < least:
-            given = getattr(settings, name)
-            raise SnnetError(f'{settings.estimator} CKA compares at least {least} images at once, but {name}={given}')
-
-
 def _nearest(failures: Sequence[SnnetError]) -> SnnetError:
-    """What to say where no assembly could be used: the one that misses the budget least, or else the first reason."""
+    """The error if no assembly could be used: of the one that misses the budget least, or else the first."""
     missed = [error for error in failures if isinstance(error, BudgetInfeasible)]
     first = missed[0] if missed else failures[0]
     return type(first)(
-        f'none of the {len(failures)} best assemblies will do; {first}',
+        f'none of the {len(failures)} best assemblies can be used; {first}',
         *((first.smallest,) if isinstance(first, BudgetInfeasible) else ()),
     )

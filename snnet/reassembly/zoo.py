@@ -1,4 +1,4 @@
-"""What networks make a zoo, and the size of the modules of their lines."""
+"""The zoo: which networks can be compared, and the size of the modules of their lines."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ from ..errors import SnnetError
 from ..utils.digest import digest_of_tensors
 
 SIZES = ('flops', 'nodes', 'params')
-"""What the size of a block is measured in: multiply-adds, modules of the line (the paper's nodes), or parameters."""
+"""Measures of the size of a block: multiply-adds, modules of the line (the paper's nodes), or parameters."""
 
 
 def check_zoo(anchors: Sequence[Anchor]) -> None:
     """Refuses networks that cannot be compared.
 
     Raises:
-        SnnetError: fewer than two, two of one name, or different sizes of image.
-        CannotStitch: one does not run as a line on its size of image.
+        SnnetError: fewer than two, two with the same name, or different image sizes.
+        CannotStitch: a network that does not run as a line at its image size.
     """
     names = [anchor.name for anchor in anchors]
     if len(names) < 2:
-        raise SnnetError(f'a zoo is at least two networks to take blocks from, {len(names)} given')
+        raise SnnetError(f'a zoo needs at least two networks to take blocks from, {len(names)} given')
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise SnnetError(f"two networks of the zoo are called '{twice}': give each its own name")
+        raise SnnetError(f"two networks of the zoo are called '{twice}': give them different names")
     kinds: dict[tuple[int, ...], list[str]] = {}
     for anchor in anchors:
         kinds.setdefault(tuple(anchor.input_size), []).append(anchor.name)
     if len(kinds) > 1:
         listed = '; '.join(f'{"x".join(map(str, size))}: {", ".join(who)}' for size, who in kinds.items())
         raise SnnetError(
-            f'the networks of a zoo take images of one size, but these differ ({listed}): give them one img_size'
+            f'the networks of a zoo must take images of the same size, but these differ ({listed}): set one img_size'
         )
     for anchor in anchors:
-        _ = anchor.boundaries  # runs it once, and says so where it does not run
+        _ = anchor.boundaries  # runs it once, and raises if it does not run
 
 
 def line_sizes(
     anchors: Sequence[Anchor], measure: str = 'flops', parts: Mapping[str, PartFlops] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Size of every module of every line, by name of the network.
+    """The size of every module of every line, by name of the network.
 
     Args:
         anchors: the zoo.
         measure: one of `SIZES`.
-        parts: `part_flops` of the networks by name, where they were counted before.
+        parts: `part_flops` of the networks by name, if they have been counted before.
 
     Raises:
         SnnetError: an unknown measure.
     """
     if measure not in SIZES:
-        raise SnnetError(f"the size of a block is measured in {', '.join(SIZES)}, not '{measure}'")
+        raise SnnetError(f"the size of a block must be measured in one of {', '.join(SIZES)}, not '{measure}'")
     if measure == 'flops':
         counted = parts or {anchor.name: part_flops(anchor) for anchor in anchors}
         return {anchor.name: counted[anchor.name].modules for anchor in anchors}
@@ -62,22 +62,22 @@ def line_sizes(
 
 
 def leg_params(anchor: Anchor, start: int | None, stop: int | None) -> int:
-    """Parameters that take part in `anchor.run(x, start, stop)`."""
+    """Number of parameters that take part in `anchor.run(x, start, stop)`."""
     sizes = {name: p.numel() for name, p in anchor.model.named_parameters(remove_duplicate=False)}
     return sum(sizes[name] for name in anchor.parameter_names(start, stop))
 
 
 def weight_digests(anchors: Sequence[Anchor]) -> dict[str, str]:
-    """A digest of the weights of each network, by name.
+    """A SHA-256 digest of the weights of each network, by name.
 
     Raises:
-        SnnetError: two networks have the same ones.
+        SnnetError: two networks have the same weights.
     """
     found: dict[str, str] = {}
     for anchor in anchors:
         digest = digest_of_tensors(anchor.model.state_dict(), type(anchor.model).__name__)
         same = next((other for other, value in found.items() if value == digest), None)
         if same:
-            raise SnnetError(f'{same} and {anchor.name} are one network under two names: a zoo holds each one once')
+            raise SnnetError(f'{same} and {anchor.name} are the same network under two names: a zoo holds each once')
         found[anchor.name] = digest
     return found

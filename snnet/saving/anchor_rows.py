@@ -24,7 +24,7 @@ _MODEL = re.compile(r'\w+(\.[\w-]+)?', re.ASCII)
 
 _Maker = Callable[['AnchorRow'], Anchor]
 _makers: dict[str, _Maker] = {}
-_MAKERS_IN = {'reassembled': 'snnet.reassembly.network'}
+_MAKERS_IN = {'reassembled': 'snnet.reassembly.build_reassembled'}
 """Modules that register a maker when they are imported, by the name of the maker: imported when a row asks for it."""
 
 

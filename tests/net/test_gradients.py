@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from snnet.anchors.anchor import Boundary
 from snnet.net.compile_blocks import TensorDropPath
-from snnet.reassembly.joins import NewStem, Seam, behind_seam, relayout
+from snnet.reassembly.join import Join, boundary_behind_join
+from snnet.reassembly.new_stem import NewStem
+from snnet.reassembly.relayout import relayout
 from snnet.stitching.stitch_layer import StitchLayer
 from snnet.training.anchor_teachers import AnchorTeachers
 from snnet.training.distillation import DistillationLoss, Question
@@ -91,7 +93,7 @@ def test_a_norm_before_a_stitch_layer_gets_the_right_gradient(boundaries, traini
         assert_gradients_equal(model, elementary(model), features(boundaries[0]), TOLERANCE, inputs=False)
 
 
-def seams():
+def joins():
     for kind in ('published', 'plain'):
         for front in LAYOUTS:
             for end in LAYOUTS:
@@ -101,10 +103,10 @@ def seams():
 
 
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize(('kind', 'front', 'end'), [*seams()], ids=str)
+@pytest.mark.parametrize(('kind', 'front', 'end'), [*joins()], ids=str)
 def test_every_seam_has_the_gradient_of_its_equation(kind, front, end, training):
-    seam = shake(Seam(front, behind_seam(front, end, resample=True), kind).double(), 1).train(training)
-    assert_gradients_equal(seam, elementary(seam), features(front), TOLERANCE, inputs=False)
+    join = shake(Join(front, boundary_behind_join(front, end, resample=True), kind).double(), 1).train(training)
+    assert_gradients_equal(join, elementary(join), features(front), TOLERANCE, inputs=False)
 
 
 @pytest.mark.parametrize('prefixes', [(2, 2), (2, 0)])

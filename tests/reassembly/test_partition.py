@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from snnet.errors import CannotStitch, SnnetError
+from snnet.reassembly.dynamic_program import DynamicProgram
 from snnet.reassembly.partition import partition_zoo
-from snnet.reassembly.partition_lines import Lines
-from snnet.reassembly.partition_search import _settle, _swap_layers, _values, alternate
+from snnet.reassembly.partition_search import alternate, block_values, settle, swap_layers
 from snnet.reassembly.similarity import Similarity
 from snnet.stitching.stitch import Leg
 
@@ -112,11 +112,11 @@ def test_a_partition_is_what_it_says(method, sets, seed):
 def test_given_centers_the_dynamic_programme_finds_the_best_cuts(free, pinned):
     lengths, blocks = (8, 6, 7), 3
     similarity, sizes = random_zoo(lengths, 5), random_sizes(lengths, 5)
-    lines = Lines(similarity, blocks, sizes, 0.8)
+    program = DynamicProgram(similarity, blocks, sizes, 0.8)
     centers = np.array([[1, 4], [10, 12], [4, 6]])
-    cuts, sums = lines.best(_values(lines, centers, free, pinned))
-    legs = [lines.leg(*center) for center in centers]
-    for i, name in enumerate(lines.names):
+    cuts, sums = program.best(block_values(program, centers, free, pinned))
+    legs = [program.leg(*center) for center in centers]
+    for i, name in enumerate(program.names):
         values = {}
         for option in all_cuts(sizes[name], blocks, 0.8):
             own = [Leg(name, a, b) for a, b in itertools.pairwise(option)]
@@ -130,18 +130,18 @@ def test_given_centers_the_dynamic_programme_finds_the_best_cuts(free, pinned):
             assert sums[i] == -np.inf
             continue
         assert sums[i] == pytest.approx(max(values.values()), abs=1e-12)
-        assert values[tuple((cuts[i] - lines.first[i]).tolist())] == pytest.approx(sums[i], abs=1e-12)
+        assert values[tuple((cuts[i] - program.first[i]).tolist())] == pytest.approx(sums[i], abs=1e-12)
 
 
 @pytest.mark.parametrize('free', [True, False])
 @pytest.mark.parametrize('seed', [0, 1, 21, 39])  # of the last two, an end needs centers to be kept
 def test_no_exact_step_increases_the_objective_of_an_end(free, seed):
     lengths = (9, 12, 7, 10)
-    lines = Lines(random_zoo(lengths, seed), 3, nodes(lengths), 0.9)
-    end = alternate(lines, free, np.random.default_rng(seed))
+    program = DynamicProgram(random_zoo(lengths, seed), 3, nodes(lengths), 0.9)
+    end = alternate(program, free, np.random.default_rng(seed))
     for pinned in (False, True):
-        cuts, sums = lines.best(_values(lines, end.centers, free, pinned))
-        settled = _settle(lines, cuts, end.centers, free)
+        cuts, sums = program.best(block_values(program, end.centers, free, pinned))
+        settled = settle(program, cuts, end.centers, free)
         assert settled is None or settled.objective <= end.objective + 1e-9
     assert sums.sum() == pytest.approx(end.objective, abs=1e-9)  # the best cuts with its centers are its own
 
@@ -149,19 +149,19 @@ def test_no_exact_step_increases_the_objective_of_an_end(free, seed):
 def test_a_layer_swap_moves_a_cut_by_one_module_to_where_it_is_best_within_the_limit():
     matrix = np.zeros((14, 14))
     matrix[[2, 3, 4, 5], 10] = matrix[10, [2, 3, 4, 5]] = [0.1, 0.2, 0.5, 0.9]
-    lines = Lines(zoo((6, 6), matrix), 2, nodes((6, 6)), 0.5)
+    program = DynamicProgram(zoo((6, 6), matrix), 2, nodes((6, 6)), 0.5)
     cuts, centers = np.array([[0, 2, 6], [7, 10, 13]]), np.array([[7, 10], [10, 13]])
     for expected in (3, 4, 4):  # five modules would be more than the limit of less than 4.5
-        _swap_layers(lines, cuts, np.array([[0, 1], [0, 1]]), centers)
+        swap_layers(program, cuts, np.array([[0, 1], [0, 1]]), centers)
         assert cuts[0].tolist() == [0, expected, 6]
 
 
 def test_no_set_of_given_cuts_is_left_empty_or_without_its_center():
     similarity = zoo((4, 4), np.ones((10, 10)))  # all blocks are alike: every tie there is
-    lines = Lines(similarity, 2, nodes((4, 4)), 0.5)
+    program = DynamicProgram(similarity, 2, nodes((4, 4)), 0.5)
     cuts = np.array([[0, 2, 4], [5, 7, 9]])
-    assert _settle(lines, cuts, np.array([[0, 1], [1, 3]]), True) is None  # of these centers, one takes all
-    state = _settle(lines, cuts, np.array([[0, 2], [7, 9]]), True)
+    assert settle(program, cuts, np.array([[0, 1], [1, 3]]), True) is None  # of these centers, one takes all
+    state = settle(program, cuts, np.array([[0, 2], [7, 9]]), True)
     assert np.bincount(state.sets).tolist() == [3, 1]
     found = partition_zoo(similarity, 2, nodes((4, 4)), epsilon=0.5)
     assert all(found.centers[j] in found.members(j) for j in range(2))
@@ -230,10 +230,10 @@ def test_every_network_that_misses_the_limit_is_named_with_what_it_needs():
         ((6,), 2, {}, 'at least two networks to take blocks from, 1 given'),
         ((6, 3, 8), 4, {}, 'n1 has 3 modules on its line: it cannot be cut into 4 blocks'),
         ((6, 6), 1, {}, 'at least 2 blocks, not 1'),
-        ((6, 6), 3, {'epsilon': -0.1}, 'epsilon is zero or a positive finite number, not -0.1'),
+        ((6, 6), 3, {'epsilon': -0.1}, 'epsilon must be zero or a positive finite number, not -0.1'),
         ((6, 6), 3, {'epsilon': float('nan')}, 'epsilon'),
         ((6, 6), 3, {'epsilon': float('inf')}, 'epsilon'),
-        ((6, 6), 3, {'sets': 'any'}, "sets is one of free, stage, not 'any'"),
+        ((6, 6), 3, {'sets': 'any'}, "sets must be one of free, stage, not 'any'"),
         ((6, 6), 3, {'method': 'best'}, "one of alternating, published, not 'best'"),
         ((6, 6), 3, {'starts': 0}, 'at least one start'),
     ],

@@ -11,7 +11,8 @@ from torch import nn
 import snnet
 from snnet.errors import SnnetError
 from snnet.reassembly.cka import HsicSums, gram, linear_cka
-from snnet.reassembly.similarity import Similarity, measure_similarity
+from snnet.reassembly.similarity import Similarity
+from snnet.reassembly.zoo_similarity import measure_similarity
 from tests.helpers.families import FAMILIES, images, shake, vit
 
 SIZE = 64

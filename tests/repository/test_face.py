@@ -134,7 +134,7 @@ def test_what_needs_no_torch_loads_none():
 
 def test_a_plain_import_reaches_every_room():
     loaded = fresh('import snnet\nassert snnet.net.cuda_graphs.GraphedStitches and snnet.reassembly.reassemble')
-    assert {'torch', 'snnet.net.cuda_graphs', 'snnet.reassembly.network'} <= loaded
+    assert {'torch', 'snnet.net.cuda_graphs', 'snnet.reassembly.reassembled'} <= loaded
 
 
 @pytest.mark.parametrize('command', [[], ['profile'], ['export'], ['simulate'], ['info']])

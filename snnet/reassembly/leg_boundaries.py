@@ -1,4 +1,4 @@
-"""What flows through a leg that gets other features than in its own network."""
+"""What flows through a leg that receives other features than in its own network."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..errors import CannotStitch, reason_of
 from ..stitching.stitch import Leg
 
 
-def flow(leg: Leg, part: Anchor, given: Boundary) -> list[Boundary]:
+def leg_boundaries(leg: Leg, part: Anchor, given: Boundary) -> list[Boundary]:
     """The boundaries behind each module of a leg.
 
-    Where what comes is what its own network has there, nothing needs to be run; otherwise a copy without memory
-    (torch's meta device) runs.
+    If the leg receives what its own network has there, nothing needs to run; otherwise a copy without memory (torch's
+    meta device) runs.
 
     Args:
         leg: what runs.
         part: its network, whole or cut to the leg.
-        given: what comes in.
+        given: what flows in.
 
     Raises:
-        CannotStitch: a module, or the head, does not run on what comes or is tied to another grid.
+        CannotStitch: a module, or the head, does not run on what flows in, or is tied to another grid.
     """
     start, stop, _ = slice(leg.start, leg.stop).indices(len(part.line()))
     native = part.boundaries[start : stop + 1]
@@ -36,12 +36,12 @@ def flow(leg: Leg, part: Anchor, given: Boundary) -> list[Boundary]:
             return _walk(leg, part.weightless_copy(), given, native)
         except _Refused:
             raise
-        except Exception:  # whatever a network does that needs real numbers: run a real copy
+        except Exception:  # some networks need real numbers: run a real copy
             return _walk(leg, part.duplicate().eval(), given, native)
 
 
 class _Refused(CannotStitch):
-    """A refusal that another run would repeat."""
+    """A refusal that a run with real numbers would repeat."""
 
 
 def _walk(leg: Leg, twin: Anchor, given: Boundary, native: Sequence[Boundary]) -> list[Boundary]:
@@ -57,7 +57,7 @@ def _walk(leg: Leg, twin: Anchor, given: Boundary, native: Sequence[Boundary]) -
         try:
             x = module(x)
             now = _behind(x, now, before, behind)
-        except Exception as error:  # whatever a block raises for a grid that is not its own
+        except Exception as error:  # anything a block may raise on a grid that is not its own
             raise CannotStitch(_why(leg, position, now, before, reason_of(error))) from error
         found.append(now)
     if leg.stop is None:
@@ -69,7 +69,10 @@ def _walk(leg: Leg, twin: Anchor, given: Boundary, native: Sequence[Boundary]) -
 
 
 def _behind(x: Tensor, given: Boundary, before: Boundary, behind: Boundary) -> Boundary:
-    """What a module gave, which takes `given` where its own network has `before` and gives `behind` there."""
+    """The boundary of the output `x` of a module that received `given`.
+
+    In its own network the module receives `before` and gives `behind`.
+    """
     if behind.layout != 'NLC':
         return boundary_of_map(x.shape, behind.layout)
     prefix = behind.prefix if given.prefix == before.prefix else 0
@@ -87,5 +90,5 @@ def _behind(x: Tensor, given: Boundary, before: Boundary, behind: Boundary) -> B
 def _why(leg: Leg, position: int, given: Boundary, own: Boundary, reason: str) -> str:
     return (
         f'{leg} does not run here: position {position} gets {given}, its own network has {own} there ({reason}); '
-        f'resample=True, or a leg that starts elsewhere, may do'
+        f'try resample=True, or a leg that starts elsewhere'
     )

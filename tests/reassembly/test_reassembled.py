@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache, partial
 
 import pytest
@@ -16,16 +17,19 @@ from snnet import Boundary, CannotStitch, Leg, SnnetError, StitchableNet
 from snnet.anchors.anchor import Anchor, Stage
 from snnet.evaluation.evaluate import evaluate
 from snnet.net.create import load_folder, load_zoo
-from snnet.reassembly.initialize_joins import initialize_seams
-from snnet.reassembly.joins import Seam, behind_seam, relayout
-from snnet.reassembly.network import Reassembled, reassemble
+from snnet.reassembly.build_reassembled import reassemble
+from snnet.reassembly.fit_joins import initialize_joins
+from snnet.reassembly.join import Join, boundary_behind_join
+from snnet.reassembly.legs_text import network_names, parse_legs
+from snnet.reassembly.line_table import module_names
 from snnet.reassembly.published_flops import count_published_flops
+from snnet.reassembly.published_networks import PUBLISHED_NETWORKS, published_network
+from snnet.reassembly.reassembled import Reassembled
+from snnet.reassembly.relayout import relayout
 from snnet.training.trainer import train
 from tests.helpers.families import FAMILIES, images, levit, shake, swin, vit
 from tests.helpers.published_numbers import published_table
 from tests.helpers.runs import eval_settings, train_settings
-
-NAMES = ('DeRy(4,10,3)', 'DeRy(4,30,6)', 'DeRy(4,90,20)')
 
 ZOO = {
     'cnn': FAMILIES['resnet'].small,
@@ -85,24 +89,40 @@ def on_paper(name: str) -> Anchor:
     return kind(model, name, input_size=(3, 224, 224))
 
 
-def published(name: str) -> tuple[Reassembled, dict]:
-    about = published_table('dery_models')['models'][name]
-    places = [(b['timm_model'].split(' ')[0].partition('.')[0], *b['node_range']) for b in about['blocks']]
-    legs = [Leg(anchor, first, last + 1) for anchor, first, last in places]
-    anchors = {leg.anchor: on_paper(leg.anchor) for leg in legs}
-    return reassemble(legs, anchors, stem='new', head='new', resample=False, num_classes=1000), about
+def published(name: str) -> Reassembled:
+    """A network of the paper by its legs here, of networks without weights."""
+    legs = PUBLISHED_NETWORKS[name]
+    plain = re.sub(r'[.]\w+(?=\[)', '', legs)  # tags of weights do not matter
+    anchors = {anchor: on_paper(anchor) for anchor in network_names(plain)}
+    return reassemble(plain, anchors, stem='new', head='new', resample=False, num_classes=1000)
 
 
-@pytest.mark.parametrize('name', NAMES)
+def sizes(modules) -> list[int]:
+    return [sum(p.numel() for p in module.parameters()) for module in modules]
+
+
+@pytest.mark.parametrize('name', PUBLISHED_NETWORKS)
 def test_published_networks_come_out_to_the_last_parameter_and_flop(name):
-    net, about = published(name)
-    assert [sum(p.numel() for p in part.parameters()) for part in net.legs] == [b['params'] for b in about['blocks']]
-    assert [sum(p.numel() for p in seam.parameters()) for seam in net.seams] == [s['params'] for s in about['stitches']]
-    assert sum(p.numel() for p in net.parameters()) == about['rebuilt']['params']
+    expected = published_table('dery_networks')[name]
+    net = published(name)
+    assert sizes(net.legs) == expected['blocks']
+    assert sizes(net.joins) == expected['joins']
+    assert sizes([net]) == [expected['params']]
     net.freeze_blocks()
-    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    assert trained == about['rebuilt']['trainable_frozen_tuning']
-    assert count_published_flops(net) == about['rebuilt']['mmcv_flops']
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == expected['trainable']
+    assert count_published_flops(net) == expected['flops']
+
+
+@pytest.mark.parametrize('name', published_table('dery_models')['models'])
+def test_the_blocks_of_published_networks_have_the_published_module_names(name):
+    legs, _ = parse_legs(re.sub(r'[.]\w+(?=\[)', '', PUBLISHED_NETWORKS[name]), {})
+    for leg, block in zip(legs, published_table('dery_models')['models'][name]['blocks'], strict=True):
+        assert module_names(on_paper(leg.anchor))[leg.start : leg.stop] == block['timm_paths']
+
+
+def test_an_unknown_published_network_is_refused():
+    with pytest.raises(SnnetError, match=r"no published network 'DeRy\(5,1,1\)', only DeRy\(4,10,3\)"):
+        published_network('DeRy(5,1,1)', pretrained=False)
 
 
 def test_the_layouts_of_features_are_converted_and_their_grids_resampled():
@@ -128,21 +148,21 @@ def test_the_layouts_of_features_are_converted_and_their_grids_resampled():
      ('NLC', 'NHWC', nn.LayerNorm), ('NHWC', 'NHWC', nn.LayerNorm), ('NLC', 'NLC', nn.LayerNorm)],
 )  # fmt: skip
 def test_a_published_seam_is_norm_map_and_leaky_relu(front, end, norm):
-    seam = Seam(Boundary(5, (4, 4), front), Boundary(6, (4, 4), end))
-    assert isinstance(seam.norm, norm)
-    assert sum(p.numel() for p in seam.parameters()) == 2 * 5 + 5 * 6
+    join = Join(Boundary(5, (4, 4), front), Boundary(6, (4, 4), end))
+    assert isinstance(join.norm, norm)
+    assert sum(p.numel() for p in join.parameters()) == 2 * 5 + 5 * 6
     given, maps = Boundary(5, (4, 4), front), torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(0))
-    shake(seam).eval()
-    out = seam(relayout(maps, Boundary(5, (4, 4), 'NCHW'), given))
-    x = seam.norm(maps) if norm is nn.BatchNorm2d else seam.norm(maps.movedim(1, -1)).movedim(-1, 1)
-    expected = F.leaky_relu(F.conv2d(x, seam.map.weight.view(6, 5, 1, 1)), 0.1)
-    torch.testing.assert_close(relayout(out, seam.end, Boundary(6, (4, 4), 'NCHW')), expected)
+    shake(join).eval()
+    out = join(relayout(maps, Boundary(5, (4, 4), 'NCHW'), given))
+    x = join.norm(maps) if norm is nn.BatchNorm2d else join.norm(maps.movedim(1, -1)).movedim(-1, 1)
+    expected = F.leaky_relu(F.conv2d(x, join.map.weight.view(6, 5, 1, 1)), 0.1)
+    torch.testing.assert_close(relayout(out, join.end, Boundary(6, (4, 4), 'NCHW')), expected)
 
 
 def test_prefix_tokens_stay_only_where_both_sides_have_as_many():
     front, end = Boundary(8, (4, 4), 'NLC', 1), Boundary(8, (2, 2), 'NLC', 1)
-    assert behind_seam(front, end, True) == end
-    assert behind_seam(front, Boundary(8, (4, 4), 'NLC', 2), True).prefix == 0
+    assert boundary_behind_join(front, end, True) == end
+    assert boundary_behind_join(front, Boundary(8, (4, 4), 'NLC', 2), True).prefix == 0
     assert network('vit[:2] > deit[1:]').options['head'] == 'own'
     without = network('cnn[:6] > deit[1:]')
     assert (without.options['head'], without.boundaries[-1]) == ('new', Boundary(32, (4, 4), 'NLC', 0))
@@ -150,10 +170,10 @@ def test_prefix_tokens_stay_only_where_both_sides_have_as_many():
         network('cnn[:6] > deit[1:]', head='own')
 
 
-@pytest.mark.parametrize('seams', ['published', 'plain'])
+@pytest.mark.parametrize('joins', ['published', 'plain'])
 @pytest.mark.parametrize('plan', PLANS)
-def test_every_leg_runs_on_the_grid_of_its_own_network_where_it_is_resampled(plan, seams):
-    net = network(PLANS[plan], seams=seams)
+def test_every_leg_runs_on_the_grid_of_its_own_network_where_it_is_resampled(plan, joins):
+    net = network(PLANS[plan], joins=joins)
     at = 0
     for leg, part in zip(net.plan, net.legs, strict=True):
         start, stop, _ = slice(leg.start, leg.stop).indices(len(part.line()))
@@ -190,8 +210,8 @@ def test_the_first_leg_may_start_further_down_behind_a_seam():
     net = network(PLANS['a first leg further down'])
     assert str(net) == 'cnn[:0] > cnn[1:4] > levit[1:]'
     x = zoo()['cnn'].stem(images(64))
-    x = zoo()['cnn'].run(net.seams[0](x), 1, 4)
-    x = zoo()['levit'].run(net.seams[1](x), 1, None)
+    x = zoo()['cnn'].run(net.joins[0](x), 1, 4)
+    x = zoo()['levit'].run(net.joins[1](x), 1, None)
     torch.testing.assert_close(net(images(64)), x)
 
 
@@ -236,7 +256,7 @@ def test_frozen_blocks_do_not_train_and_keep_their_statistics(options, trained):
 def test_it_is_a_line_whose_stages_are_runs_of_one_grid_and_width():
     anchor = snnet.as_anchor(network(PLANS['maps to windows to maps']))
     assert [len(stage.blocks) for stage in anchor.stages()] == [2, 2, 2, 2, 1, 6, 2]
-    assert [isinstance(stage.entry, Seam) for stage in anchor.stages()] == [
+    assert [isinstance(stage.entry, Join) for stage in anchor.stages()] == [
         False,
         False,
         True,
@@ -270,7 +290,7 @@ def test_it_is_an_anchor_of_a_stitchable_net_that_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'options', [{}, {'seams': 'plain'}, {'stem': 'new', 'head': 'new', 'resample': False, 'num_classes': 3}]
+    'options', [{}, {'joins': 'plain'}, {'stem': 'new', 'head': 'new', 'resample': False, 'num_classes': 3}]
 )
 def test_it_comes_back_from_its_folder(tmp_path, options):
     net = network('cnn[1:2] > next[7:10] > next[13:]', **options)
@@ -365,14 +385,14 @@ def test_another_number_of_classes_starts_a_new_classifier(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'seams'), [('cnn', 'plain'), ('vit', 'plain'), ('swin', 'plain'), ('cnn', 'published')]
+    ('name', 'joins'), [('cnn', 'plain'), ('vit', 'plain'), ('swin', 'plain'), ('cnn', 'published')]
 )
-def test_least_squares_finds_the_identity_between_legs_of_one_network(name, seams):
+def test_least_squares_finds_the_identity_between_legs_of_one_network(name, joins):
     net = reassemble(
-        f'{name}[:3] > {name}[3:6] > {name}[6:]' if name != 'vit' else 'vit[:2] > vit[2:]', zoo(), seams=seams
+        f'{name}[:3] > {name}[3:6] > {name}[6:]' if name != 'vit' else 'vit[:2] > vit[2:]', zoo(), joins=joins
     )
-    fits = initialize_seams(net.eval(), zoo(), [images(64, 40, seed) for seed in (1, 2)], 80)
-    assert [fit.layer for fit in fits] == list(range(len(net.seams)))
+    fits = initialize_joins(net.eval(), zoo(), [images(64, 40, seed) for seed in (1, 2)], 80)
+    assert [fit.layer for fit in fits] == list(range(len(net.joins)))
     assert max(fit.residual for fit in fits) < 1e-6
     torch.testing.assert_close(net(images(64)), zoo()[name](images(64)), rtol=1e-3, atol=1e-3)
 
@@ -383,13 +403,13 @@ def test_least_squares_finds_the_identity_between_legs_of_one_network(name, seam
 )
 def test_the_residual_is_what_the_published_seam_misses(legs):
     net, x = reassemble(legs, zoo()).eval(), images(64, 20)
-    (fit,) = initialize_seams(net, zoo(), [x], 20)
-    seam, leg = net.seam(0), net.plan[1]
+    (fit,) = initialize_joins(net, zoo(), [x], 20)
+    join, leg = net.join(0), net.plan[1]
     own = zoo()[leg.anchor]
     with torch.no_grad():
-        out = relayout(seam(net.run_to_seam(x, 0)), seam.end, Boundary(seam.end.channels, seam.end.grid, 'NHWC'))
-        wanted = relayout(own.run(x, None, leg.start), own.boundaries[leg.start], seam.end)
-        wanted = relayout(wanted, seam.end, Boundary(seam.end.channels, seam.end.grid, 'NHWC'))
+        out = relayout(join(net.run_to_join(x, 0)), join.end, Boundary(join.end.channels, join.end.grid, 'NHWC'))
+        wanted = relayout(own.run(x, None, leg.start), own.boundaries[leg.start], join.end)
+        wanted = relayout(wanted, join.end, Boundary(join.end.channels, join.end.grid, 'NHWC'))
     out, wanted = (torch.where(y < 0, y / 0.1, y).double().flatten(0, -2) for y in (out, wanted))
     missed = (out - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
     assert fit.residual == pytest.approx(float(missed), rel=1e-3, abs=1e-6)
@@ -399,34 +419,34 @@ def test_the_residual_is_what_the_published_seam_misses(legs):
 def test_memory_of_the_fit_does_not_hold_the_images_and_bad_input_is_refused():
     net = network()
     told = []
-    initialize_seams(net, zoo(), [images(64, 6)], 6, told.append)
-    assert told == [4, 2] * len(net.seams)
+    initialize_joins(net, zoo(), [images(64, 6)], 6, told.append)
+    assert told == [4, 2] * len(net.joins)
     for batches, options, hint in (
-        (iter([images(64)]), {}, 'no iterator'),
+        (iter([images(64)]), {}, 'not an iterator'),
         ([], {}, 'no images'),
         ([images(64)], {'samples': 0}, 'at least one image'),
         ([images(64) * float('nan')], {}, 'not finite'),
         ([images(64)], {'ridge': -1.0}, 'ridge'),
     ):
         with pytest.raises(SnnetError, match=hint):
-            initialize_seams(net, zoo(), batches, **options)
+            initialize_joins(net, zoo(), batches, **options)
     with pytest.raises(SnnetError, match="the zoo lacks 'swin'"):
-        initialize_seams(net, {'cnn': zoo()['cnn']}, [images(64)])
+        initialize_joins(net, {'cnn': zoo()['cnn']}, [images(64)])
 
 
 @pytest.mark.parametrize(
     ('legs', 'options', 'hint'),
     [
-        ('', {}, 'no leg'),
+        ('', {}, 'not a valid leg'),
         ([], {}, 'at least one leg'),
         ('cnn[:2] > gnn[2:]', {}, "no network 'gnn' in the zoo, only cnn, swin"),
         ('cnn[:2] > swin[8:3]', {}, 'positions of swin run from 0 to 13'),
         ('cnn[:2] > swin[3:99]', {}, 'positions of swin run from 0 to 13'),
         ('cnn[:2] > swin[:3]', {}, 'is open'),
         ('cnn[:] > swin[3:]', {}, 'is open'),
-        ('cnn[:2] > swin[2:]', {'stem': 'old'}, 'stem is one of own, new'),
-        ('cnn[:2] > swin[2:]', {'head': 'old'}, 'head is one of auto, own, new'),
-        ('cnn[:2] > swin[2:]', {'seams': 'wide'}, 'seams is one of published, plain'),
+        ('cnn[:2] > swin[2:]', {'stem': 'old'}, 'stem must be one of own, new'),
+        ('cnn[:2] > swin[2:]', {'head': 'old'}, 'head must be one of auto, own, new'),
+        ('cnn[:2] > swin[2:]', {'joins': 'wide'}, 'joins must be one of published, plain'),
         ('cnn[:2] > swin[2:]', {'num_classes': 0}, 'at least one class'),
         ('cnn[:2] > swin[2:5]', {'head': 'own'}, 'does not run to position 13'),
         ('cnn[:2] > swin[2:]', {'head': 'own', 'num_classes': 3}, 'knows 7 classes, not 3'),

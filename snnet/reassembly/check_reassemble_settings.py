@@ -1,0 +1,43 @@
+"""Refuses settings of reassemble.py that cannot work, before anything is loaded."""
+
+from __future__ import annotations
+
+from ..config.sections import check_ranges
+from ..errors import SnnetError
+from .cka import ESTIMATORS
+from .dynamic_program import check_blocks
+from .ranking import budget_limit, check_networks
+from .reassemble_settings import ReassembleSettings
+
+
+def check_reassemble_settings(settings: ReassembleSettings) -> None:
+    """Checks every setting that can be checked alone, or against the number of networks.
+
+    Raises:
+        SnnetError: a setting is out of range.
+    """
+    check_ranges(settings)
+    assembly = settings.assembly
+    for name in ('flops', 'params'):
+        budget_limit(name, getattr(assembly, name))
+    if not assembly.init_ridge < float('inf'):
+        raise SnnetError(f'init_ridge must be a finite number, not {assembly.init_ridge}')
+    names = [name for name in settings.zoo.split(',') if name.strip()]
+    if assembly.legs:
+        if not names:
+            raise SnnetError('name the networks that --legs takes blocks from with --zoo')
+        return
+    if len(names) < 2:
+        raise SnnetError(f'a zoo needs at least two networks to take blocks from, --zoo names {len(names)}')
+    smallest = ESTIMATORS[settings.similarity.estimator]
+    for name, value in (('images', settings.similarity.images), ('batch_size', settings.data.batch_size)):
+        if value < smallest:
+            raise SnnetError(
+                f'{settings.similarity.estimator} CKA compares at least {smallest} images at once, but {name}={value}'
+            )
+    if assembly.pick >= assembly.count:
+        raise SnnetError(f'--pick {assembly.pick} is not in a list of --count {assembly.count}, which begins with 0')
+    blocks = settings.partition.blocks
+    long_enough = {f'network {i}': blocks + 1 for i in range(len(names))}  # the lines are not known yet
+    check_blocks(long_enough, blocks, settings.partition.epsilon)
+    check_networks(assembly.networks, blocks, len(names))
