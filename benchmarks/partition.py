@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from snnet.reassembly import AssemblyTables, Similarity, rank_assemblies
+from snnet.reassembly import AssemblyTables, Similarity, partition_zoo, rank_assemblies
 
 
 def made_up(networks: int, noise: float) -> Similarity:

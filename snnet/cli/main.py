@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
 
@@ -13,8 +14,10 @@ COMMANDS = {
     'export': 'write a stitch, or a set of them, as torch.export or ONNX',
     'simulate': 'show how a controller keeps deadlines as the load changes',
     'info': 'print the anchors, the frontier and the latency tables',
+    'line': 'print the positions of a network (NETWORK instead of FOLDER)',
 }
-"""Module and help text of each subcommand. The module of `info` holds `InfoSettings` and `run`."""
+"""Module and help text of each subcommand. The module of `info` holds `InfoSettings`, whose first field is
+the argument without a flag, and `run`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +52,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     kind = getattr(command, f'{name.capitalize()}Settings')
     set_up_logging()
     try:
-        command.run(parse(kind, arguments, 'folder', prog=f'snnet {name}'))
+        command.run(parse(kind, arguments, positional=fields(kind)[0].name, prog=f'snnet {name}'))
     except (SnnetError, OSError) as error:  # OSError: the disk is full, or the folder may not be written
         print(f'snnet {name}: {error}', file=sys.stderr)
         return 2

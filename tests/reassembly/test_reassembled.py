@@ -462,3 +462,82 @@ def test_networks_of_different_image_sizes_are_refused():
     anchors = {'cnn': zoo()['cnn'], 'small': snnet.as_anchor(vit(), 'small')}
     with pytest.raises(CannotStitch, match='images of different sizes: cnn 3x64x64, small 3x32x32'):
         reassemble('cnn[:2] > small[2:]', anchors)
+
+
+def test_legs_may_name_modules_and_strides():
+    anchors = {'cnn': zoo()['cnn'], 'next': zoo()['next']}
+    names = module_names(anchors['cnn'])
+    assert names[:3] == ['layer1.0', 'layer1.1', 'layer2.0']
+    text = 'cnn[layer1.0:layer2.0] >2> next[ 7 : 10 ] > next[13:]'
+    assert parse_legs(text, anchors) == ([Leg('cnn', 0, 2), Leg('next', 7, 10), Leg('next', 13, None)], (2, 1))
+    assert network_names(text) == ['cnn', 'next']
+    net = reassemble(text, anchors)
+    assert str(net) == 'cnn[:2] >2> next[7:10] > next[13:]'
+    with pytest.raises(CannotStitch, match=r"'layer9\.0' is not a module of the line of cnn, which has layer1\.0"):
+        parse_legs('cnn[layer9.0:] > next[3:]', anchors)
+
+
+@pytest.mark.parametrize('joins', ['published', 'plain'])
+def test_a_join_with_a_stride_is_a_convolution_that_least_squares_fits(joins, tmp_path):
+    net = reassemble('cnn[:2] >2> cnn[3:]', zoo(), joins=joins).eval()
+    join = net.join(0)
+    assert (join.map.kernel_size, join.map.stride, join.end.grid) == ((2, 2), (2, 2), zoo()['cnn'].boundaries[3].grid)
+    assert join.map.weight.shape == (join.end.channels, join.front.channels, 2, 2)
+    x = images(64, 24)
+    (fit,) = initialize_joins(net, zoo(), [x], 24)
+    with torch.no_grad():
+        own = zoo()['cnn']
+        out, wanted = join(net.run_to_join(x, 0)), own.run(x, None, 3)
+    if joins == 'published':
+        out, wanted = (torch.where(y < 0, y / 0.1, y) for y in (out, wanted))
+    out, wanted = (y.movedim(1, -1).flatten(0, -2).double() for y in (out, wanted))
+    missed = (out - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    assert fit.residual == pytest.approx(float(missed), rel=1e-3, abs=1e-6)
+    assert fit.residual < 1
+    net.save_pretrained(tmp_path)
+    loaded = Reassembled.from_pretrained(tmp_path)
+    assert (loaded.strides, str(loaded)) == ((2,), str(net))
+    assert torch.equal(loaded(images(64)), net(images(64)))
+
+
+@pytest.mark.parametrize(('legs', 'options', 'hint'), [
+    ('cnn[:2] >0> next[7:]', {}, 'stride of a join must be at least 1, not 0'),
+    ('vit[:2] >2> deit[2:]', {}, 'is a linear layer, which has no stride'),
+    ('cnn[:2] >99> next[7:]', {'resample': False}, 'needs a grid of at least 99x99'),
+    ('cnn[:2] > next[7:]', {'strides': (1, 2)}, '2 legs have 1 joins between them, but 2 strides'),
+])  # fmt: skip
+def test_strides_that_cannot_be_are_refused(legs, options, hint):
+    with pytest.raises(SnnetError, match=hint):
+        reassemble(legs, zoo(), **options)
+
+
+def test_a_network_without_head_gets_a_new_one_for_the_classes_asked_for():
+    headless = snnet.as_anchor(vit(48, img_size=64, patch_size=16, num_heads=4, num_classes=0).eval(), 'ssl')
+    anchors = {'cnn': zoo()['cnn'], 'ssl': headless}
+    net = reassemble('cnn[:4] > ssl[1:]', anchors, num_classes=5)
+    assert (net.options['head'], net(images(64)).shape) == ('new', (2, 5))
+    with pytest.raises(CannotStitch, match='ssl has no head, so the number of classes is unknown: pass num_classes'):
+        reassemble('cnn[:4] > ssl[1:]', anchors)
+    with pytest.raises(CannotStitch, match='cannot end in the head of its network: it has none'):
+        reassemble('cnn[:4] > ssl[1:]', anchors, num_classes=5, head='own')
+    assert reassemble('ssl[:2] > cnn[4:]', anchors)(images(64)).shape == (2, 7)
+
+
+def test_a_net_that_was_saved_with_seams_still_loads(tmp_path):
+    net = network(joins='plain')
+    net.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    args = config['anchors'][0]['args']
+    args['seams'] = args.pop('joins')
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    assert torch.equal(Reassembled.from_pretrained(tmp_path)(images(64)), net(images(64)))
+
+
+def test_a_line_is_a_table_of_its_positions():
+    rows = line_rows(zoo()['cnn'])
+    assert [row.position for row in rows] == list(range(len(zoo()['cnn'].boundaries)))
+    assert [row.boundary for row in rows] == list(zoo()['cnn'].boundaries)
+    model = zoo()['cnn'].model
+    assert rows[2].params == sum(p.numel() for p in model.get_submodule(rows[2].module).parameters())
+    assert rows[-1].params == sum(p.numel() for p in model.fc.parameters())
+    assert len(format_line(rows).splitlines()) == len(rows) + 1
