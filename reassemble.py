@@ -18,13 +18,13 @@ def main() -> int:
     try:
         settings = parse(ReassembleSettings)
         search = Search(settings)
-        if settings.legs:
-            print('wrote', search.finish(settings.legs))
+        if settings.assembly.legs:
+            print('wrote', search.finish(settings.assembly.legs))
             return 0
         similarity = search.similarity()
         partition = search.partition(similarity)
         candidates = search.candidates(similarity, partition)
-        print(format_candidates(candidates, settings.rank))
+        print(format_candidates(candidates, settings.assembly.rank))
         print('wrote', search.write(candidates), 'and', search.finish(search.pick(candidates)))
         try:
             print('drew', *search.draw(similarity, partition, candidates))

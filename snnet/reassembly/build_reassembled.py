@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..anchors.anchor import Anchor
+from ..anchors.registry import register_adapter
 from ..errors import CannotStitch, SnnetError
 from ..saving.anchor_rows import MAX_CLASSES, AnchorRow, register_maker
 from ..stitching.stitch import Leg
@@ -14,6 +15,7 @@ from ..utils.typed_json import TypedTable
 from .join import KINDS, MAX_STRIDE
 from .legs_text import parse_legs, unknown_network
 from .reassembled import Reassembled
+from .reassembled_anchor import REASSEMBLED, ReassembledAnchor
 
 STEMS = ('own', 'new')
 """The stem of the first leg's network, or the paper's."""

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..anchors.anchor import Anchor, Source, Stage
-from ..anchors.registry import register_adapter
 from ..saving.anchor_rows import describe_anchor
 from .reassembled import Reassembled
 
@@ -52,7 +51,7 @@ class ReassembledAnchor(Anchor):
         net, boundaries = self.network, self.network.boundaries
         parts = [net.part(i) for i in range(len(net.plan))]
         entries = {id(stage.entry) for part in parts for stage in part.stages() if stage.entry is not None}
-        entries |= {id(join) for join in net.joins}
+        entries |= {id(join) for join in net.seams}
         runs: list[list[nn.Module]] = []
         for position, module in enumerate(net.line()):
             if position == 0 or boundaries[position + 1] != boundaries[position]:
@@ -89,6 +88,3 @@ class ReassembledAnchor(Anchor):
                 return part.is_grid_bound(start + position - first, module)
             first += stop - start
         return False
-
-
-register_adapter(Reassembled, ReassembledAnchor)

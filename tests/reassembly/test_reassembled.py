@@ -21,7 +21,7 @@ from snnet.reassembly.build_reassembled import reassemble
 from snnet.reassembly.fit_joins import initialize_joins
 from snnet.reassembly.join import Join, boundary_behind_join
 from snnet.reassembly.legs_text import network_names, parse_legs
-from snnet.reassembly.line_table import module_names
+from snnet.reassembly.line_table import format_line, line_rows, module_names
 from snnet.reassembly.published_flops import count_published_flops
 from snnet.reassembly.published_networks import PUBLISHED_NETWORKS, published_network
 from snnet.reassembly.reassembled import Reassembled
@@ -501,9 +501,9 @@ def test_a_join_with_a_stride_is_a_convolution_that_least_squares_fits(joins, tm
 
 
 @pytest.mark.parametrize(('legs', 'options', 'hint'), [
-    ('cnn[:2] >0> next[7:]', {}, 'stride of a join must be at least 1, not 0'),
+    ('cnn[:2] >0> next[7:]', {}, 'stride of a join must be 1 to 16, not 0'),
     ('vit[:2] >2> deit[2:]', {}, 'is a linear layer, which has no stride'),
-    ('cnn[:2] >99> next[7:]', {'resample': False}, 'needs a grid of at least 99x99'),
+    ('cnn[:2] >16> next[13:]', {}, 'needs a grid of at least 16x16'),
     ('cnn[:2] > next[7:]', {'strides': (1, 2)}, '2 legs have 1 joins between them, but 2 strides'),
 ])  # fmt: skip
 def test_strides_that_cannot_be_are_refused(legs, options, hint):

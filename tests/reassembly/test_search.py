@@ -146,7 +146,7 @@ def test_assemblies_that_miss_the_budget_once_built_or_do_not_run_are_left_out_w
     budget = dearer[0].flops / 1.5
     made.settings.assembly.flops = budget
     assert all(c.flops <= budget for c in found(made))
-    assert f'{dearer[0].assembly} has flops = {dearer[0].flops:.6g} once built' in caplog.text
+    assert f'{dearer[0].network} has flops = {dearer[0].flops:.6g} once built' in caplog.text
 
 
 def test_a_folder_of_images_without_classes_or_splits_will_do(tmp_path):
@@ -169,11 +169,11 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
         ({'zoo': 'test_vit'}, 'at least two networks to take blocks from, --zoo names 1'),
         ({'params': -3}, 'a budget must be a positive finite number, not params=-3'),
         ({'networks': 5}, 'an assembly of 3 blocks from a zoo of 3 has 1 to 3 networks, not 5'),
-        ({'blocks': 1}, 'at least 2 blocks, not 1'),
-        ({'epsilon': -1.0}, 'epsilon must be zero or a positive finite number'),
+        ({'blocks': 1}, 'blocks is at least 2, not 1'),
+        ({'epsilon': -1.0}, 'epsilon is at least 0, not -1'),
         ({'pick': 3}, '--pick 3 is not in a list of --count 3'),
-        ({'num_classes': 0}, 'num_classes must be at least 1, not 0'),
-        ({'init_ridge': -1.0}, 'init_ridge must be zero or a positive finite number'),
+        ({'num_classes': 0}, 'num_classes is at least 1, not 0'),
+        ({'init_ridge': -1.0}, 'init_ridge is at least 0, not -1'),
         ({'legs': 'test_vit[:1] > test_vit2[1:]'}, "no network 'test_vit2' in the zoo"),
         ({'legs': 'test_vit[:blocks.7] > test_resnet[1:]'}, "'blocks.7' is not a module of the line of test_vit"),
         ({'zoo': 'test_vit,test_vit'}, "'test_vit' is named twice"),
@@ -187,7 +187,7 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
         ({'images': 3}, 'unbiased CKA compares at least 4 images at once, but images=3'),
         ({'dataset': 'generated/3'}, 'CKA needs at least 4 images to compare networks with, 3 given'),
         ({'dataset': ''}, 'no images: name their folder with --data-dir'),
-        ({'rank': 'accuracy'}, "rank must be one of similarity, naswot, naswot_plain, not 'accuracy'"),
+        ({'rank': 'accuracy'}, "rank is one of similarity, naswot, naswot_plain, not 'accuracy'"),
         ({'pretrained': True}, 'no weights for test_vit'),
     ],
 )
