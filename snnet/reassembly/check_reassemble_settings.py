@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..anchors.names import split_names
 from ..config.sections import check_ranges
 from ..errors import SnnetError
 from .cka import ESTIMATORS
@@ -22,7 +23,7 @@ def check_reassemble_settings(settings: ReassembleSettings) -> None:
         budget_limit(name, getattr(assembly, name))
     if not assembly.init_ridge < float('inf'):
         raise SnnetError(f'init_ridge must be a finite number, not {assembly.init_ridge}')
-    names = [name for name in settings.zoo.split(',') if name.strip()]
+    names = split_names(settings.zoo)
     if assembly.legs:
         if not names:
             raise SnnetError('name the networks that --legs takes blocks from with --zoo')
