@@ -122,8 +122,8 @@ def test_hooks_are_removed_when_the_network_fails():
         (nn.Linear(12, 3), [rows()], 'Linear runs no activation module'),
         (network(nn.Sigmoid()), [rows()], 'runs no activation module'),
         (network(), [], 'no images'),
-        (network(), [rows(1)], 'at least 2, not 1'),
-        (network(), [rows(8), rows(5)], 'of one size, at least 2, not 5'),
+        (network(), [rows(1)], 'at least 2 images, not 1'),
+        (network(), [rows(8), rows(5)], 'of one size, with at least 2 images, not 5'),
         (network(), [rows() * math.nan], 'not finite'),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import sys
 from importlib import util
 from pathlib import Path
@@ -13,11 +14,13 @@ from safetensors.torch import save_file
 
 import snnet
 from snnet import SnnetError
+from snnet.config.parse import parse
 from snnet.config.sections import from_flat
 from snnet.evaluation.evaluate import evaluate
 from snnet.reassembly import Reassembled, search as dery
 from snnet.reassembly.reassemble_settings import ReassembleSettings
 from snnet.reassembly.search import Search
+from snnet.training.train_settings import TrainSettings
 from snnet.training.trainer import train
 from snnet.utils.plugins import import_plugins
 from tests.helpers.runs import eval_settings, train_settings, write_images
@@ -179,7 +182,6 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
         ({'zoo': 'test_vit,test_vit'}, "'test_vit' is named twice"),
         ({'zoo': 'test_vit,test_rexnet'}, "unknown network 'test_rexnet'; did you mean test_resnet"),
         ({'zoo': 'test_vit,crossvit_9_240', 'img_size': None}, 'crossvit_9_240 cannot be split .*: parallel branches'),
-        ({'zoo': 'test_vit,resnet10t', 'img_size': None}, '3x160x160: test_vit; 3x176x176: resnet10t.*img_size'),
         ({'zoo': ZOO, 'blocks': 7}, 'test_resnet has .* modules on its line: it cannot be cut into 7 blocks'),
         ({'epsilon': 0.0}, 'no cut into 3 blocks keeps every block below 1/3 of its network'),
         ({'params': 10}, r'no assembly has params <= 10: the nearest, .* has params = \d+, .* times the budget'),
@@ -213,3 +215,33 @@ def test_kendalls_tau_counts_pairs_in_and_out_of_order():
     tau, error = kendall([1, 2, 3, 4, 5], [1, 3, 2, 4, 4])  # 8 pairs in order, 1 not, 1 tied
     assert tau == pytest.approx(7 / (10 * 9) ** 0.5)
     assert error > 0
+
+
+def test_another_pick_for_other_classes_is_saved_and_the_printed_command_trains_it(script, tmp_path, caplog):
+    output = tmp_path / 'out'
+    write_images(tmp_path / 'images', classes=2, each=6)
+    logging.getLogger('snnet').propagate = True
+    assert script(output, dataset='', data_dir=tmp_path / 'images', pick=1, num_classes=2, count=2) == 0
+    rows = [json.loads(line) for line in (output / 'assemblies.jsonl').read_text().splitlines()]
+    net = snnet.StitchableNet.from_pretrained(output / 'net')
+    assert (net.num_classes, net.records[0].flops, net.records[0].params) == (2, rows[1]['flops'], rows[1]['params'])
+    assert str(Reassembled.from_pretrained(output / 'net')) == rows[1]['network']
+    printed = next(record.getMessage() for record in caplog.records if record.getMessage().startswith('next: '))
+    words = shlex.split(printed.removeprefix('next: python train.py'))
+    assert '--num-classes' not in words  # the net knows two classes already
+    small = {'epochs': 1, 'warmup-epochs': 0, 'batch-size': 4, 'workers': 0, 'recalibrate': 0, 'device': 'cpu'}
+    words += [f'--{name}={value}' for name, value in {**small, 'output': tmp_path / 'run'}.items()]
+    train(parse(TrainSettings, words))
+    assert snnet.StitchableNet.from_pretrained(tmp_path / 'run' / 'net').num_classes == 2
+
+
+def test_a_network_of_given_legs_is_saved_without_a_search(script, tmp_path, capsys):
+    output = tmp_path / 'out'
+    legs = 'test_resnet[:layer2.0] >2> test_convnext[stages.2.blocks.0:]'
+    assert script(output, zoo='test_resnet,test_convnext', legs=legs, num_classes=3) == 0
+    assert not list(output.glob('similarity*'))
+    saved = Reassembled.from_pretrained(output / 'net')
+    assert saved.strides == (2,)
+    assert saved.num_classes == 3
+    assert script(output, zoo='test_resnet,test_convnext', legs=legs, params=10) == 2
+    assert re.search(r'has params = \d+ once built, .* times the budget', capsys.readouterr().err)

@@ -232,7 +232,7 @@ def test_saved_similarities_are_loaded_unchanged_and_other_files_refused(tmp_pat
     np.testing.assert_array_equal(loaded.matrix, example().matrix)
     for name, content in (('cut', path.read_bytes()[:-5]), ('text', b'hello'), ('empty', b'')):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(SnnetError, match=f"{name}' is no file of similarities"):
+        with pytest.raises(SnnetError, match=f"{name}' is not a valid file of similarities"):
             Similarity.load(tmp_path / name)
     with pytest.raises(SnnetError, match='missing'):
         Similarity.load(tmp_path / 'missing')
@@ -242,5 +242,5 @@ def test_saved_similarities_are_loaded_unchanged_and_other_files_refused(tmp_pat
     'boundaries', [(('a', 0), ('a', 2)), (('a', 1), ('b', 0)), (('a', 0), ('b', 0), ('a', 1)), (('a', 0), ('a', 0))]
 )
 def test_boundaries_out_of_order_are_refused(boundaries):
-    with pytest.raises(SnnetError, match='out of its place'):
+    with pytest.raises(SnnetError, match='out of order'):
         Similarity(boundaries, np.eye(len(boundaries)))
