@@ -85,7 +85,10 @@ class Reassembled(nn.Module):
     def pretrained_cfg(self) -> dict[str, Any]:
         """How images are prepared, in timm's words: as for the network of the first leg."""
         config = dict(getattr(self.part(0).model, 'pretrained_cfg', None) or {})
-        return {**config, 'input_size': self.input_size, 'num_classes': self.num_classes, 'architecture': 'reassembled'}
+        first = config.get('first_conv') or ()
+        first = [f'legs.0.model.{name}' for name in ([first] if isinstance(first, str) else first)]
+        own = {'input_size': self.input_size, 'num_classes': self.num_classes, 'architecture': 'reassembled'}
+        return {**config, **own, 'first_conv': tuple(first) if self.stem is None else 'stem.conv'}
 
     @property
     def joins(self) -> list[Join]:

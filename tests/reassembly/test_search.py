@@ -217,16 +217,15 @@ def test_kendalls_tau_counts_pairs_in_and_out_of_order():
     assert error > 0
 
 
-def test_another_pick_for_other_classes_is_saved_and_the_printed_command_trains_it(script, tmp_path, caplog):
+def test_another_pick_for_other_classes_is_saved_and_the_printed_command_trains_it(script, tmp_path, capsys):
     output = tmp_path / 'out'
     write_images(tmp_path / 'images', classes=2, each=6)
-    logging.getLogger('snnet').propagate = True
     assert script(output, dataset='', data_dir=tmp_path / 'images', pick=1, num_classes=2, count=2) == 0
     rows = [json.loads(line) for line in (output / 'assemblies.jsonl').read_text().splitlines()]
     net = snnet.StitchableNet.from_pretrained(output / 'net')
     assert (net.num_classes, net.records[0].flops, net.records[0].params) == (2, rows[1]['flops'], rows[1]['params'])
     assert str(Reassembled.from_pretrained(output / 'net')) == rows[1]['network']
-    printed = next(record.getMessage() for record in caplog.records if record.getMessage().startswith('next: '))
+    printed = next(line for line in capsys.readouterr().err.splitlines() if line.startswith('next: '))
     words = shlex.split(printed.removeprefix('next: python train.py'))
     assert '--num-classes' not in words  # the net knows two classes already
     small = {'epochs': 1, 'warmup-epochs': 0, 'batch-size': 4, 'workers': 0, 'recalibrate': 0, 'device': 'cpu'}
