@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import snnet
 from snnet import Boundary, CannotStitch, Leg, SnnetError, StitchableNet
 from snnet.anchors.anchor import Anchor, Stage
+from snnet.anchors.normalization import Normalization, Renormalize
 from snnet.evaluation.evaluate import evaluate
 from snnet.net.create import load_folder, load_zoo
 from snnet.reassembly.build_reassembled import reassemble
@@ -147,7 +148,7 @@ def test_the_layouts_of_features_are_converted_and_their_grids_resampled():
     [('NCHW', 'NCHW', nn.BatchNorm2d), ('NCHW', 'NLC', nn.BatchNorm2d), ('NHWC', 'NCHW', nn.BatchNorm2d),
      ('NLC', 'NHWC', nn.LayerNorm), ('NHWC', 'NHWC', nn.LayerNorm), ('NLC', 'NLC', nn.LayerNorm)],
 )  # fmt: skip
-def test_a_published_seam_is_norm_map_and_leaky_relu(front, end, norm):
+def test_a_published_join_is_norm_map_and_leaky_relu(front, end, norm):
     join = Join(Boundary(5, (4, 4), front), Boundary(6, (4, 4), end))
     assert isinstance(join.norm, norm)
     assert sum(p.numel() for p in join.parameters()) == 2 * 5 + 5 * 6
@@ -206,7 +207,7 @@ def test_one_whole_leg_is_the_network_itself():
         assert torch.equal(net(images(64)), zoo()[name].model(images(64)))
 
 
-def test_the_first_leg_may_start_further_down_behind_a_seam():
+def test_the_first_leg_may_start_further_down_behind_a_join():
     net = network(PLANS['a first leg further down'])
     assert str(net) == 'cnn[:0] > cnn[1:4] > levit[1:]'
     x = zoo()['cnn'].stem(images(64))
@@ -401,14 +402,17 @@ def test_least_squares_finds_the_identity_between_legs_of_one_network(name, join
     'legs',
     ['cnn[:4] > swin[3:6]', 'swin[:3] > vit[2:]', 'swin[:9] > next[7:]', 'vit[:2] > swin[7:9]', 'cnn[:4] > cnn[4:]'],
 )
-def test_the_residual_is_what_the_published_seam_misses(legs):
+def test_the_residual_is_what_the_published_join_misses(legs):
     net, x = reassemble(legs, zoo()).eval(), images(64, 20)
     (fit,) = initialize_joins(net, zoo(), [x], 20)
     join, leg = net.join(0), net.plan[1]
     own = zoo()[leg.anchor]
     with torch.no_grad():
         out = relayout(join(net.run_to_join(x, 0)), join.end, Boundary(join.end.channels, join.end.grid, 'NHWC'))
-        wanted = relayout(own.run(x, None, leg.start), own.boundaries[leg.start], join.end)
+        given = Normalization.of_model(net, 3)  # the images are prepared for the first leg's network
+        converted = given and own.normalization and given != own.normalization
+        seen = Renormalize(given, own.normalization)(x) if converted else x
+        wanted = relayout(own.run(seen, None, leg.start), own.boundaries[leg.start], join.end)
         wanted = relayout(wanted, join.end, Boundary(join.end.channels, join.end.grid, 'NHWC'))
     out, wanted = (torch.where(y < 0, y / 0.1, y).double().flatten(0, -2) for y in (out, wanted))
     missed = (out - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
