@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_is_one_warning(two, said
         assert not checkpoints.save(3, make(), values())
     assert names(checkpoints.folder) == ['step-00000001', 'step-00000002']
     assert len(said.messages) == 1
-    assert 'step-00000003 wants' in said.text
+    assert 'step-00000003 needs' in said.text
     assert 'bytes' in said.text
     assert checkpoints.newest()['step'] == 2
     assert checkpoints.save(4, make(), values())
@@ -312,6 +312,6 @@ def test_a_checkpoint_of_another_net_or_optimizer_is_refused_with_a_sentence(two
 def test_an_optimizer_whose_state_is_no_table_of_tensors_is_refused(tmp_path):
     state = make()
     state.optimizer.state[state.modules['net'][3].bias]['Q'] = [torch.eye(2)]  # as timm's Kron keeps it
-    with pytest.raises(SnnetError, match=r'AdamW keeps what no checkpoint can hold .* choose another --opt'):
+    with pytest.raises(SnnetError, match=r'AdamW keeps what a checkpoint cannot hold .* choose another --opt'):
         Checkpoints(tmp_path, 1).save(1, state, values())
     assert not list(tmp_path.iterdir())
