@@ -126,7 +126,7 @@ def to_yaml(settings: Any) -> str:
         part = options[name].section
         table = nested.setdefault(part, {}) if part else nested
         table[name] = plain(value)
-    return yaml.safe_dump(nested, sort_keys=False)
+    return str(yaml.safe_dump(nested, sort_keys=False))
 
 
 def _parser(kind: type, positional: str, recipes: Recipes | None, prog: str | None) -> argparse.ArgumentParser:

@@ -49,7 +49,8 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
         count = data.dataset.removeprefix(GENERATED)
         if not count.isdigit() or int(count) < 1:
             raise SnnetError(f"'{data.dataset}' needs a number of images, as in {GENERATED}256")
-        return FakeData(int(count), net.input_size, net.num_classes)
+        generated: Dataset[Any] = FakeData(int(count), net.input_size, net.num_classes)
+        return generated
     if data.dataset not in FOLDER_NAMES and not data.dataset.startswith(SOURCES):
         raise SnnetError(
             f"there is no data set '{data.dataset}': leave --dataset out to read a folder, or give a name that starts "
@@ -60,7 +61,7 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
     if data.dataset in FOLDER_NAMES and not Path(data.data_dir).is_dir():
         raise SnnetError(f"there is no folder '{data.data_dir}' (--data-dir)")
     try:
-        dataset = create_dataset(data.dataset, root=data.data_dir, split=split, class_map=data.class_map or None)
+        dataset: Any = create_dataset(data.dataset, root=data.data_dir, split=split, class_map=data.class_map or None)
     except Exception as error:  # whatever the reader of a data set raises, or a package that it needs and lacks
         raise SnnetError(f"no images in the split '{split}' of {_place(data)}: {reason_of(error)}") from None
     if isinstance(dataset, IterableDataset):
@@ -75,7 +76,8 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
             f"the split '{split}' of '{data.data_dir}' has {classes} classes, the anchors {net.num_classes}: "
             f'give anchors with --num-classes {classes} or a --class-map'
         )
-    return dataset
+    found: Dataset[Any] = dataset
+    return found
 
 
 def classes_of(dataset: Any) -> int | None:

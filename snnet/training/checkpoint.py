@@ -161,7 +161,8 @@ class Checkpoints:
             path = self.folder / f'step-{step:08}'
             reason = _fault(path, step)
             if reason is None:
-                return json.loads((path / _VALUES).read_text(encoding='utf-8'))
+                values: dict[str, Any] = json.loads((path / _VALUES).read_text(encoding='utf-8'))
+                return values
             aside = path.with_name(f'broken-{path.name}')
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)

@@ -115,7 +115,7 @@ class DistillationLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor, answer: Answer | None = None) -> Tensor:
         """Loss of the student's logits (N, classes); the base loss alone where there is no teacher's answer."""
-        loss = self.base(logits, targets)
+        loss: Tensor = self.base(logits, targets)
         if answer is None:
             return loss
         return (1 - self.alpha) * loss + self.alpha * self._distance(logits, answer)

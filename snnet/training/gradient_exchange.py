@@ -88,6 +88,7 @@ class Exchange:
         """
         if self.ranks.world == 1:
             return numbers
+        numbers = numbers.clone()
         tensors = list(active.statistics)
         for parameter in active.parameters:
             if parameter.grad is None:
@@ -95,13 +96,13 @@ class Exchange:
             tensors.append(parameter.grad)
         work = []
         with self.ranks.naming_lost_ranks():
-            for bucket in _buckets([*tensors, numbers := numbers.clone()]):
+            for bucket in _buckets([*tensors, numbers]):
                 flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
                 work.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
             for bucket, flat, sent in work:
                 sent.wait()
                 flat /= self.ranks.world
-                parts = flat.split([tensor.numel() for tensor in bucket])
+                parts = torch.split(flat, [tensor.numel() for tensor in bucket])
                 torch._foreach_copy_(bucket, [part.view_as(t) for part, t in zip(parts, bucket, strict=True)])
         return numbers
 

@@ -39,6 +39,9 @@ def make_mixup(settings: MixupSettings, classes: int) -> Mixup | None:
 
 def make_loss(settings: MixupSettings) -> nn.Module:
     """The criterion for logits and targets; targets are shares of classes where images are mixed up."""
+    loss: nn.Module = nn.CrossEntropyLoss()
     if settings.mixes:
-        return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(settings.smoothing) if settings.smoothing > 0 else nn.CrossEntropyLoss()
+        loss = SoftTargetCrossEntropy()
+    elif settings.smoothing > 0:
+        loss = LabelSmoothingCrossEntropy(settings.smoothing)
+    return loss

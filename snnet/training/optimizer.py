@@ -62,14 +62,17 @@ def make_optimizer(net: StitchableNet, settings: OptimizerSettings) -> torch.opt
     """timm's optimizer of the name in the settings.
 
     Raises:
-        SnnetError: timm knows no such optimizer.
+        SnnetError: timm has no such optimizer.
     """
     groups = parameter_groups(net, settings)
     try:
         fused = {'fused': True} if settings.fused else {}
-        return create_optimizer_v2(groups, opt=settings.opt, lr=settings.lr, momentum=settings.momentum, **fused)
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            groups, opt=settings.opt, lr=settings.lr, momentum=settings.momentum, **fused
+        )
     except (AssertionError, ValueError, TypeError, RuntimeError) as error:
         raise SnnetError(f"timm has no optimizer '{settings.opt}' for these settings: {error}") from None
+    return optimizer
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings, steps: int) -> Scheduler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.data import resolve_data_config
@@ -51,7 +52,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to logits (N, classes)."""
-        return self.model(x if self.same else x * self.scale + self.shift)
+        logits: Tensor = self.model(x if self.same else x * self.scale + self.shift)
+        return logits
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode."""
@@ -84,7 +86,7 @@ def teacher_maker(name: str, net: StitchableNet) -> Callable[[], Teacher]:
     copy = largest.duplicate().cpu() if name == LARGEST else None
 
     def make() -> Teacher:
-        model = load_model(resolve(name), pretrained=True) if copy is None else copy
+        model: Any = load_model(resolve(name), pretrained=True) if copy is None else copy
         config = resolve_data_config(model=model, verbose=False) if copy is None else student
         if model.num_classes != classes:
             raise SnnetError(_other_classes(name, model.num_classes, classes))
