@@ -11,11 +11,11 @@ from collections import namedtuple
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-import snnet.training.checkpoint
 from snnet import SnnetError
 from snnet.training.checkpoint import Checkpoints, RunState
 
@@ -237,14 +237,14 @@ def full_while_saving(monkeypatch):
         path.write_bytes(b'half of the')
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(snnet.utils.files, 'save_file', save)
+    monkeypatch.setattr('safetensors.torch.save_file', save)
 
 
 def full_in_safetensors(monkeypatch):
     def save(tensors, path, metadata):
-        raise snnet.utils.files.SafetensorError('I/O error: No space left on device (os error 28)')
+        raise SafetensorError('I/O error: No space left on device (os error 28)')
 
-    monkeypatch.setattr(snnet.utils.files, 'save_file', save)
+    monkeypatch.setattr('safetensors.torch.save_file', save)
 
 
 def full_while_moving(monkeypatch):
