@@ -1,4 +1,4 @@
-"""Settings: their types and defaults, YAML files, command-line flags and recipes."""
+"""Settings: typed sections with their defaults, YAML files, command-line flags and recipes."""
 
 from ..utils.lazy import lazy_package
 

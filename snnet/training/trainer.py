@@ -23,12 +23,13 @@ from ..utils.seeds import key, seed_libraries
 from .build_net import build_net, choose_trained_weights
 from .check_batch_norms import check_batch_norms
 from .check_settings import check_settings
-from .checkpoint import Checkpoints, RunState
+from .checkpoint import Checkpoints
 from .finish import give_statistics, is_saved, next_command, save_net
 from .growth import as_log_entry, make_grower
 from .initialize_layers import initialize_layers
 from .make_step import make_step
 from .run_folder import RunFolder
+from .run_state import RunState
 from .signals import StopRequest, Watchdog
 from .train_settings import TrainSettings
 from .train_step import TrainBatch

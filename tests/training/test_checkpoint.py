@@ -17,7 +17,8 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from snnet import SnnetError
-from snnet.training.checkpoint import Checkpoints, RunState
+from snnet.training.checkpoint import Checkpoints
+from snnet.training.run_state import RunState
 
 X = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 FILES = ('state.safetensors', 'state.json', 'SHA256SUMS')
