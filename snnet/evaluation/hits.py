@@ -103,7 +103,7 @@ def write_hits(path: Path, hits: Mapping[int, np.ndarray], of: str) -> None:
 
 
 def read_hits(path: Path, of: str | None = None) -> dict[int, np.ndarray]:
-    """Of each stitch, which images it got right, in their order; nothing where the file is missing or of other results.
+    """Which images each stitch got right, by stitch; empty where the file is missing or belongs to other results.
 
     Args:
         path: of the file.

@@ -117,7 +117,7 @@ class Store:
             self._buffer.clear()
 
     def flush(self) -> None:
-        """Writes what was put since the last time; a shard that is not full yet is written again with more steps.
+        """Writes what is new; a shard that is not full yet is written again with more steps.
 
         If that fails, there is a warning and training continues: the teacher is asked again next time.
         """

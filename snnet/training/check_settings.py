@@ -1,4 +1,4 @@
-"""What settings of a training run are refused before anything is built."""
+"""Which settings of a training run are refused before anything is built."""
 
 from __future__ import annotations
 

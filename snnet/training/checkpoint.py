@@ -111,7 +111,7 @@ class Checkpoints:
         return None
 
     def load(self, step: int, state: RunState) -> None:
-        """Takes up the checkpoint of this step, which `newest` has verified.
+        """Loads the checkpoint of this step, which `newest` has verified.
 
         Raises:
             SnnetError: it belongs to other networks or another optimizer.

@@ -45,7 +45,7 @@ def grows(settings: GrowthSettings) -> bool:
 
 
 def check_growth(settings: GrowthSettings, compiled: bool) -> None:
-    """Refuses settings of growing that mean nothing, or nothing together with others.
+    """Refuses settings of growing that have no effect, or that contradict each other.
 
     Args:
         settings: of growing.

@@ -76,7 +76,7 @@ def make_optimizer(net: StitchableNet, settings: OptimizerSettings) -> torch.opt
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings, steps: int) -> Scheduler:
-    """timm's schedule over steps, `steps` an epoch.
+    """timm's schedule over steps, `steps` per epoch.
 
     Raises:
         SnnetError: timm has no such schedule, or the warm-up is longer than the run.

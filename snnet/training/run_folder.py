@@ -44,7 +44,7 @@ class RunFolder:
         self._lock: TextIO | None = None
 
     def refuse_what_is_not_ours(self) -> None:
-        """Looks before anything is written.
+        """Refuses a folder that this run may not write to, before anything is written.
 
         Raises:
             SnnetError: the folder holds something else, or a run with other settings or another number of images
