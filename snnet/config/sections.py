@@ -161,7 +161,7 @@ def check_ranges(settings: Any) -> None:
     options = options_of(type(settings))
     for name, value in to_flat(settings).items():
         known = options[name]
-        if known.choices and value not in known.choices:
+        if known.choices and value is not None and value not in known.choices:
             near = did_you_mean(str(value), known.choices)
             raise SnnetError(f"{name} is one of {', '.join(known.choices)}, not '{value}'{near}")
         if known.least is not None and value is not None and not value >= known.least:  # NaN is refused, too

@@ -11,7 +11,9 @@ from timm.data.auto_augment import AugmentOp
 from timm.data.random_erasing import RandomErasing
 
 from ..config.sections import option
+from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
+from ..saving.config_json import INTERPOLATIONS
 from .batches import Normalizer
 
 
@@ -28,6 +30,28 @@ class AugmentationSettings:
     reprob: float = option(0.0, 'probability of random erasing')
     remode: str = option('pixel', 'filling of random erasing')
     aug_repeats: int = option(0, 'versions of an image in one epoch (repeated augmentation)')
+
+
+@dataclass
+class PreprocessingSettings:
+    """How images are prepared for evaluation; the folder of the net keeps it."""
+
+    crop_pct: float | None = option(
+        None, "share of the resized image's side that the center crop keeps (default: as the net was evaluated before)"
+    )
+    interpolation: str | None = option(
+        None, 'interpolation of resizing (default: as the net was evaluated before)', choices=INTERPOLATIONS
+    )
+
+    def given(self) -> dict[str, Any]:
+        """What is asked for, in timm's words.
+
+        Raises:
+            SnnetError: a crop that is empty or larger than the image.
+        """
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise SnnetError(f'crop_pct is a share above 0 and up to 1, not {self.crop_pct}')
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def train_transform(augmentation: AugmentationSettings, net: StitchableNet) -> Any:
@@ -75,8 +99,9 @@ def make_normalizer(net: StitchableNet, device: torch.device) -> Normalizer:
 
 
 def preprocessing(net: StitchableNet) -> dict[str, Any]:
-    """Size, resizing, cropping and normalization as the first anchor's, in timm's words."""
-    config = resolve_data_config({'input_size': net.input_size}, model=net.anchor(0).model, verbose=False)
+    """Size, resizing, cropping and normalization as the net keeps them, or else as the first anchor's; timm's words."""
+    known = {'input_size': net.input_size, **net.preprocessing}
+    config = resolve_data_config(known, model=net.anchor(0).model, verbose=False)
     return {name: config[name] for name in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
 
 

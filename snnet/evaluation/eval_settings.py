@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..config.process import ComputeSettings
 from ..config.sections import option, section
 from ..data.datasets import DataSettings
+from ..data.transforms import PreprocessingSettings
 
 
 @dataclass
@@ -33,4 +34,5 @@ class EvalSettings:
     )
     plugin: list[str] = option([], 'Python files that register networks and adapters', free=True)
     data: DataSettings = section(DataSettings)
+    preprocessing: PreprocessingSettings = section(PreprocessingSettings)
     compute: ComputeSettings = section(ComputeSettings)

@@ -19,7 +19,7 @@ from ..data.clean_images import clean_loader
 from ..data.datasets import open_dataset
 from ..errors import SnnetError
 from ..net.compile_blocks import compile_blocks, warm_up
-from ..net.pretrained import write_records
+from ..net.pretrained import write_preprocessing, write_records
 from ..net.shared_prefixes import all_logits
 from ..net.stitchable_net import StitchableNet
 from ..saving.file_names import WEIGHTS
@@ -56,6 +56,7 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
         SnnetError: with a sentence that says what was asked and what is possible.
     """
     check_ranges(settings)
+    preprocessing = settings.preprocessing.given()
     import_plugins(settings.plugin)
     with ranks(settings.compute.device) as group:
         set_up_logging(quiet=not group.first)
@@ -67,12 +68,15 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
             )
         settings = replace(settings, net=str(folder), output=settings.output or _output(settings.net))
         net = StitchableNet.from_pretrained(folder).to(group.device)
+        net.preprocessing = {**net.preprocessing, **preprocessing}
         output = Path(settings.output)
         evaluation = Evaluation(settings, net, output, group)  # first, because it refuses bad settings
         prepare_statistics(settings, net, group)
         evaluation.run()
         if group.first and own:
             try:
+                if preprocessing:
+                    write_preprocessing(folder, net.preprocessing)
                 write_records(folder, net.records)
             except OSError as error:
                 _log.warning('%s holds the results, but they could not be noted in the net: %s', output, error)
@@ -198,7 +202,8 @@ class Evaluation:
         precision = (compute.amp_dtype if compute.amp else 'float32', compute.compile)
         statistics = self.net.statistics.digest() if self.net.statistics is not None else None
         facts = (sha256(Path(self.settings.net) / WEIGHTS), statistics, names, self.settings.val_split)
-        return hashlib.sha256(repr((*facts, list(self.indices), precision)).encode()).hexdigest()[:16]
+        facts = (*facts, list(self.indices), precision, *([self.net.preprocessing] if self.net.preprocessing else []))
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def spread(total: int, wanted: int | None) -> Sequence[int]:

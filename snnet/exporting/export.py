@@ -166,7 +166,9 @@ class Cut:
         for anchor in anchors_of(module):
             anchor.clear_caches()
         self.input_size: tuple[int, int, int] = first.input_size
-        self.preprocessing = resolve_data_config({'input_size': first.input_size}, model=first.model, verbose=False)
+        self.preprocessing = resolve_data_config(
+            {'input_size': first.input_size, **getattr(net, 'preprocessing', {})}, model=first.model, verbose=False
+        )
 
     @property
     def dtype(self) -> torch.dtype:

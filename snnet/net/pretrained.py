@@ -55,7 +55,7 @@ def save_net(net: StitchableNet, folder: Path, license: str | None = None) -> No
     tensors = _weights_of(plain)
     dtype = common_dtype(tensors)
     anchors = [describe_rebuildable(plain.anchor(i), dtype) for i in range(len(plain.anchors))]
-    config = NetConfig(anchors, list(net.stitches), list(known.records), dtype=dtype)
+    config = NetConfig(anchors, list(net.stitches), list(known.records), dtype=dtype, preprocessing=net.preprocessing)
     parse_config(TypedTable(config.to_values(), 'the net is not saved: what would be its config.json'))
     refuse_infinite({**tensors, **(statistics.values if statistics else {})})
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +81,7 @@ def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> N
     if num_classes is not None and all(map(is_made_by_timm, rows)):
         rows = [with_classes(row, num_classes) for row in rows]
     net = kind([row.build() for row in rows], config.stitches).to(getattr(torch, config.dtype))
+    net.preprocessing = config.preprocessing
     changed = _load_weights(net, tensors, folder / WEIGHTS, num_classes)
     net.eval()
     if config.statistics is not None:
@@ -115,6 +116,13 @@ def write_records(folder: Path, records: list[Record]) -> None:
     config.records = list(records)
     if config.to_values()['stitches'] != before:
         write_card(folder, config.to_values(), config.records)  # first: a stop between the two leaves news
+    config.write(folder)
+
+
+def write_preprocessing(folder: Path, preprocessing: dict[str, Any]) -> None:
+    """Puts how images are prepared for evaluation into the folder of a saved net."""
+    config = read_config(folder)
+    config.preprocessing = preprocessing
     config.write(folder)
 
 

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -56,6 +56,8 @@ class StitchableNet(nn.Module):
     Attributes:
         stitches: the sub-networks, by id.
         known: what is known of them; `records` shows it.
+        preprocessing: how images are prepared for evaluation where that differs from the first anchor's own way, in
+            timm's words ('crop_pct', 'interpolation'); saved with the net.
 
     Raises:
         CannotStitch: a leg runs an anchor or a position that is not there, or boundaries do not join.
@@ -70,6 +72,7 @@ class StitchableNet(nn.Module):
         self._index = {anchor.name: i for i, anchor in enumerate(anchors)}
         self.stitch_layers = nn.ModuleList(build_layers(dict(zip(self._index, anchors, strict=True)), self.stitches))
         self._default = 0
+        self.preprocessing: dict[str, Any] = {}
         records = [
             Record(i, str(stitch), anchor=stitch.legs == (Leg(stitch.legs[0].anchor),))
             for i, stitch in enumerate(self.stitches)

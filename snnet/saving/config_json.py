@@ -23,6 +23,8 @@ FORMAT = 1
 MAX_ANCHORS, MAX_STITCHES, MAX_LAYERS = 100, 20_000, 100_000
 DTYPES = ('float32', 'float16', 'bfloat16', 'float64')
 """Types that the weights of a saved net may have."""
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos', 'box', 'hamming')
+"""How images may be resized."""
 _ELSEWHERE = ('stitch', 'legs', 'anchor', 'latency_ms', 'memory')
 """Fields of a record that its row does not hold: the stitch itself says the first, a latency table the last."""
 _IN_ROW = [item.name for item in fields(Record) if item.name not in _ELSEWHERE]
@@ -39,6 +41,8 @@ class NetConfig:
         sha256: of the other files, by name; empty in folders of the first versions.
         statistics: 'samples' and 'stitches' of the BatchNorm statistics; None where there are none.
         dtype: of the floating-point weights.
+        preprocessing: how images are prepared for evaluation where that differs from the first anchor's own way, in
+            timm's words ('crop_pct', 'interpolation').
     """
 
     anchors: list[AnchorRow]
@@ -47,6 +51,7 @@ class NetConfig:
     sha256: dict[str, str] = field(default_factory=dict)
     statistics: dict[str, Any] | None = None
     dtype: str = 'float32'
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
     def to_values(self) -> dict[str, Any]:
         """The values of config.json."""
@@ -62,6 +67,8 @@ class NetConfig:
         }
         if self.dtype != 'float32':
             values['dtype'] = self.dtype
+        if self.preprocessing:
+            values['preprocessing'] = self.preprocessing
         if self.statistics is not None:
             values['statistics'] = self.statistics
         return values
@@ -99,7 +106,8 @@ def parse_config(table: TypedTable) -> NetConfig:
     for i, row in enumerate(table.rows('stitches', MAX_STITCHES)):
         stitches.append(_read_stitch(row))
         records.append(Record(i, str(stitches[-1]), anchor=not stitches[-1].layers, **read_known(row)))
-    return NetConfig(anchors, stitches, records, _read_sums(table), _read_statistics(table), _read_dtype(table))
+    sums, statistics, preprocessing = _read_sums(table), _read_statistics(table), _read_preprocessing(table)
+    return NetConfig(anchors, stitches, records, sums, statistics, _read_dtype(table), preprocessing)
 
 
 def _read_stitch(row: TypedTable) -> Stitch:
@@ -128,6 +136,19 @@ def _read_statistics(table: TypedTable) -> dict[str, Any] | None:
         'samples': about.integer('samples', 1, 10**12),
         'stitches': about.integers('stitches', 0, MAX_STITCHES, MAX_STITCHES),
     }
+
+
+def _read_preprocessing(table: TypedTable) -> dict[str, Any]:
+    if not table.has('preprocessing'):
+        return {}
+    found, row = dict[str, Any](), table.table('preprocessing')
+    if row.has('crop_pct'):
+        found['crop_pct'] = row.number('crop_pct', 0.01, 1)
+    if row.has('interpolation'):
+        found['interpolation'] = row.text('interpolation')
+        if found['interpolation'] not in INTERPOLATIONS:
+            raise row.wrong('interpolation', f'one of {", ".join(INTERPOLATIONS)}')
+    return found
 
 
 def _read_dtype(table: TypedTable) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -379,3 +380,32 @@ def test_a_folder_that_cannot_keep_the_statistics_is_evaluated_all_the_same(cnn,
     net, output = evaluate(eval_settings(folder, **data, recalibrate=21, output=str(tmp_path / 'out')))
     assert net.statistics.samples == 21
     assert len(rows_of(output)) == len(net.stitches)
+
+
+def test_how_images_are_prepared_is_kept_with_the_net_and_belongs_to_the_results(saved, tmp_path):
+    folder = tmp_path / 'net'
+    shutil.copytree(saved, folder)
+    options = {'stitches': '0', 'crop_pct': 0.5, 'interpolation': 'bilinear'}
+    net, _ = evaluate(eval_settings(folder, **options))
+    assert net.preprocessing == {'crop_pct': 0.5, 'interpolation': 'bilinear'}
+    again, _ = evaluate(eval_settings(folder, stitches='0'))
+    assert again.preprocessing == net.preprocessing
+    assert again.records[0] == net.records[0]
+    resize, crop, *_ = clean_transform(again).transforms
+    assert (resize.size, crop.size, resize.interpolation.value) == (64, (32, 32), 'bilinear')
+    with pytest.raises(SnnetError, match='results of other weights'):
+        evaluate(eval_settings(folder, stitches='0', crop_pct=1.0))
+    again.save_pretrained(tmp_path / 'again')
+    assert StitchableNet.from_pretrained(tmp_path / 'again').preprocessing == net.preprocessing
+
+
+@pytest.mark.parametrize(
+    ('options', 'hint'),
+    [
+        ({'crop_pct': 0.0}, 'crop_pct is a share above 0 and up to 1, not 0.0'),
+        ({'interpolation': 'cubic'}, "interpolation is one of nearest, .*, not 'cubic'; did you mean bicubic"),
+    ],
+)
+def test_images_cannot_be_prepared_in_any_way(saved, options, hint):
+    with pytest.raises(SnnetError, match=hint):
+        evaluate(eval_settings(saved, **options))
