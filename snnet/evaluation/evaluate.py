@@ -201,8 +201,9 @@ class Evaluation:
         compute = self.settings.compute
         precision = (compute.amp_dtype if compute.amp else 'float32', compute.compile)
         statistics = self.net.statistics.digest() if self.net.statistics is not None else None
-        facts = (sha256(Path(self.settings.net) / WEIGHTS), statistics, names, self.settings.val_split)
-        facts = (*facts, list(self.indices), precision, *([self.net.preprocessing] if self.net.preprocessing else []))
+        weights, split = sha256(Path(self.settings.net) / WEIGHTS), self.settings.val_split
+        changed = [self.net.preprocessing] if self.net.preprocessing else []
+        facts = (weights, statistics, names, split, list(self.indices), precision, *changed)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
