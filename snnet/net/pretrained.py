@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..anchors.new_head import mark_new_head
 from ..budget.frontier import Record
 from ..budget.latency_table import LatencyTable
 from ..errors import NoWeights, SnnetError
@@ -92,6 +93,8 @@ def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> N
         _load_tables(net, folder / PROFILES)
     else:
         measure_costs(_with_new_classifiers(net, num_classes, folder))
+        for i in range(len(net.anchors)):
+            mark_new_head(net.anchor(i).model)
     return net
 
 

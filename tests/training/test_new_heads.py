@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from snnet import SnnetError, create_stitchable_net
+from snnet import SnnetError, StitchableNet, create_stitchable_net
 from snnet.anchors.new_head import has_new_head
 from snnet.training.anchor_teachers import AnchorTeachers
 from snnet.training.teacher import teacher_maker
@@ -30,10 +30,14 @@ def net_of(anchors, classes, **args):
     return create_stitchable_net(anchors, pretrained=False, num_classes=classes, img_size=32, **args)
 
 
-def test_a_classifier_is_new_where_the_weights_hold_other_classes(anchors):
+def test_a_classifier_is_new_where_the_weights_hold_other_classes(anchors, tmp_path):
     for classes, new in ((5, False), (4, True)):
         assert [has_new_head(a.model) for a in net_of(anchors, classes).anchors] == [new] * 2
     assert has_new_head(net_of(anchors, 4).anchor(0).duplicate().model)
+    net_of(anchors, 5).save_pretrained(tmp_path / 'net')
+    for classes, new in ((None, False), (5, False), (4, True)):
+        net = StitchableNet.from_pretrained(tmp_path / 'net', num_classes=classes)
+        assert [has_new_head(a.model) for a in net.anchors] == [new] * 2
     random = create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=4, img_size=32)
     assert not any(has_new_head(a.model) for a in random.anchors)
 
