@@ -63,7 +63,7 @@ def read_weights(path: Path, name: str, own: Mapping[str, torch.Size]) -> dict[s
     if not chosen.fitting:  # keys of another library, which timm may know how to rename
         preferred = [c for c in candidates if _is_preferred(c.where)]
         chosen = (preferred or sorted(candidates, key=lambda c: -len(c.table)))[0]
-        return _without_wrappers(chosen.table)
+        return without_wrappers(chosen.table)
     others = [str(c) for c in ranked[1:] if c.fitting == chosen.fitting]
     if others:
         _log.warning('%s: %s holds it several times; %s is used, not %s', name, path, chosen, ', '.join(others))
@@ -147,7 +147,7 @@ def _is_preferred(text: str) -> bool:
     return any(word in text.lower() for word in _PREFERRED)
 
 
-def _without_wrappers(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_wrappers(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A table without the prefixes that torch's wrappers (DDP, compile) give every key."""
     prefixes = ('module.', '_orig_mod.')
     while table and any(all(key.startswith(prefix) for key in table) for prefix in prefixes):

@@ -26,6 +26,8 @@ class Record:
         loss: mean cross-entropy over them.
         n: number of evaluated images.
         anchor: whether the stitch is an anchor itself.
+        recalibrated: share of its own BatchNorm statistics that the stitch normalizes with, 0 where they did not help;
+            None where it was not recalibrated.
     """
 
     stitch: int
@@ -39,6 +41,7 @@ class Record:
     loss: float | None = None
     n: int | None = None
     anchor: bool = False
+    recalibrated: float | None = None
 
 
 def frontier(records: Iterable[Record], cost: str = 'flops') -> list[Record]:

@@ -1,30 +1,32 @@
-"""BatchNorm statistics of every stitch, exact over some images and measured once where stitches share a path."""
+"""BatchNorm statistics of every stitch, kept where they help."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..budget.frontier import Record
 from ..errors import SnnetError
-from ..net.batchnorm import (
-    Statistics,
-    Table,
-    attach,
-    batch_norms,
-    detach,
-    normalizing_with,
-)
-from ..net.part_tree import PartNode, build_part_tree, function_of
+from ..net.batchnorm import Statistics, StatisticsGroup, batch_norms
+from ..net.part_tree import build_part_tree
 from ..net.stitchable_net import StitchableNet
+from ..stitching.stitch import Leg
+from .choose_shares import choose_shares, combined, tell_choices
+from .image_chunks import image_chunks
+from .measure_statistics import StatisticsMeter
 
 _log = logging.getLogger(__name__)
+SHARES = (0.0, 0.1, 0.3, 0.5, 1.0)
+"""How much of its own statistics a stitch may use; the anchors' statistics are the rest."""
 _CHUNK = 32
 """Images that run at a time: what a part needs besides its input and output does not grow with the samples."""
+
+_Chunk = tuple[Tensor, Tensor | None]
 
 
 def recalibrate(
@@ -34,15 +36,21 @@ def recalibrate(
     stitches: Sequence[int] | None = None,
     progress: Callable[[int, int], object] | None = None,
     all_reduce: Callable[[Tensor], object] | None = None,
+    held_out: Iterable[Tensor | Sequence[Any]] | None = None,
+    shares: Sequence[float] = SHARES,
 ) -> None:
-    """Gives every stitch BatchNorm statistics of its own, and puts the net into eval mode.
+    """Gives BatchNorm statistics of their own to the stitches that they help, and puts the net into eval mode.
 
     An anchor's running statistics are a mixture of all stitches after joint training, and before it they are those of
     the anchor alone; neither is what flows through a stitch. Here each BatchNorm gets the exact mean and unbiased
-    variance of its inputs over all images, while the BatchNorms before it normalize with their new statistics: what a
-    stitch sees in eval mode, and the same however the images are split into batches and over ranks (but for rounding).
-    That takes a run of a part for each of its BatchNorms and one for its output; a place in the tree of parts is
-    measured once for all stitches that pass it.
+    variance of its inputs over some images, while the BatchNorms before it normalize with their new statistics: what a
+    stitch sees in eval mode, and the same (but for rounding) however the images are split into batches and over ranks.
+
+    Exact statistics of a few hundred images can also do harm, to an anchor above all: a channel that only rare images
+    excite has almost no variance on the others. So each stitch tries several mixtures of the anchors' statistics and
+    its own on images that the statistics did not see, and changes only where it gets more of them right, by more than
+    one standard error of the difference (an anchor by more than two). The log says what was kept,
+    `net.statistics.shares` and the records (`recalibrated`) as well.
 
     The statistics are used in eval mode by `net(x)`, `net(x, stitch=i)`, evaluation and `extract`, and are saved with
     the net. They belong to these weights: train mode, `load_state_dict` and any other change of a parameter in place
@@ -50,152 +58,133 @@ def recalibrate(
 
     Args:
         net: a net with BatchNorm in its anchors.
-        batches: training images (n, C, H, W), or pairs whose first item they are, augmented as when the weights were
-            trained: BatchNorm normalizes what it sees now by what it saw then, and clean images cost points.
-        samples: how many images to use; fewer are used, with a warning, where there are fewer. Memory holds the
-            features of all of them at three positions or so (4 GB for 1,000 images of 224 pixels in a ResNet-50).
-        stitches: ids; all by default. Others run with the statistics of the anchors.
-        progress: is told images that went through a part, and of how many in all.
-        all_reduce: adds a tensor up over ranks in place; `samples` then counts the images of this rank.
+        batches: training images (n, C, H, W), or pairs of images and classes (n,) or shares of classes (n, classes),
+            augmented as when the weights were trained: BatchNorm normalizes what it sees now by what it saw then.
+        samples: how many images to use; if there are fewer, those are used, with a warning. Without `held_out`, every
+            other one is set aside to judge by. Memory holds the features of the measured ones at about three positions
+            (4 GB for 1,000 images of 224 pixels in a ResNet-50).
+        stitches: ids; all by default. The others keep what they have.
+        progress: called with the number of images that went through a part, and of how many in all.
+        all_reduce: sums a tensor over ranks in place; `samples` then counts the images of this rank.
+        held_out: other images to judge by, up to `samples` of them, prepared as for evaluation. Where images come
+            without classes, the answers of the largest anchor, as it is now, stand in for them.
+        shares: shares of a stitch's own statistics to try, from 0 to 1. A single one is taken unjudged, and all
+            images are measured.
 
     Raises:
-        SnnetError: no BatchNorm, no images, or features that are not finite.
+        SnnetError: no BatchNorm, no images, shares out of range, or features that are not finite.
         UnknownStitch: no such id.
     """
     if not batch_norms(net):
         raise SnnetError(f'there is nothing to recalibrate: no anchor of {net.title} has BatchNorm')
     if samples < 1:
-        raise SnnetError(f'at least one image is needed to recalibrate, samples={samples} was asked for')
+        raise SnnetError(f'at least one image is needed to recalibrate, but samples={samples} was given')
+    if not shares or not all(0 <= share <= 1 for share in shares):
+        raise SnnetError(f'shares are one or more numbers from 0 to 1, not {list(shares)}')
     ids = sorted({net.checked(stitch) for stitch in (range(len(net.stitches)) if stitches is None else stitches)})
     net.eval()
-    net.set_statistics(None)
     with torch.inference_mode(False), torch.no_grad():
-        chunks = _collect(net, batches, samples)
-        device = next(net.parameters()).device
-        # the first number is positive where a rank has nothing to do, which would leave the others waiting
-        counts = torch.tensor([not chunks, sum(map(len, chunks))], dtype=torch.float64, device=device)
-        if all_reduce is not None:
-            all_reduce(counts)
-        if counts[0] > 0:
-            raise SnnetError('no images to recalibrate BatchNorm with' + (' on some process' if all_reduce else ''))
-        if all_reduce is None and counts[1] < samples:
-            _log.warning('recalibrating with %d images, for there are no more (%d were asked for)', counts[1], samples)
-        values = _Measurement(net, all_reduce, progress).run(build_part_tree(net, ids), chunks)
-    net.set_statistics(Statistics(net, values, ids, int(counts[1])))
+        chunks = _collected(net, batches, samples)
+        judges = _collected(net, held_out, samples) if held_out is not None and len(shares) > 1 else []
+        if held_out is None and len(shares) > 1:
+            chunks, judges = _dealt(chunks)
+        measured_on, judged_on = _counts(net, chunks, judges, len(shares) > 1, all_reduce)
+        _warn_of_few(samples, measured_on + (judged_on if held_out is None else 0), all_reduce)
+        answered = [(images, _answers(net, images, targets)) for images, targets in judges]
+        tree, parts = build_part_tree(net, ids), sum(1 for _ in build_part_tree(net, ids).walk())
+        images = sum(len(chunk) for chunk, _ in chunks)
+        total = parts * (images + len(shares) * sum(len(chunk) for chunk, _ in judges))
 
+        def tell(count: int) -> None:
+            if progress is not None:
+                progress(count, total)
 
-def _collect(net: StitchableNet, batches: Iterable[Any], samples: int) -> list[Tensor]:
-    """The images, in chunks on the net's device."""
-    weight = next(net.parameters())
-    chunks: list[Tensor] = []
-    left = samples
-    for batch in batches:
-        images = (batch if isinstance(batch, Tensor) else batch[0])[:left].to(weight.device, weight.dtype)
-        chunks += images.split(_CHUNK) if len(images) else ()
-        left -= len(images)
-        if left == 0:
-            break
-    return chunks
-
-
-class _Reached(Exception):
-    """A run came to a BatchNorm whose statistics are not known yet."""
-
-
-class _Measurement:
-    """One walk through the tree.
-
-    Attributes:
-        values: what was found, by place (see `Statistics`).
-        sums: count, sums and sums of squares of the inputs of the BatchNorm that is measured now.
-    """
-
-    def __init__(
-        self,
-        net: StitchableNet,
-        all_reduce: Callable[[Tensor], object] | None,
-        progress: Callable[[int, int], object] | None,
-    ) -> None:
-        self.net, self.all_reduce, self.progress = net, all_reduce, progress
-        self.names = {module: name for name, module in batch_norms(net).items()}
-        self.values: dict[str, Tensor] = {}
-        self.known: Table = {}
-        self.measured: nn.Module | None = None
-        self.sums: Tensor | None = None
-
-    def run(self, tree: PartNode, chunks: list[Tensor]) -> dict[str, Tensor]:
-        """Measures every place of a tree."""
-        self.total = sum(map(len, chunks)) * sum(1 for _ in tree.walk())
-        with ExitStack() as hooks:
-            attach(self.names)
-            hooks.callback(detach, self.net)
-            for module in self.names:
-                hooks.callback(module.register_forward_pre_hook(self._look).remove)
-            self._visit(tree, chunks, {})
-        return self.values
-
-    def _visit(self, node: PartNode, chunks: list[Tensor], known: Table) -> None:
-        """Measures what follows a node; its features are given up one by one while the last of that runs.
-
-        Stitch layers come first, so that the features along a front are held at one position only.
-        """
-        following = sorted(node.then.values(), key=lambda child: child.part is not None and child.part.kind != 'layer')
-        for child in following:
-            table = dict(known) if child.leg == node.leg else {}
-            outputs = self._measure(child, chunks, table, give_up=child is following[-1])
-            self._visit(child, outputs, table)
-
-    def _measure(self, node: PartNode, chunks: list[Tensor], table: Table, give_up: bool) -> list[Tensor]:
-        """Runs a part until all its BatchNorms are known, adds them to the table, and returns its outputs."""
-        assert node.part is not None  # only the root has none
-        part = function_of(self.net, node.part)
-        outputs: list[Tensor] = []
-        while not outputs:
-            self.known, self.measured, self.sums = table, None, None
-            for i, chunk in enumerate(chunks):
-                try:
-                    with normalizing_with(table):
-                        outputs.append(part(chunk))
-                except _Reached:
-                    self._tell(0)
-                    continue
-                self._tell(len(chunk))
-                if give_up:
-                    chunks[i] = chunk.new_empty(0)
-            if self.measured is not None:
-                table[self.measured] = self._conclude(node)
-        return outputs
-
-    def _look(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Before a BatchNorm runs: where its statistics are not known, adds up its inputs and ends the run."""
-        if module in self.known:
+        before, records = net.statistics, list(net.records)
+        net.set_statistics(None)
+        try:
+            values = StatisticsMeter(net, all_reduce, tell).measure(tree, [chunk for chunk, _ in chunks])
+        finally:
+            net.set_statistics(before)
+        measured = Statistics(net, values, [StatisticsGroup(1.0, tuple(ids))], measured_on)
+        if len(shares) == 1:
+            values = measured.mixed(net, ids, shares[0]) if shares[0] else {}
+            net.set_statistics(Statistics(net, values, [StatisticsGroup(shares[0], tuple(ids))], measured_on))
+            _keep_accuracies(net, records, ids)
             return
-        x = inputs[0].double()
-        places = [0, *range(2, x.ndim)]
-        count = x.new_tensor([x.numel() // x.shape[1]])
-        sums = torch.cat([count, x.sum(places), x.square().sum(places)])
-        self.measured, self.sums = module, sums if self.sums is None else self.sums + sums
-        raise _Reached
+        choices = choose_shares(net, measured, shares, answered, all_reduce, lambda count: tell(count * parts))
+        chosen = combined(net, measured, choices, judged_on)
+        net.set_statistics(chosen)
+        _keep_accuracies(net, records, [i for i, choice in choices.items() if choice.share is not None])
+        tell_choices(chosen, choices)
 
-    def _conclude(self, node: PartNode) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased variance, as BatchNorm keeps them, of the inputs seen by all ranks."""
-        assert self.measured is not None
-        assert self.sums is not None
-        if self.all_reduce is not None:
-            self.all_reduce(self.sums)
-        name, count = self.names[self.measured], self.sums[0]
-        total, squares = self.sums[1:].chunk(2)
-        mean = total / count
-        variance = ((squares - total * mean) / (count - 1)).clamp(min=0)
-        if not bool(mean.isfinite().all() and variance.isfinite().all()):
-            raise SnnetError(
-                f'{name} gets features that are not finite, or only one image of one cell, in stitch {node.owner} '
-                f'({self.net.stitches[node.owner]}): check weights and images'
-            )
-        value = torch.stack([mean, variance]).to(self.measured.get_buffer('running_mean').dtype)
-        self.values[f'{node.owner}.{node.depth}.{name}'] = value
-        return value[0], value[1]
 
-    def _tell(self, images: int) -> None:
-        if self.progress is not None:
-            self.progress(images, self.total)
+def _keep_accuracies(net: StitchableNet, records: Sequence[Record], changed: Iterable[int]) -> None:
+    """Keeps the accuracies of stitches that run as before, and takes away those of the others."""
+    lost = set(changed)
+    unknown: dict[str, Any] = {'top1': None, 'top5': None, 'loss': None, 'n': None}
+    net.records = [
+        replace(before, recalibrated=now.recalibrated, **(unknown if now.stitch in lost else {}))
+        for before, now in zip(records, net.records, strict=True)
+    ]
+
+
+def _collected(net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]], samples: int) -> list[_Chunk]:
+    """The images, in chunks on the net's device and in its type, with their targets."""
+    weight = next(net.parameters())
+    return [
+        (images.to(weight.device, weight.dtype), None if targets is None else targets.to(weight.device))
+        for images, targets in image_chunks(batches, samples, _CHUNK)
+    ]
+
+
+def _dealt(chunks: list[_Chunk]) -> tuple[list[_Chunk], list[_Chunk]]:
+    """Every other image, from the first one on, and the others."""
+    if not chunks:
+        return [], []
+    images = torch.cat([images for images, _ in chunks])
+    targets = [target for _, target in chunks if target is not None]
+    known = torch.cat(targets) if len(targets) == len(chunks) else None
+    halves: list[list[_Chunk]] = []
+    for first in (0, 1):
+        parts = images[first::2].split(_CHUNK) if len(images) > first else ()
+        answers = [None] * len(parts) if known is None else known[first::2].split(_CHUNK)
+        halves.append(list(zip(parts, answers, strict=False)))
+    return halves[0], halves[1]
+
+
+def _counts(
+    net: StitchableNet,
+    chunks: list[_Chunk],
+    judges: list[_Chunk],
+    judged: bool,
+    all_reduce: Callable[[Tensor], object] | None,
+) -> tuple[int, int]:
+    """Images of all ranks that are measured, and that judge; a rank without any would leave the others waiting."""
+    own = [sum(len(images) for images, _ in part) for part in (chunks, judges)]
+    missing = own[0] == 0 or (judged and own[1] == 0)
+    counts = torch.tensor([missing, *own], dtype=torch.float64, device=next(net.parameters()).device)
+    if all_reduce is not None:
+        all_reduce(counts)
+    if counts[0] > 0:
+        where = ' on some process' if all_reduce else ''
+        if own[0] == 0 or not judged:
+            raise SnnetError(f'no images to recalibrate BatchNorm with{where}')
+        raise SnnetError(f'no images{where} are left to judge the statistics by: at least two images are needed')
+    return int(counts[1]), int(counts[2])
+
+
+def _warn_of_few(samples: int, found: int, all_reduce: Callable[[Tensor], object] | None) -> None:
+    if all_reduce is None and found < samples:
+        _log.warning('recalibrating with all %d images there are (%d were asked for)', found, samples)
+
+
+def _answers(net: StitchableNet, images: Tensor, targets: Tensor | None) -> Tensor:
+    """Classes (n,), or shares of classes (n, classes): as given, or else what the largest anchor answers."""
+    if targets is not None and targets.ndim == 1 and not targets.is_floating_point():
+        return targets
+    if targets is not None and targets.shape == (len(images), net.num_classes):
+        return targets
+    name = net.anchor(len(net.anchors) - 1).name
+    stitch = next((i for i, stitch in enumerate(net.stitches) if stitch.legs == (Leg(name),)), None)
+    logits: Tensor = net.anchor(name).run(images) if stitch is None else net(images, stitch=stitch)
+    return logits.argmax(1)

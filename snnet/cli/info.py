@@ -42,9 +42,9 @@ def describe(net: StitchableNet) -> Iterator[str]:
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     yield f'{net.title}: {len(net.stitches)} stitches, {millions:.4g} Mparams, images {size}, {net.num_classes} classes'
     yield from _describe_anchors(net)
-    recalibrated = net.statistics.stitches if net.statistics else []
-    if recalibrated:
-        yield f'{len(recalibrated)} stitches have their own BatchNorm statistics'
+    if net.statistics:
+        own = sum(share > 0 for share in net.statistics.shares.values())
+        yield f'{own} of {len(net.statistics.shares)} recalibrated stitches have their own BatchNorm statistics'
     if any(record.top1 is not None for record in net.records):
         yield from table(net.records).splitlines()
     else:

@@ -67,9 +67,18 @@ def drawn_images(
 
     An image that cannot be read is replaced by another.
     """
-    pictures = Pictures(dataset)
-    draws = _drawn(len(pictures), count, seed, 'draw')
-    return _batches(AugmentedPictures(pictures, clean_steps(net)), draws, data, net, data.batch_size, device)
+    return clean_batches(data, dataset, net, _drawn(len(Pictures(dataset)), count, seed, 'draw'), device)
+
+
+def clean_batches(
+    data: DataSettings, dataset: Dataset[Any], net: StitchableNet, draws: Sequence[Draw], device: torch.device = CPU
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (images, classes) on a device of images drawn before, without augmentation.
+
+    An image that cannot be read is replaced by another.
+    """
+    source = AugmentedPictures(Pictures(dataset), clean_steps(net))
+    return _batches(source, draws, data, net, data.batch_size, device)
 
 
 def _drawn(total: int, count: int, seed: int, purpose: str) -> list[Draw]:

@@ -21,7 +21,7 @@ from .datasets import DataSettings, open_dataset
 from .decode import Pictures, Quarantine
 from .folder_checks import is_undivided
 from .loader import Loader
-from .order import Draws
+from .order import Draw, Draws
 from .transforms import AugmentationSettings, make_normalizer, preprocessing, random_erasing, train_transform
 
 _log = logging.getLogger(__name__)
@@ -100,6 +100,17 @@ class TrainImages:
             first: leave out so many batches; their images are not read, and the others stay as they are.
         """
         return self._loader.batches(partial(self._draws.batches, epoch), first)
+
+    def unseen(self, epoch: int, batches: int) -> list[Draw]:
+        """Draws of the images that an epoch shows this rank only after its first batches, each image once.
+
+        Args:
+            epoch: from 0.
+            batches: how many batches are left out, with all images that they show.
+        """
+        order = [draw for batch in self._draws.batches(epoch) for draw in batch]
+        shown = {draw.image for draw in order[: batches * self.data.batch_size]}
+        return list({draw.image: draw for draw in order if draw.image not in shown}.values())
 
     def identity(self) -> dict[str, Any]:
         """What the pixels of every batch follow from, in values that JSON can hold.

@@ -200,7 +200,8 @@ class Evaluation:
         names = self.dataset.filenames() if hasattr(self.dataset, 'filenames') else self.settings.data.dataset
         compute = self.settings.compute
         precision = (compute.amp_dtype if compute.amp else 'float32', compute.compile)
-        statistics = self.net.statistics.digest() if self.net.statistics is not None else None
+        held = self.net.statistics
+        statistics = held.digest() if held is not None and held.values else None
         weights, split = sha256(Path(self.settings.net) / WEIGHTS), self.settings.val_split
         changed = [self.net.preprocessing] if self.net.preprocessing else []
         facts = (weights, statistics, names, split, list(self.indices), precision, *changed)

@@ -1,10 +1,9 @@
-"""BatchNorm statistics before an evaluation: measured with training images and kept in the folder of the net."""
+"""BatchNorm statistics before an evaluation: measured on training images and kept in the folder of the net."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,27 @@ _log = logging.getLogger(__name__)
 
 
 def prepare_statistics(settings: EvalSettings, net: StitchableNet, ranks: Ranks) -> None:
-    """Recalibrates the BatchNorms of a saved net with clean training images, where the settings say so.
+    """Recalibrates the BatchNorms of a saved net on clean training images, where the settings ask for it.
 
-    It is not done unasked, for clean images are a makeshift where nobody knows how the weights were trained: they
-    lift bad stitches and lower good ones (CIFAR-10 ResNet-20 alone: 91.0 % with its own statistics, 91.3 with those
-    of images augmented as in its training, 88.8 with those of clean ones). Training knows and leaves better ones.
+    Off by default, because clean images are only an approximation of what the weights were trained on (CIFAR-10
+    ResNet-20 alone: 91.0 % with its own statistics, 91.3 with those of images augmented as in its training, 88.8 with
+    those of clean ones). Training leaves better ones. Half of the images judge what the other half measures, so that a
+    stitch changes only where it gains.
 
     Raises:
-        SnnetError: no BatchNorm, no such images, or the images that are evaluated.
+        SnnetError: no BatchNorm, fewer than two images, or the images that are evaluated.
     """
     if settings.recalibrate == 0:
         return
+    if settings.recalibrate < 2:
+        raise SnnetError(
+            f'recalibrate is 0 or at least 2 images, half of which judge the new statistics, not {settings.recalibrate}'
+        )
     images = _training_images(settings, net)
     total = len(images)  # type: ignore[arg-type]  # a Dataset with a length
     samples, held = min(settings.recalibrate, total), net.statistics
-    if held is not None and held.samples == samples and len(held.stitches) == len(net.stitches):
-        _log.info('BatchNorm keeps the statistics that the net has, of %d images', samples)
+    if held is not None and held.samples + held.held_out == samples and len(held.shares) == len(net.stitches):
+        _log.info('BatchNorm keeps the statistics that the net has, chosen on %d images', samples)
         return  # so that an evaluation that was stopped goes on with the same ones
     _log.info('recalibrating BatchNorm in %d stitches with %d training images', len(net.stitches), samples)
     order = torch.randperm(total, generator=generator(0, 'recalibrate')).tolist()
@@ -53,24 +57,28 @@ def prepare_statistics(settings: EvalSettings, net: StitchableNet, ranks: Ranks)
     ranks.barrier()
 
 
-def recalibrate_in_sight(net: StitchableNet, batches: Iterable[Any], samples: int, ranks: Ranks) -> None:
-    """Recalibrates a net with images of all ranks and tells of progress.
+def recalibrate_in_sight(
+    net: StitchableNet, batches: Iterable[Any], samples: int, ranks: Ranks, held_out: Iterable[Any] | None = None
+) -> None:
+    """Recalibrates a net with images of all ranks and shows progress.
 
     Args:
         net: a net with BatchNorm.
-        batches: images of this rank, or pairs whose first item they are.
+        batches: images of this rank, or pairs of images and classes.
         samples: how many of them.
         ranks: the processes of the run.
+        held_out: images of this rank to judge by; every other one of the batches where None.
     """
-    progress: list[Progress] = []
+    bar: Progress | None = None
 
-    def tell(count: int, work: int) -> None:
-        if not progress:
-            progress.append(Progress(work, 'images through parts', quiet=not ranks.first))
-        progress[0].update(count)
+    def advance(count: int, work: int) -> None:
+        nonlocal bar
+        bar = bar or Progress(work, 'images through parts', quiet=not ranks.first)
+        bar.update(count)
 
-    recalibrate(net, batches, samples, progress=tell, all_reduce=ranks.all_reduce if ranks.world > 1 else None)
-    for bar in progress:
+    reduce = ranks.all_reduce if ranks.world > 1 else None
+    recalibrate(net, batches, samples, progress=advance, all_reduce=reduce, held_out=held_out)
+    if bar is not None:
         bar.close()
 
 
@@ -86,13 +94,14 @@ def _training_images(settings: EvalSettings, net: StitchableNet) -> Dataset[Any]
 
 
 def _store(folder: Path, net: StitchableNet) -> None:
-    """Puts the statistics into the folder, whose accuracies were those of other ones."""
-    net.records = [replace(record, top1=None, top5=None, loss=None, n=None) for record in net.records]
+    """Puts the statistics, and what they leave of the records, into the folder."""
     try:
         write_records(folder, net.records)
         assert net.statistics is not None  # just measured
         write_statistics(folder, net.statistics)
     except OSError as error:
         _log.warning(
-            'the statistics of BatchNorm hold for this evaluation only, for %s cannot keep them: %s', folder, error
+            'the BatchNorm statistics are valid for this evaluation only, because %s cannot keep them: %s',
+            folder,
+            error,
         )

@@ -44,7 +44,8 @@ def create_stitchable_net(
             largest of these sizes where they differ.
         window, step: width and advance of the sliding window over equally deep stages.
         nearest: stitch only anchors next to each other in cost.
-        direction: 'fast_to_slow', 'slow_to_fast' or 'two_way'.
+        direction: 'fast_to_slow', 'slow_to_fast' or 'two_way'; or 'snnetv2', the space of SN-Netv2
+            for two networks (see `list_stitches`).
         official: follow the published implementation where it deviates (docs/exactness.md).
         drop_path_rate: stochastic depth while training.
 

@@ -85,6 +85,7 @@ class Known:
         if (statistics is None) != (self.statistics is None):
             self.records = _Records((replace(record, **_ACCURACY) for record in self.records), net)
         self.statistics = statistics
+        self._show_shares(net)
         if statistics is not None:
             self.tie(net)
 
@@ -144,6 +145,11 @@ class Known:
                 self.seal.look_again()
         self.show_latencies(net)
 
+    def _show_shares(self, net: StitchableNet) -> None:
+        """Puts the share of its own BatchNorm statistics into the record of each stitch."""
+        shares = {} if self.statistics is None else self.statistics.shares
+        self.records = _Records((replace(r, recalibrated=shares.get(r.stitch)) for r in self.records), net)
+
     def _drop(self, net: StitchableNet) -> None:
         lost = []
         if any(_has_accuracy(record) for record in self.records):
@@ -153,6 +159,7 @@ class Known:
             lost.append('BatchNorm statistics of stitches (recalibrate again)')
             detach(net)
             self.statistics = None
+            self._show_shares(net)
         if self.tables.drop_unforced():
             lost.append('latency tables (profile again)')
             self.records = _Records((replace(record, latency_ms=None, memory=None) for record in self.records), net)

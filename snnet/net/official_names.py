@@ -1,7 +1,7 @@
 """Names of parameters in timm 0.6.12, for which the published checkpoints were written, and what timm calls them today.
 
-ViT and ResNet kept theirs. timm's own filters of old weights do not know LeViT's names, and resize in silence what
-does not fit.
+ViT and ResNet kept theirs, but for DeiT-III's layer scale. timm's own filters of old weights do not know LeViT's names,
+and resize without a word what does not fit.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _UNIT = re.compile(r'blocks\.(\d+(?:\.\d+)*)\.((?:m|kv|q|proj)\..+|attention_bia
 _LEAVES = ((r'\bc\.', 'linear.'), (r'\bl\.', 'linear.'), (r'^proj\.1\.', 'proj.ln.'), (r'^q\.1\.', 'q.ln.'))
 
 
-def modern(names: Iterable[str]) -> dict[str, str]:
-    """The given name of every parameter of a network by its name in timm today; what networks make anew is left out.
+def names_today(names: Iterable[str]) -> dict[str, str]:
+    """The given name of every parameter by its name in timm today, without the tables that networks make themselves.
 
     Args:
         names: as in timm 0.6.12, or as today.
@@ -29,7 +29,8 @@ def modern(names: Iterable[str]) -> dict[str, str]:
         return dict(_levit(names))
     if any(name.startswith('layers.0.blocks.') for name in names):
         return dict(_swin(names))
-    return {name: name for name in names}
+    # DeiT-III kept the scales of its layers as parameters of the block
+    return {re.sub(r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma', name): name for name in names}
 
 
 def _swin(names: list[str]) -> Iterator[tuple[str, str]]:

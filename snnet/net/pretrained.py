@@ -36,7 +36,7 @@ from ..saving.tensor_files import (
 from ..stitching.stitch_layer import merged_state
 from ..utils.files import write_text
 from ..utils.typed_json import TypedTable
-from .batchnorm import Statistics
+from .batchnorm import Statistics, statistics_groups
 from .costs import measure_costs
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _write_with_statistics(folder: Path, config: NetConfig, statistics: Statisti
     config.sha256.pop(STATISTICS, None)
     config.write(folder)
     config.sha256[STATISTICS] = write_tensors(folder / STATISTICS, statistics.values)
-    config.statistics = {'samples': statistics.samples, 'stitches': statistics.stitches}
+    config.statistics = statistics.description()
     config.write(folder)
 
 
@@ -187,8 +187,8 @@ def _read_statistics(net: StitchableNet, path: Path, config: NetConfig) -> Stati
     assert config.statistics is not None
     values = read_tensors(path, config.sha256.get(path.name))
     try:
-        ids = [net.checked(stitch) for stitch in config.statistics['stitches']]
-        return Statistics(net, values, ids, config.statistics['samples'])
+        groups = statistics_groups(net, config.statistics)
+        return Statistics(net, values, groups, config.statistics['samples'], config.statistics['held_out'])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise NoWeights(f'{path} does not fit its {CONFIG}: {error}') from None
 

@@ -38,11 +38,12 @@ def all_logits(
         Pairs of id and logits, in the order of the tree.
     """
 
+    statistics = net.statistics
     tables = {stitch: net.tables(stitch) for stitch in stitches}
-    alone = [stitch for stitch in stitches if tables[stitch] is not None]
     others = [stitch for stitch in stitches if tables[stitch] is None]
-    for node in build_part_tree(net, alone).then.values():  # a part with its own statistics is another part
-        yield from _visit(net, node, images, tables)
+    for alike in statistics.alike(stitches) if statistics else ():  # a part with other statistics is another part
+        for node in build_part_tree(net, alike).then.values():
+            yield from _visit(net, node, images, tables)
     cut = 2 * len(images) <= suffix_batch
     waiting: dict[str, list[_Entrant]] = {}
     for node in build_part_tree(net, others, cut).then.values():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SnnetError
-from .batchnorm import Statistics
+from .batchnorm import Statistics, statistics_groups
 
 if TYPE_CHECKING:
     from .stitchable_net import StitchableNet
@@ -27,12 +27,15 @@ def carry_statistics(net: StitchableNet) -> None:
 
 
 def _put_statistics(net: StitchableNet, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    """Adds values, recalibrated stitches and number of images, as tensors, behind all others."""
+    """Adds values, groups of stitches and numbers of images, as tensors, behind all others."""
     statistics = net.statistics
     if statistics is not None:
         state.update({f'{prefix}{PREFIX}values.{place}': value for place, value in statistics.values.items()})
         state[f'{prefix}{PREFIX}samples'] = torch.tensor(statistics.samples)
-        state[f'{prefix}{PREFIX}stitches'] = torch.tensor(statistics.stitches)
+        state[f'{prefix}{PREFIX}held_out'] = torch.tensor(statistics.held_out)
+        for i, group in enumerate(statistics.groups):
+            state[f'{prefix}{PREFIX}groups.{i}.share'] = torch.tensor(group.share, dtype=torch.float64)
+            state[f'{prefix}{PREFIX}groups.{i}.stitches'] = torch.tensor(group.stitches)
 
 
 def _take_statistics(net: StitchableNet, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
@@ -57,8 +60,11 @@ def _set_loaded_statistics(net: StitchableNet, incompatible: Any) -> None:
             for name, value in found.items()
             if name.startswith(prefix)
         }
-        ids = [net.checked(stitch) for stitch in found['stitches'].tolist()]
-        statistics = Statistics(net, values, ids, int(found['samples']))
+        count = sum(name.startswith('groups.') for name in found) // 2
+        listed = [(found[f'groups.{i}.share'], found[f'groups.{i}.stitches']) for i in range(count)]
+        described = {'groups': [{'share': float(share), 'stitches': ids.tolist()} for share, ids in listed]}
+        groups = statistics_groups(net, described)
+        statistics = Statistics(net, values, groups, int(found['samples']), int(found['held_out']))
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise SnnetError(f'the BatchNorm statistics in the state dict do not fit this net: {error}') from None
     net.set_statistics(None)

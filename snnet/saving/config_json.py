@@ -25,8 +25,8 @@ DTYPES = ('float32', 'float16', 'bfloat16', 'float64')
 """Types that the weights of a saved net may have."""
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos', 'box', 'hamming')
 """How images may be resized."""
-_ELSEWHERE = ('stitch', 'legs', 'anchor', 'latency_ms', 'memory')
-"""Fields of a record that its row does not hold: the stitch itself says the first, a latency table the last."""
+_ELSEWHERE = ('stitch', 'legs', 'anchor', 'latency_ms', 'memory', 'recalibrated')
+"""Fields of a record that its row does not hold: the stitch, a latency table or the statistics say them."""
 _IN_ROW = [item.name for item in fields(Record) if item.name not in _ELSEWHERE]
 
 
@@ -39,7 +39,8 @@ class NetConfig:
         stitches: the sub-networks, by id.
         records: what is known of them.
         sha256: of the other files, by name; empty in folders of the first versions.
-        statistics: 'samples' and 'stitches' of the BatchNorm statistics; None where there are none.
+        statistics: 'samples', 'held_out' and 'groups' of the BatchNorm statistics (see `Statistics.description`); None
+            where there are none.
         dtype: of the floating-point weights.
         preprocessing: how images are prepared for evaluation where that differs from the first anchor's own way, in
             timm's words ('crop_pct', 'interpolation').
@@ -132,9 +133,21 @@ def _read_statistics(table: TypedTable) -> dict[str, Any] | None:
     if not table.has('statistics'):
         return None
     about = table.table('statistics')
+    stitches = about.integers('stitches', 0, MAX_STITCHES, MAX_STITCHES)
+    groups: list[dict[str, Any]] = [{'share': 1.0, 'stitches': stitches}]  # before shares were chosen
+    if about.has('groups'):
+        groups = [
+            {
+                'share': group.number('share', 0.0, 1.0),
+                'stitches': group.integers('stitches', 0, MAX_STITCHES, MAX_STITCHES),
+            }
+            for group in about.rows('groups', MAX_STITCHES)
+        ]
     return {
         'samples': about.integer('samples', 1, 10**12),
-        'stitches': about.integers('stitches', 0, MAX_STITCHES, MAX_STITCHES),
+        'held_out': about.integer('held_out', 0, 10**12) if about.has('held_out') else 0,
+        'stitches': stitches,
+        'groups': groups,
     }
 
 

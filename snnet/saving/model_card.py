@@ -158,9 +158,12 @@ def _measured(config: Mapping[str, Any], records: Sequence[Record]) -> str:
         images = ' to '.join(str(count) for count in sorted({min(counts), max(counts)}))
         text += f' Accuracy in percent was measured over {images} images of a data set that this card does not know.'
     if statistics := config.get('statistics'):
+        groups = statistics.get('groups', [{'share': 1, 'stitches': statistics['stitches']}])
+        own = [stitch for group in groups if group['share'] for stitch in group['stitches']]
+        held_out = statistics.get('held_out', 0)
+        judged = f', kept where they did better on {held_out} others' if held_out else ''
         text += (
-            f' {len(statistics["stitches"])} stitches have their own BatchNorm statistics, '
-            f'from {statistics["samples"]} images.'
+            f' {len(own)} stitches have their own BatchNorm statistics, from {statistics["samples"]} images{judged}.'
         )
     return text
 

@@ -43,6 +43,12 @@ def locate(
     """
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).is_file():
+        convert = f"snnet.load_official('{name}').save_pretrained('{Path(name).with_suffix('')}')"
+        raise SnnetError(
+            f"'{name}' is a file, but a saved net is a folder; a published checkpoint becomes one "
+            f'with python -c "import snnet; {convert}"'
+        )
     match = _ID.fullmatch(str(name))
     if match is None:
         raise SnnetError(

@@ -1,4 +1,4 @@
-"""What joins two anchors, and which stitches there are."""
+"""Stitch layers, which join two anchors, and the rules that list the stitches of a net."""
 
 from ..utils.lazy import lazy_package
 

@@ -1,7 +1,8 @@
-"""The rules that list stitches: which blocks of two anchors a stitch layer joins, and in which order ids are given."""
+"""The stitches of a net: which sub-networks there are, and in which order they get their ids."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -9,49 +10,13 @@ from itertools import combinations
 from ..anchors.anchor import Anchor
 from ..anchors.boundary import Boundary
 from ..errors import CannotStitch, SnnetError
+from .join_rules import depth_aligned, paired, unpaired
 from .stitch import Leg, Stitch
 
-DIRECTIONS = ('fast_to_slow', 'slow_to_fast', 'two_way')
-
-
-@dataclass(frozen=True)
-class Join:
-    """The front runs blocks 0..j of a stage, the end its blocks k..last; `layer` counts within the stage."""
-
-    j: int
-    k: int
-    layer: int
-
-
-def paired(depth: int, window: int = 2, step: int = 1) -> list[Join]:
-    """Paired rule for equal depths: every (j, k) within a sliding window, which shares one stitch layer.
-
-    A join belongs to the first window that holds it; a stage shorter than the window is one window.
-    (SN-Net, section 3.2, "stitching as sliding windows".)
-    """
-    window = min(window, depth)
-    joins: dict[tuple[int, int], Join] = {}
-    for layer, first in enumerate(range(0, depth - window + 1, step)):
-        for j in range(first, first + window):
-            for k in range(first, first + window):
-                joins.setdefault((j, k), Join(j, k, layer))
-    return list(joins.values())
-
-
-def unpaired(front_depth: int, end_depth: int, official: bool = False) -> list[Join]:
-    """Unpaired rule for unequal depths: each block of the deeper anchor meets its nearest in the shallower one.
-
-    Block d of the deeper anchor pairs with s = floor(d * shallower depth / deeper depth), kept where s < d. The joins
-    of one shallow block share a stitch layer; the published implementation gives join d the layer of block d - 1.
-    """
-    shallow, deep = sorted((front_depth, end_depth))
-    joins = []
-    for d in range(deep):
-        s = d * shallow // deep
-        if s < d:
-            layer = (d - 1) * shallow // deep if official else s
-            joins.append(Join(s, d, layer) if end_depth == deep else Join(d, s, layer))
-    return joins
+_log = logging.getLogger(__name__)
+_TURNS = {'fast_to_slow': (1,), 'slow_to_fast': (-1,), 'two_way': (1, -1)}
+SNNETV2 = 'snnetv2'
+DIRECTIONS = (*_TURNS, SNNETV2)
 
 
 def list_stitches(
@@ -66,33 +31,46 @@ def list_stitches(
     """All stitches of anchors given from small to large, in the published order of ids.
 
     Anchors come first; then, stage by stage, pair by pair, join by join, the stitches of neighbors. Without the
-    nearest-anchor rule follow the pairs further apart (Ti-B) and the chains of three anchors (Ti-S-B). Two ways list
-    all that from small to large, then from large to small with stitch layers of their own, then, without the
-    nearest-anchor rule, the chains that leave an anchor for another and return to it (SN-Netv2).
+    nearest-anchor rule follow the pairs further apart (Ti-B) and the chains of three anchors (Ti-S-B).
+
+    'two_way' lists all that from small to large, then from large to small with other stitch layers, then, without the
+    nearest-anchor rule, the chains that leave an anchor for another one and return to it.
+
+    'snnetv2' is the space of SN-Netv2, which has a rule of its own (see `snnetv2_stitches`); window, step and nearest
+    do not matter to it.
 
     Args:
-        anchors: from small to large, with distinct names; one alone makes one stitch, itself.
-        window, step: width and advance of the paired rule's sliding window.
+        anchors: from small to large, with distinct names; a single anchor makes one stitch, itself.
+        window: blocks in the paired rule's sliding window.
+        step: blocks that it advances by; at most the window, because blocks between two windows would be left out.
         nearest: stitch only neighbors in cost.
         direction: 'fast_to_slow' goes from the smaller anchor to the larger, 'slow_to_fast' the other way, 'two_way'
-            is both.
-        official: share the stitch layers of the unpaired rule as the published implementation does.
+            both ways; 'snnetv2' for the space of SN-Netv2.
+        official: follow the published implementation in how the unpaired rule shares stitch layers, and in steps wider
+            than the window.
 
     Raises:
         SnnetError: an option out of range, or no anchors.
-        CannotStitch: anchors of different class counts or image sizes, or neighbors without a common grid.
+        CannotStitch: anchors of different class counts or image sizes, neighbors without a common grid, or networks
+            that SN-Netv2's rule does not fit.
     """
     if window < 1 or step < 1:
         raise SnnetError(f'window and step are at least 1, but window={window} and step={step} were asked for')
     if direction not in DIRECTIONS:
         raise SnnetError(f"direction is one of {', '.join(DIRECTIONS)}, not '{direction}'")
     check_anchors(anchors)
+    if direction == SNNETV2:
+        return snnetv2_stitches(anchors)
+    if step > window and not official:
+        _log.warning(
+            'step %d would leave out the blocks between two windows of %d: windows advance by %d', step, window, window
+        )
     space = _Space(list(anchors), window, step, official)
     pairs = sorted(combinations(range(len(anchors)), 2), key=lambda pair: pair[1] - pair[0])
     near, apart = pairs[: len(anchors) - 1], pairs[len(anchors) - 1 :]
     triples = list(combinations(range(len(anchors)), 3))
     stitches = [Stitch((Leg(anchor.name),)) for anchor in anchors]
-    for turn in {'fast_to_slow': (1,), 'slow_to_fast': (-1,), 'two_way': (1, -1)}[direction]:
+    for turn in _TURNS[direction]:
         stitches += space.two_legs([pair[::turn] for pair in near])
         if not nearest:
             stitches += space.two_legs([pair[::turn] for pair in apart])
@@ -100,6 +78,46 @@ def list_stitches(
     if direction == 'two_way' and not nearest:
         stitches += space.three_legs([chain for a, b in pairs for chain in ((a, b, a), (b, a, b))])
     return tuple(stitches)
+
+
+def snnetv2_stitches(anchors: Sequence[Anchor]) -> tuple[Stitch, ...]:
+    """SN-Netv2's space for two networks of d and r d blocks: d = 12 has 134 stitches, for DeiT3-S/L (r = 2) and others.
+
+    After the anchors come, in this order, with blocks counted from 0 and i and j from 0 to d - 2:
+
+    - small 0..i > large r (i + 1)..last
+    - large 0..r (i + 1) - 1 > small i + 1..last
+    - large 0..r (i + 1) - 1 > small i + 1..j > large r (j + 1)..last, for i < j
+    - small 0..i > large r (i + 1)..r (j + 1) - 1 > small j + 1..last, for i < j
+
+    Each direction has one stitch layer per position.
+
+    Args:
+        anchors: the small network and the large one, each with a single stage.
+
+    Raises:
+        CannotStitch: other networks, or networks with different grids.
+    """
+    spans = [anchor.blocks() for anchor in anchors]
+    depths = [len(span[0]) if len(span) == 1 else 0 for span in spans]
+    if len(anchors) != 2 or not all(depths) or depths[1] % depths[0]:
+        listed = ', '.join(f'{a.name} ({_stages_in_words(span)})' for a, span in zip(anchors, spans, strict=True))
+        raise CannotStitch(
+            f"direction '{SNNETV2}' needs two networks of one stage each, the larger one as deep as the smaller one or "
+            f'a multiple of it, but got {listed}'
+        )
+    small, large = (span[0] for span in spans)
+    there, back = depth_aligned(depths[0], depths[1] // depths[0])
+    up = [_PlacedJoin(0, 1, small[x.j] + 1, large[x.k], x.layer) for x in there]
+    down = [_PlacedJoin(1, 0, large[x.j] + 1, small[x.k], len(there) + x.layer) for x in back]
+    for join in (*up, *down):
+        front, end = anchors[join.front].boundaries[join.stop], anchors[join.end].boundaries[join.start]
+        if not front.joins(end):
+            raise CannotStitch(_why_not(anchors[join.front], anchors[join.end]))
+    chains = [[join] for join in (*up, *down)]
+    chains += [[leave, back] for leave, back in _returning(down, up)]
+    chains += [[leave, back] for leave, back in _returning(up, down)]
+    return (*(Stitch((Leg(anchor.name),)) for anchor in anchors), *(_stitch_of(anchors, chain) for chain in chains))
 
 
 def check_anchors(anchors: Sequence[Anchor]) -> None:
@@ -140,8 +158,15 @@ def check_anchors(anchors: Sequence[Anchor]) -> None:
 
 
 @dataclass(frozen=True)
-class _Seam:
-    """A stitch layer's place between two anchors: the front's stop, the end's start, the layer's index in the net."""
+class _PlacedJoin:
+    """A join of two anchors of the net.
+
+    Attributes:
+        front, end: indices of the anchors.
+        stop: position at which the front stops.
+        start: position at which the end starts.
+        layer: index of the stitch layer in the net.
+    """
 
     front: int
     end: int
@@ -150,46 +175,67 @@ class _Seam:
     layer: int
 
 
+def _stitch_of(anchors: Sequence[Anchor], joins: Sequence[_PlacedJoin]) -> Stitch:
+    """The stitch that runs from join to join."""
+    order = [joins[0].front, *(join.end for join in joins)]
+    starts = [None, *(join.start for join in joins)]
+    stops = [*(join.stop for join in joins), None]
+    legs = (Leg(anchors[i].name, *ends) for i, *ends in zip(order, starts, stops, strict=True))
+    return Stitch(tuple(legs), tuple(join.layer for join in joins))
+
+
+def _returning(leave: Sequence[_PlacedJoin], back: Sequence[_PlacedJoin]) -> Iterator[tuple[_PlacedJoin, _PlacedJoin]]:
+    """Joins that leave a network at one position and return to it at a later one."""
+    for i, first in enumerate(leave):
+        for second in back[i + 1 :]:
+            yield first, second
+
+
+def _stages_in_words(span: Sequence[Sequence[int]]) -> str:
+    return f'{len(span[0])} blocks' if len(span) == 1 else f'{len(span)} stages'
+
+
 class _Space:
     """Numbers the stitch layers while the stitches of a list of anchors, from small to large, are listed."""
 
     def __init__(self, anchors: list[Anchor], window: int, step: int, official: bool) -> None:
         self.anchors = anchors
         self.window, self.step, self.official = window, step, official
-        self.seams: dict[tuple[int, ...], list[_Seam]] = {}
+        self.joins: dict[tuple[int, ...], list[_PlacedJoin]] = {}
         self.layers: dict[tuple[Hashable, ...], int] = {}
 
     def two_legs(self, pairs: Sequence[tuple[int, ...]]) -> list[Stitch]:
         """Stitches of the pairs (front, end): stage by stage, pair by pair, join by join."""
         matched = {pair: matching_stages(self.anchors[pair[0]], self.anchors[pair[1]]) for pair in pairs}
-        seams: list[_Seam] = []
+        placed: list[_PlacedJoin] = []
         for turn in range(max((len(stages) for stages in matched.values()), default=0)):
             for pair in pairs:
                 if turn < len(matched[pair]):
-                    found = list(self._seams_of(pair, *matched[pair][turn]))
-                    self.seams.setdefault(pair, []).extend(found)
-                    seams += found
+                    found = list(self._joins_of(pair, *matched[pair][turn]))
+                    self.joins.setdefault(pair, []).extend(found)
+                    placed += found
         for front, end in pairs:
-            if abs(end - front) == 1 and not self.seams.get((front, end)):
+            if abs(end - front) == 1 and not self.joins.get((front, end)):
                 raise CannotStitch(_why_not(self.anchors[front], self.anchors[end]))
-        return [self._stitch([seam]) for seam in seams]
+        return [_stitch_of(self.anchors, [join]) for join in placed]
 
     def three_legs(self, chains: Sequence[tuple[int, ...]]) -> list[Stitch]:
         """Stitches of the chains (front, middle, end) whose middle leg runs a module, and no leg one of another leg."""
         return [
-            self._stitch([first, second])
+            _stitch_of(self.anchors, [first, second])
             for a, b, c in chains
-            for first in self.seams.get((a, b), ())
-            for second in self.seams.get((b, c), ())
+            for first in self.joins.get((a, b), ())
+            for second in self.joins.get((b, c), ())
             if first.start < second.stop and (a != c or first.stop <= second.start)
         ]
 
-    def _seams_of(self, pair: tuple[int, ...], front_stage: int, end_stage: int) -> Iterator[_Seam]:
+    def _joins_of(self, pair: tuple[int, ...], front_stage: int, end_stage: int) -> Iterator[_PlacedJoin]:
         front, end = self.anchors[pair[0]], self.anchors[pair[1]]
         front_blocks, end_blocks = front.blocks()[front_stage], end.blocks()[end_stage]
         if len(front_blocks) == len(end_blocks):
             staged = len(front.blocks()) > 1 or len(end.blocks()) > 1
-            joins = [x for x in paired(len(front_blocks), self.window, self.step) if x.j < x.k or not staged]
+            rule = paired(len(front_blocks), self.window, self.step, self.official)
+            joins = [x for x in rule if x.j < x.k or not staged]
         else:
             joins = unpaired(len(front_blocks), len(end_blocks), self.official)
         for join in joins:
@@ -198,14 +244,7 @@ class _Space:
                 # blocks of one stage may differ in width, and a stitch layer has one shape
                 key = (*pair, front_stage, join.layer, front.boundaries[stop], end.boundaries[start])
                 layer = self.layers.setdefault(key, len(self.layers))
-                yield _Seam(pair[0], pair[1], stop, start, layer)
-
-    def _stitch(self, seams: Sequence[_Seam]) -> Stitch:
-        anchors = [seams[0].front, *(seam.end for seam in seams)]
-        starts = [None, *(seam.start for seam in seams)]
-        stops = [*(seam.stop for seam in seams), None]
-        legs = (Leg(self.anchors[a].name, *ends) for a, *ends in zip(anchors, starts, stops, strict=True))
-        return Stitch(tuple(legs), tuple(seam.layer for seam in seams))
+                yield _PlacedJoin(pair[0], pair[1], stop, start, layer)
 
 
 def matching_stages(front: Anchor, end: Anchor) -> list[tuple[int, int]]:

@@ -26,7 +26,9 @@ class Leg:
 
     def __post_init__(self) -> None:
         if not self.anchor or set(self.anchor) & set('[]>'):
-            raise SnnetError(f"'{self.anchor}' cannot name an anchor: names are not empty and hold no [, ] or >")
+            raise SnnetError(
+                f"'{self.anchor}' cannot name an anchor: a name is not empty and contains none of [, ] and >"
+            )
 
     def __str__(self) -> str:
         start = '' if self.start is None else self.start
@@ -38,20 +40,20 @@ class Leg:
         """The leg that prints as `text`.
 
         Raises:
-            SnnetError: the text is no leg.
+            SnnetError: the text is not a valid leg.
         """
         match = _LEG.fullmatch(text.strip())
         if match is None:
-            raise SnnetError(f"'{text}' is no leg; a leg reads like deit_tiny[:7]")
+            raise SnnetError(f"'{text}' is not a valid leg; a leg reads like deit_tiny[:7]")
         start, stop = (int(match[end]) if match[end] else None for end in ('start', 'stop'))
         return cls(match['anchor'], start, stop)
 
 
 @dataclass(frozen=True)
 class Stitch:
-    """A sub-network: legs with a stitch layer between each two.
+    """A sub-network: legs with a stitch layer between each leg and the next.
 
-    One leg is an anchor itself, two are SN-Net, three SN-Netv2 and the paper's Ti-S-B.
+    One leg is an anchor itself; two are SN-Net; three are the paper's Ti-S-B, and SN-Netv2.
 
     Attributes:
         legs: in the order they run; the first starts at the image, the last ends in the logits.
@@ -66,8 +68,9 @@ class Stitch:
         whole = bool(self.legs) and self.legs[0].start is None and self.legs[-1].stop is None and None not in inner
         if not whole or len(self.layers) != len(self.legs) - 1:
             raise SnnetError(
-                f"'{self}' is no stitch: it needs legs that lead from the image [: to the logits :] "
-                f'and one stitch layer between each two (it has {len(self.legs)} legs and {len(self.layers)} layers)'
+                f"'{self}' is not a valid stitch: it needs legs that lead from the image [: to the logits :] "
+                f'and one stitch layer between each leg and the next '
+                f'(it has {len(self.legs)} legs and {len(self.layers)} stitch layers)'
             )
 
     def __str__(self) -> str:
@@ -80,10 +83,10 @@ class Stitch:
 
 
 def parse_ids(text: str, count: int) -> list[int]:
-    """Stitch ids of a list such as '0-2,24'; all of them where it is empty.
+    """Stitch ids from a list such as '0-2,24'; all of them if it is empty.
 
     Raises:
-        UnknownStitch: a part is no id or range of ids below `count`.
+        UnknownStitch: a part of the list is not an id below `count`, or a range of such ids.
     """
     if not text:
         return list(range(count))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
 
+from ..data.clean_images import clean_batches
 from ..data.datasets import DataSettings
 from ..data.train_images import TrainImages
 from ..errors import SnnetError
@@ -17,26 +20,38 @@ from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 from .train_step import TrainBatch, TrainStep
 
+_log = logging.getLogger(__name__)
+
 
 def give_statistics(net: StitchableNet, samples: int, step: TrainStep, images: TrainImages, epochs: int) -> None:
-    """Gives every stitch BatchNorm statistics of its own, if the net has BatchNorms that several stitches share.
+    """Gives stitches BatchNorm statistics of their own where they help, if several stitches share BatchNorms.
+
+    Measured are images as the steps saw them, because clean ones have other statistics; judged are other, clean images,
+    because these are what the net will be used on. Both are of the epoch after the last.
 
     Args:
         net: trained.
-        samples: training images to measure them with; 0 for none.
+        samples: training images to measure, and at most as many to judge; 0 for none.
         step: prepares the images as in training.
         images: of the run.
-        epochs: of the run; the images are those of the epoch after the last, because clean ones have other statistics.
+        epochs: of the run.
     """
-    shared = len(net.stitches) > 1  # the running statistics of a single stitch are its own
-    if samples and shared and batch_norms(net):
-        share = -(-samples // step.ranks.world)
-        recalibrate_in_sight(net, _prepared_images(step, images, epochs), share, step.ranks)
+    if not samples or len(net.stitches) == 1 or not batch_norms(net):  # a single stitch has its own statistics
+        return
+    share = -(-samples // step.ranks.world)
+    measured = max(1, min(-(-share // images.data.batch_size), len(images) // 2))  # batches
+    unseen = images.unseen(epochs, measured)
+    if not all(step.ranks.gather(bool(unseen))):
+        _log.warning('BatchNorm is not recalibrated: no training images are left to judge new statistics by')
+        return
+    held_out = clean_batches(images.data, images.dataset, net, unseen[:share], step.ranks.device)
+    recalibrate_in_sight(net, _prepared_images(step, images, epochs, measured), share, step.ranks, held_out)
 
 
-def _prepared_images(step: TrainStep, images: TrainImages, epoch: int) -> Iterator[Tensor]:
-    for number, batch in enumerate(images.epoch(epoch), start=epoch * len(images)):
-        yield step.prepared(TrainBatch(number, *batch))[0]
+def _prepared_images(step: TrainStep, images: TrainImages, epoch: int, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+    first = epoch * len(images)
+    for number, batch in enumerate(islice(images.epoch(epoch), batches), start=first):
+        yield step.prepared(TrainBatch(number, *batch))
 
 
 def save_net(net: StitchableNet, folder: Path, ranks: Ranks) -> None:

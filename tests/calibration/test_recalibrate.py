@@ -37,7 +37,7 @@ def nets():
     for name in CNNS:
         net = _NETS[name]()
         before = outputs(net)
-        snnet.recalibrate(net, SAMPLES.split(4), samples=10)
+        snnet.recalibrate(net, SAMPLES.split(4), samples=10, shares=[1])
         found[name] = net, before
     return found
 
@@ -98,7 +98,7 @@ def test_an_extracted_stitch_holds_ordinary_batch_norms_with_its_statistics(nets
 def test_the_split_into_batches_and_over_ranks_changes_nothing_but_rounding(nets):
     expected = nets['resnet'][0].statistics.values
     whole = _NETS['resnet']()
-    snnet.recalibrate(whole, [(SAMPLES, torch.zeros(10))], samples=10)
+    snnet.recalibrate(whole, [(SAMPLES, torch.zeros(10))], samples=10, shares=[1])
     barrier, shares, failed = threading.Barrier(2, timeout=60), [None, None], []
 
     def rank(number, net):
@@ -110,7 +110,7 @@ def test_the_split_into_batches_and_over_ranks_changes_nothing_but_rounding(nets
             tensor.copy_(total)
 
         try:
-            snnet.recalibrate(net, SAMPLES[number::2].split(2), samples=5, all_reduce=all_reduce)
+            snnet.recalibrate(net, SAMPLES[number::2].split(2), samples=5, all_reduce=all_reduce, shares=[1])
         except Exception as error:
             failed.append(error)
             barrier.abort()
@@ -149,7 +149,7 @@ def test_a_place_that_stitches_share_is_measured_once(nets):
 
 def test_some_stitches_only(nets):
     net, everything = _NETS['resnet'](), nets['resnet'][0]
-    snnet.recalibrate(net, SAMPLES.split(4), samples=10, stitches=[4, 0, 4])
+    snnet.recalibrate(net, SAMPLES.split(4), samples=10, stitches=[4, 0, 4], shares=[1])
     expected, before = outputs(everything), nets['resnet'][1]
     mixed = [expected[i] if i in (0, 4) else before[i] for i in range(len(expected))]
     for suffix_batch in (0, 100):
@@ -265,7 +265,8 @@ def test_gradients_flow_in_eval_mode_and_training_afterwards_updates_the_anchors
 def test_recalibrating_again_starts_from_the_weights_alone(nets):
     net = copy.deepcopy(nets['resnet'][0])
     told = []
-    snnet.recalibrate(net, SAMPLES.split(4), samples=10, progress=lambda images, total: told.append((images, total)))
+    tell = lambda images, total: told.append((images, total))  # noqa: E731
+    snnet.recalibrate(net, SAMPLES.split(4), samples=10, shares=[1], progress=tell)
     assert net.statistics.digest() == nets['resnet'][0].statistics.digest()
     assert {total for _, total in told} == {sum(images for images, _ in told)}
 
@@ -278,6 +279,11 @@ def test_what_cannot_be_recalibrated_is_refused_in_one_sentence(caplog):
         snnet.recalibrate(net, [SAMPLES], samples=0)
     with pytest.raises(SnnetError, match='no images to recalibrate'):
         snnet.recalibrate(net, [])
+    with pytest.raises(SnnetError, match='left to judge the statistics by: at least two images'):
+        snnet.recalibrate(net, [SAMPLES[:1]], samples=1)
+    for shares in ([], [0, 1.5], [-0.1]):
+        with pytest.raises(SnnetError, match='shares are one or more numbers from 0 to 1'):
+            snnet.recalibrate(net, [SAMPLES], shares=shares)
     with pytest.raises(UnknownStitch):
         snnet.recalibrate(net, [SAMPLES], stitches=[0, 99])
     with pytest.raises(SnnetError, match=r'anchors\.0\.model\.bn1 gets features that are not finite.* in stitch 0'):
@@ -285,7 +291,7 @@ def test_what_cannot_be_recalibrated_is_refused_in_one_sentence(caplog):
     assert net.statistics is None
     assert set(map(type, batch_norms(net).values())) == {nn.BatchNorm2d}
     snnet.recalibrate(net, [SAMPLES], samples=11, stitches=[0])
-    assert 'recalibrating with 10 images' in caplog.text
+    assert 'recalibrating with all 10 images there are (11 were asked for)' in caplog.text
 
 
 def test_compiled_blocks_follow_the_statistics_of_the_stitch(nets):

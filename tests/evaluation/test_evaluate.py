@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from snnet import SnnetError, StitchableNet, UnknownStitch, create_stitchable_net
 from snnet.budget.curve import draw_curve
 from snnet.budget.frontier import Record, table
+from snnet.calibration.recalibrate import recalibrate
 from snnet.data.clean_images import clean_loader
 from snnet.data.datasets import open_dataset
 from snnet.data.transforms import clean_transform
@@ -321,7 +322,28 @@ def cnn(tmp_path):
     return tmp_path / 'net', {'dataset': '', 'data_dir': str(tmp_path / 'data')}
 
 
-def test_batch_norm_is_recalibrated_once_and_the_folder_keeps_the_statistics(cnn):
+@pytest.fixture
+def unjudged(monkeypatch):
+    """Random images of random classes cannot show that statistics help: all are kept."""
+    monkeypatch.setattr('snnet.evaluation.prepare_statistics.recalibrate', partial(recalibrate, shares=[1]))
+
+
+def test_statistics_that_do_not_help_leave_the_net_its_outputs_and_accuracies(cnn):
+    folder, data = cnn
+    before, _ = evaluate(eval_settings(folder, **data, output=str(folder / 'plain')))
+    after, _ = evaluate(eval_settings(folder, **data, recalibrate=1000))
+    assert (after.statistics.samples, after.statistics.held_out) == (11, 10)
+    assert set(after.statistics.shares) == set(range(len(after.stitches)))
+    kept = [stitch for stitch, share in after.statistics.shares.items() if share == 0]
+    assert 1 in kept, 'the large anchor has learned none of these classes, with whatever statistics'
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert all(torch.equal(after(x, stitch=i), before(x, stitch=i)) for i in kept)
+    if len(kept) == len(before.stitches):
+        assert [record.top1 for record in after.records] == [record.top1 for record in before.records]
+
+
+def test_batch_norm_is_recalibrated_once_and_the_folder_keeps_the_statistics(cnn, unjudged):
     folder, data = cnn
     before, _ = evaluate(eval_settings(folder, **data, output=str(folder / 'plain')))
     assert before.statistics is None
@@ -340,7 +362,7 @@ def test_batch_norm_is_recalibrated_once_and_the_folder_keeps_the_statistics(cnn
         evaluate(eval_settings(folder, **data))
 
 
-def test_the_recorded_accuracy_is_that_of_the_loaded_and_of_the_extracted_stitch(cnn):
+def test_the_recorded_accuracy_is_that_of_the_loaded_and_of_the_extracted_stitch(cnn, unjudged):
     folder, data = cnn
     evaluate(eval_settings(folder, **data, recalibrate=21))
     net, settings = StitchableNet.from_pretrained(folder), eval_settings(folder, **data)
@@ -357,6 +379,7 @@ def test_the_recorded_accuracy_is_that_of_the_loaded_and_of_the_extracted_stitch
     [
         ({'train_split': 'validation'}, "the splits 'validation' and 'validation' of .* share images"),
         ({'recalibrate': -1}, 'recalibrate is at least 0, not -1'),
+        ({'recalibrate': 1}, 'recalibrate is 0 or at least 2 images, half of which judge .* not 1'),
     ],
 )
 def test_images_that_are_evaluated_are_not_recalibrated_with(cnn, change, told):
@@ -378,7 +401,7 @@ def test_a_folder_that_cannot_keep_the_statistics_is_evaluated_all_the_same(cnn,
         lambda *_: (_ for _ in ()).throw(PermissionError('read-only')),
     )
     net, output = evaluate(eval_settings(folder, **data, recalibrate=21, output=str(tmp_path / 'out')))
-    assert net.statistics.samples == 21
+    assert net.statistics.samples + net.statistics.held_out == 21
     assert len(rows_of(output)) == len(net.stitches)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import sys
 from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -18,8 +20,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import snnet
-from snnet import NoWeights, SnnetError, StitchableNet, load_official
-from snnet.net.official import _guess, _split
+from snnet import NoWeights, SnnetError, StitchableNet, list_stitches, load_official
+from snnet.anchors.names import ALIASES
+from snnet.data.transforms import preprocessing
+from snnet.net.official import _recognize
+from snnet.net.official_file import OfficialFile
+from snnet.net.official_names import names_today
+from snnet.net.official_space import window_space
 from tests.helpers.families import images, levit, resnet, shake, swin, vit
 
 
@@ -265,7 +272,7 @@ def with_settings(state):
 def test_every_stitch_of_a_published_file_computes_what_its_legs_do_by_hand(tmp_path, name):
     published = Published(name)
     torch.save(with_settings(published.state()), tmp_path / 'checkpoint.pth')
-    net = load_official(tmp_path / 'checkpoint.pth', published.anchors())
+    net = load_official(tmp_path / 'checkpoint.pth', published.anchors(), window=2, step=1)
     x = images(published.size)
     with torch.no_grad():
         expected = published.logits(x)
@@ -283,7 +290,7 @@ def deit():
 
 def test_an_official_net_stays_official_when_saved(tmp_path, deit):
     torch.save(deit.state(), tmp_path / 'x.pth')
-    net = load_official(tmp_path / 'x.pth', deit.anchors())
+    net = load_official(tmp_path / 'x.pth', deit.anchors(), window=2, step=1)
     net.save_pretrained(tmp_path / 'net')
     loaded = StitchableNet.from_pretrained(tmp_path / 'net')
     assert all(loaded.anchor(i).official for i in range(3))
@@ -318,7 +325,7 @@ def test_the_weights_are_found_however_they_are_wrapped(tmp_path, monkeypatch, d
         }.get(wrap, state)
         torch.save(found, path, _use_new_zipfile_serialization=wrap != 'legacy')
         monkeypatch.undo()
-    net = load_official(path, deit.anchors())
+    net = load_official(path, deit.anchors(), window=2, step=1)
     weight = net.state_dict()['anchors.2.model.blocks.1.attn.qkv.weight']
     assert torch.allclose(weight, deit.models[2].blocks[1].attn.qkv.weight, atol=1e-2 if wrap == 'half' else 0)
     assert weight.dtype == torch.float32
@@ -336,7 +343,9 @@ def test_nothing_in_a_file_is_run(tmp_path, deit):
     for number, call in enumerate((exec, eval, __import__('os').system)):
         text = f'open({str(tmp_path / "ran")!r}, "w")' if number < 2 else f'touch {tmp_path / "ran"}'
         torch.save({**with_settings(deit.state()), 'extra': Evil(call, text)}, tmp_path / 'evil.pth')
-        with pytest.raises(NoWeights, match=r'evil\.pth is not loaded: it wants to run \w+') as caught:
+        with pytest.raises(
+            NoWeights, match=r'evil\.pth holds objects beside its weights that only running code could read'
+        ) as caught:
             load_official(tmp_path / 'evil.pth', deit.anchors())
         assert '\n' not in str(caught.value)
         (tmp_path / 'evil.pth').write_bytes(pickle.dumps(Evil(call, text)))
@@ -360,26 +369,29 @@ WEIGHT = 'stitch_layers.0.0.transform.weight'
             lambda s: without(s, 'anchors.1.norm.weight'),
             r'1 tensors are missing, such as anchors\.1\.model\.norm\.weight',
         ),
-        (lambda s: {**s, 'anchors.1.alien': s[WEIGHT]}, r'1 tensors are of no use, such as anchors\.1\.alien'),
+        (
+            lambda s: {**s, 'anchors.1.alien': s[WEIGHT]},
+            r'1 tensors are not part of the net, such as anchors\.1\.alien',
+        ),
         (lambda s: {**s, 'alien': s[WEIGHT]}, 'and 1 other tensors, such as alien'),
         (lambda s: {**s, WEIGHT: torch.zeros(24, 17)}, rf'{WEIGHT} is \[24, 17\] instead of \[24, 16\]'),
         (lambda s: without(s, WEIGHT), r'1 tensors are missing, such as stitch_layers\.0\.weight'),
         (
             lambda s: without(without(s, WEIGHT), 'stitch_layers.0.0.transform.bias'),
-            r'holds 3 stitch layers, but a0, a1, a2 have 4 \(window 2, step 1\) or 2 \(window 2, step 2\)',
+            r'holds 3 stitch layers of 2 pairs of anchors, which no space of a0, a1, a2 has with window=2 and step=1 ',
         ),
         (lambda s: {'a': 1}, 'holds no table of tensors'),
         (lambda s: [s], 'holds no table of tensors'),
         (
             lambda s: {'conv.weight': s[WEIGHT]},
-            'no checkpoint of the published .* 0 anchors, 0 stitch layers and 1 other',
+            'not a checkpoint of the published .* 0 anchors, 0 stitch layers and 1 other',
         ),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_in_one_sentence(tmp_path, deit, change, told):
     torch.save(change(deit.state()), tmp_path / 'x.pth')
     with pytest.raises(NoWeights, match=told) as caught:
-        load_official(tmp_path / 'x.pth', deit.anchors())
+        load_official(tmp_path / 'x.pth', deit.anchors(), window=2, step=1)
     assert '\n' not in str(caught.value)
     assert str(tmp_path / 'x.pth') in str(caught.value)
 
@@ -389,7 +401,7 @@ def test_what_cannot_be_read_is_refused(tmp_path, deit):
         load_official(tmp_path / 'nothing.pth')
     for name in ('x.pth', 'x.safetensors'):
         (tmp_path / name).write_bytes(b'not weights')
-        with pytest.raises(NoWeights, match=rf'{name} (holds no readable|is not loaded)'):
+        with pytest.raises(NoWeights, match=rf'{name} holds no readable'):
             load_official(tmp_path / name)
     torch.save(deit.state(), tmp_path / 'x.pth')
     with pytest.raises(NoWeights, match=r'anchor 0 of .*x\.pth is none of deit_tiny.*name the networks'):
@@ -398,19 +410,204 @@ def test_what_cannot_be_read_is_refused(tmp_path, deit):
         load_official(tmp_path / 'x.pth', 'deit_tiny,deit_small')
 
 
-def test_the_window_is_read_off_the_number_of_stitch_layers(tmp_path):
-    models = [shake(vit(width, 6)) for width in (16, 24)]
-    for window, step, count in ((2, 1, 18), (2, 2, 14), (3, 3, 20), (3, 2, 19)):
-        layers = (6 - window) // step + 1
-        state = {f'anchors.{i}.{name}': v for i, model in enumerate(models) for name, v in vit_names(model).items()}
-        for layer in range(layers):
-            state[f'stitch_layers.0.{layer}.transform.weight'] = torch.randn(24, 16)
-            state[f'stitch_layers.0.{layer}.transform.bias'] = torch.randn(24)
-        torch.save(state, tmp_path / 'x.pth')
-        asked = {} if window == step or (window, step) == (2, 1) else {'window': window, 'step': step}
-        anchors = [snnet.as_anchor(vit(width, 6), f'w{width}') for width in (16, 24)]
-        net = load_official(tmp_path / 'x.pth', anchors, **asked)
-        assert (len(net.stitch_layers), len(net.stitches)) == (layers, count)
+def windows_of(depth, window, step):
+    """First blocks at 0, step, 2 step, ... while any block is left."""
+    firsts = [f for f in range(0, depth, step) if f == 0 or f - step + window < depth]
+    return [range(first, min(first + window, depth)) for first in firsts]
+
+
+def windowed(depth, window, step):
+    """(j, k, number of the stitch layer) in the order of ids, each in its first window."""
+    joins = {}
+    for layer, blocks in enumerate(windows_of(depth, window, step)):
+        for j in blocks:
+            for k in blocks:
+                joins.setdefault((j, k), layer)
+    return [(j, k, layer) for (j, k), layer in joins.items()]
+
+
+def save_windowed(path, models, layers):
+    state = {f'anchors.{i}.{name}': v for i, model in enumerate(models) for name, v in vit_names(model).items()}
+    for layer in range(layers):
+        state[f'stitch_layers.0.{layer}.transform.weight'] = torch.full((24, 16), layer / 10)
+        state[f'stitch_layers.0.{layer}.transform.bias'] = torch.full((24,), float(layer))
+    torch.save(state, path)
+
+
+def file_of(layers):
+    """A file of so many stitch layers, without its anchors."""
+    names = {(0, 0, i): {'weight': f'{i}'} for i in range(layers)}
+    return OfficialFile(Path('x.pth'), {f'{i}': torch.zeros(24, 16) for i in range(layers)}, [], names)
+
+
+@pytest.fixture(scope='module')
+def six_blocks():
+    return [snnet.as_anchor(vit(width, 6), f'w{width}', input_size=(3, 32, 32)) for width in (16, 24)]
+
+
+@pytest.mark.parametrize('window', range(1, 7))
+@pytest.mark.parametrize('step', range(1, 7))
+def test_a_file_of_any_window_gives_the_right_space_or_a_refusal_that_names_it(six_blocks, window, step):
+    joins = windowed(6, window, step)
+    file = file_of(len(windows_of(6, window, step)))
+    space = window_space(file, six_blocks, window, step)
+    keys = {layer: key[2] for key, layer in space.layers.items()}
+    found = [(s.legs[0].stop - 1, s.legs[1].start, keys[s.layers[0]]) for s in space.stitches[2:]]
+    assert found == joins
+    answer = space_or_refusal(file, six_blocks)
+    if isinstance(answer, str):
+        told = re.findall(r'window=(\d), step=(\d) \((\d+) stitches\)', answer)
+        assert len(told) > 1
+        assert str(len(joins) + 2) in {stitches for *_, stitches in told}
+        assert '\n' not in answer
+    else:
+        assert answer == space
+
+
+def space_or_refusal(file, anchors):
+    try:
+        return window_space(file, anchors)
+    except NoWeights as error:
+        return str(error)
+
+
+def test_the_paper_s_own_window_needs_no_words_on_twelve_blocks(tmp_path):
+    models = [shake(vit(width, 12)) for width in (16, 24)]
+    anchors = [snnet.as_anchor(model, f'w{i}') for i, model in enumerate(models)]
+    save_windowed(tmp_path / 'x.pth', models, 11)
+    assert len(load_official(tmp_path / 'x.pth', anchors).stitches) == 36
+    save_windowed(tmp_path / 'x.pth', models, 6)
+    with pytest.raises(NoWeights, match=r'window=2, step=2 \(26 stitches\).*window=3, step=2 \(46 stitches\)'):
+        load_official(tmp_path / 'x.pth', anchors)
+    assert len(load_official(tmp_path / 'x.pth', anchors, window=3).stitches) == 46
+    with pytest.raises(NoWeights, match='no space of w0, w1 has with window=3 and step=3 .* give 4'):
+        load_official(tmp_path / 'x.pth', anchors, window=3, step=3)
+
+
+@pytest.mark.parametrize('together', [True, False])
+def test_a_file_without_the_nearest_rule_has_a_pair_more(tmp_path, deit, together):
+    """Whether the pair of the outer anchors comes last, or second as the first anchor's other one."""
+    state = deit.state()
+    outer = {f'{layer}.transform.weight': torch.full((32, 16), float(layer)) for layer in range(2)}
+    outer |= {f'{layer}.transform.bias': torch.full((32,), float(layer)) for layer in range(2)}
+    if together:
+        state = {re.sub(r'^stitch_layers\.1\.', 'stitch_layers.2.', name): value for name, value in state.items()}
+    state |= {f'stitch_layers.{1 if together else 2}.{name}': value for name, value in outer.items()}
+    torch.save(state, tmp_path / 'x.pth')
+    near = load_official_of(deit.state(), tmp_path / 'near.pth', deit)
+    for nearest in (None, False):
+        net = load_official(tmp_path / 'x.pth', deit.anchors(), window=2, step=1, nearest=nearest)
+        assert len(net.stitches) == len(list_stitches(deit.anchors(), nearest=False))
+        assert net.stitches[: len(near.stitches)] == near.stitches
+        with torch.no_grad():
+            x = images(32)
+            assert all(torch.equal(net(x, stitch=i), near(x, stitch=i)) for i in range(len(near.stitches)))
+        jump = next(s for s in net.stitches if [leg.anchor for leg in s.legs] == ['a0', 'a2'])
+        assert torch.equal(net.layer(jump.layers[0]).weight, outer['0.transform.weight'])
+    with pytest.raises(NoWeights, match='6 stitch layers of 3 pairs of anchors, which no space of a0, a1, a2 has'):
+        load_official(tmp_path / 'x.pth', deit.anchors(), window=2, step=1, nearest=True)
+
+
+def load_official_of(state, path, deit):
+    torch.save(state, path)
+    return load_official(path, deit.anchors(), window=2, step=1)
+
+
+def deit3(width, depth):
+    return vit(width, depth, name='deit3_small_patch16_224')
+
+
+@pytest.mark.parametrize('ratio', [1, 2])
+@pytest.mark.parametrize('spare', [0, 1])
+def test_a_file_of_snnetv2_computes_what_its_legs_do_by_hand(tmp_path, ratio, spare):
+    depth, rank = 3, 2
+    models = [shake(deit3(16, depth)).eval(), shake(deit3(24, depth * ratio), 1).eval()]
+    state = {
+        f'anchors.{i}.' + re.sub(r'ls([12])\.gamma', r'gamma_\1', name): value
+        for i, model in enumerate(models)
+        for name, value in model.state_dict().items()
+    }
+    draw = torch.Generator().manual_seed(3)
+    layers = {}
+    for way, (d, e) in enumerate(((16, 24), (24, 16))):
+        for i in range(depth - 1 + spare):
+            weight, down, up = (torch.randn(*shape, generator=draw) / 4 for shape in ((e, d), (rank, d), (e, rank)))
+            bias, name = torch.randn(e, generator=draw), f'stitch_layers.{way}.{i}.transform'
+            state |= {f'{name}.weight': weight, f'{name}.bias': bias, f'{name}.lora_A': down, f'{name}.lora_B': up}
+            layers[way, i] = lambda x, w=weight + up @ down / rank, b=bias: x @ w.T + b
+    torch.save({'model': state}, tmp_path / 'x.pth')
+    net = load_official(
+        tmp_path / 'x.pth', [snnet.as_anchor(deit3(16, depth), 's'), snnet.as_anchor(deit3(24, depth * ratio), 'l')]
+    )
+    small, large = models
+
+    def embed(model, x):
+        tokens = model.patch_embed(x) + model.pos_embed
+        return torch.cat([model.cls_token.expand(len(x), -1, -1), tokens], dim=1)
+
+    def end(model, x):
+        return model.head(model.norm(x)[:, 0])
+
+    x, r = images(32), ratio
+    n = range(depth - 1)
+    pairs = [(i, j) for i in n for j in n if i < j]
+    up, down = (lambda i: layers[0, i]), (lambda i: layers[1, i])
+    with torch.no_grad():
+        first, second = embed(small, x), embed(large, x)
+        expected = [small(x), large(x)]
+        expected += [end(large, large.blocks[r * (i + 1) :](up(i)(small.blocks[: i + 1](first)))) for i in n]
+        expected += [end(small, small.blocks[i + 1 :](down(i)(large.blocks[: r * (i + 1)](second)))) for i in n]
+        for i, j in pairs:
+            middle = small.blocks[i + 1 : j + 1](down(i)(large.blocks[: r * (i + 1)](second)))
+            expected.append(end(large, large.blocks[r * (j + 1) :](up(j)(middle))))
+        for i, j in pairs:
+            middle = large.blocks[r * (i + 1) : r * (j + 1)](up(i)(small.blocks[: i + 1](first)))
+            expected.append(end(small, small.blocks[j + 1 :](down(j)(middle))))
+        assert len(net.stitches) == len(expected)
+        for stitch, logits in enumerate(expected):
+            torch.testing.assert_close(net(x, stitch=stitch), logits, rtol=1e-4, atol=1e-4)
+    names = [name for name, _ in net.named_parameters() if name.startswith('stitch_layers')]
+    assert len(names) == 2 * 2 * (depth - 1), 'updates are merged'
+
+
+def test_an_update_that_does_not_fit_is_refused(tmp_path):
+    weight = {'stitch_layers.0.0.transform.weight': torch.zeros(4, 3)}
+    torch.save({**weight, 'stitch_layers.0.0.transform.lora_A': torch.zeros(2, 3)}, tmp_path / 'x.pth')
+    with pytest.raises(NoWeights, match=r'a part of a low-rank update only: .*lora_B is missing'):
+        load_official(tmp_path / 'x.pth')
+    torch.save(
+        {
+            **weight,
+            'stitch_layers.0.0.transform.lora_A': torch.zeros(2, 4),
+            'stitch_layers.0.0.transform.lora_B': torch.zeros(4, 2),
+        },
+        tmp_path / 'x.pth',
+    )
+    with pytest.raises(NoWeights, match=r'does not fit its weight: .*lora_A \[2, 4\]'):
+        load_official(tmp_path / 'x.pth')
+
+
+def test_other_classes_get_new_classifiers_and_everything_else_stays(tmp_path, caplog):
+    published = Published('deit')  # of its own: classifiers of the anchors are replaced
+    torch.save(published.state(), tmp_path / 'x.pth')
+    plain = load_official(tmp_path / 'x.pth', Published('deit').anchors(), window=2, step=1, num_classes=7)
+    net = load_official(tmp_path / 'x.pth', published.anchors(), window=2, step=1, num_classes=3)
+    assert '7 classes are replaced by new ones for 3' in caplog.text
+    assert [anchor.num_classes for anchor in net.anchors] == [3, 3, 3]
+    assert net(images(32), stitch=4).shape == (2, 3)
+    before, after = plain.state_dict(), net.state_dict()
+    assert {name for name in after if not torch.equal(after[name], before[name])} == {
+        f'anchors.{i}.model.head.{leaf}' for i in range(3) for leaf in ('weight', 'bias')
+    }
+
+
+def test_an_official_net_is_evaluated_as_published_and_keeps_that_when_saved(tmp_path, deit):
+    torch.save(deit.state(), tmp_path / 'x.pth')
+    net = load_official(tmp_path / 'x.pth', deit.anchors(), window=2, step=1)
+    net.save_pretrained(tmp_path / 'net')
+    for found in (net, StitchableNet.from_pretrained(tmp_path / 'net')):
+        config = preprocessing(found)
+        assert (config['crop_pct'], config['interpolation']) == (0.875, 'bicubic')
 
 
 REAL = {
@@ -424,13 +621,12 @@ REAL = {
 @pytest.mark.parametrize(('names', 'known'), REAL.items())
 def test_networks_of_the_paper_are_known_by_their_shapes(names, known):
     with torch.device('meta'):
-        models = [timm.create_model(snnet.weights.ALIASES[name], num_classes=11) for name in known]
+        models = [timm.create_model(ALIASES[name], num_classes=11) for name in known]
         state = {f'anchors.{i}.{name}': value for i, m in enumerate(models) for name, value in names(m).items()}
-        state['stitch_layers.0.0.transform.bias'] = torch.zeros(1)
-    parts, _ = _split('x.pth', state)
-    for expected, model, part in zip(known, models, parts, strict=True):
-        tensors = {new: state[old] for new, old in part.items()}
-        assert _guess('anchor', tensors) == (expected, {})
+    file = OfficialFile(Path('x.pth'), state, [names_today(names(model)) for model in models], {})
+    for i, (expected, model) in enumerate(zip(known, models, strict=True)):
+        tensors = {new: state[f'anchors.{i}.{old}'] for new, old in file.anchors[i].items()}
+        assert _recognize('anchor', tensors) == (expected, {})
         assert {k: v.shape for k, v in tensors.items() if 'aux_bn' not in k} == {
             k: v.shape for k, v in model.state_dict().items()
         }

@@ -144,7 +144,7 @@ def test_statistics_of_stitches_are_folded_with_each_stitch():
     net = resnets()
     expand(net)
     shake(net, 3).eval()
-    snnet.recalibrate(net, [images(32, 8).double()], samples=8)
+    snnet.recalibrate(net, [images(32, 8).double()], samples=8, shares=[1])
     assert net.statistics is not None
     x = images(32).double()
     for i in range(len(net.stitches)):

@@ -85,7 +85,7 @@ def test_an_evaluation_reaches_the_card(tmp_path):
 
 def test_recalibrated_statistics_are_told(tmp_path):
     net = family_net('resnet')
-    snnet.recalibrate(net, [images(64, 6)], samples=6)
+    snnet.recalibrate(net, [images(64, 6)], samples=6, shares=[1])
     net.save_pretrained(tmp_path)
     assert f'{len(net.stitches)} stitches have their own BatchNorm statistics, from 6 images' in card(tmp_path)
 

@@ -46,7 +46,7 @@ def hub(running, tmp_path, monkeypatch):
 @pytest.fixture(scope='module')
 def net():
     net = family_net('resnet')
-    snnet.recalibrate(net, [images(64, 6)], samples=6)
+    snnet.recalibrate(net, [images(64, 6)], samples=6, shares=[1])
     return net
 
 

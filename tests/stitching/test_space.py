@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, strategies as st
 
 import snnet
-from snnet import Leg, SnnetError, list_stitches
-from snnet.stitching.space import Join, paired, unpaired
+from snnet import CannotStitch, Leg, SnnetError, list_stitches
+from snnet.stitching.join_rules import Join, paired, unpaired
 from tests.helpers.families import FAMILIES, build, every_net, images, shared_net, swin, three_vits, vit
 
 depths = st.integers(1, 24)
@@ -26,18 +26,110 @@ def vits():
     return anchors_of(three_vits())
 
 
-@given(depth=depths, window=st.integers(1, 26), step=st.integers(1, 6))
-def test_paired_joins_are_the_pairs_within_a_window_each_with_its_first_window(depth, window, step):
-    window_at = [range(a, a + window) for a in range(0, depth, step) if a + window <= depth] or [range(depth)]
+def covering_windows(depth, window, step):
+    """First blocks at 0, step, 2 step, ... while the last block is not reached."""
+    firsts, last = [], -1
+    while last < depth - 1 and len(firsts) * step < depth:
+        firsts.append(len(firsts) * step)
+        last = firsts[-1] + window - 1
+    return [range(first, min(first + window, depth)) for first in firsts]
+
+
+@given(depth=depths, window=st.integers(1, 26), step=st.integers(1, 6), official=st.booleans())
+def test_paired_joins_are_the_pairs_within_a_window_each_with_its_first_window(depth, window, step, official):
+    spans = covering_windows(depth, window, step if official else min(step, window))
     expected = {}
     for j in range(depth):
         for k in range(depth):
-            first = next((i for i, span in enumerate(window_at) if j in span and k in span), None)
+            first = next((i for i, span in enumerate(spans) if j in span and k in span), None)
             if first is not None:
                 expected[j, k] = first
-    joins = paired(depth, window, step)
+    joins = paired(depth, window, step, official)
     assert {(x.j, x.k): x.layer for x in joins} == expected
     assert len(joins) == len(expected)
+    assert {x.layer for x in joins} == set(range(len(spans))), 'no stitch layer without a stitch'
+    if not official:
+        assert {x.j for x in joins} == {x.k for x in joins} == set(range(depth)), 'no block is left out'
+
+
+@pytest.mark.parametrize(
+    ('window', 'step', 'stitches', 'layers'),
+    [
+        (2, 1, 34, 11), (2, 2, 24, 6), (3, 3, 36, 4), (4, 4, 48, 3), (3, 2, 44, 6),
+        (4, 3, 54, 4), (5, 5, 54, 3), (2, 3, 16, 4), (1, 1, 12, 12), (12, 5, 144, 1),
+    ],
+)  # fmt: skip
+def test_windows_of_twelve_blocks_as_published(window, step, stitches, layers):
+    """71, 51, 75 and 99 stitches of DeiT-Ti/S/B are 3 + 2 x 34, 24, 36 and 48; then 91, 111, 111 and 35."""
+    joins = paired(12, window, step, official=True)
+    assert (len(joins), len({x.layer for x in joins})) == (stitches, layers)
+    if step <= window:
+        assert paired(12, window, step) == joins
+
+
+def test_a_step_that_would_leave_out_blocks_is_shortened_and_that_is_said(vits, caplog):
+    with caplog.at_level(logging.WARNING):
+        stitches = list_stitches(vits, window=1, step=2)
+    assert 'step 2 would leave out the blocks between two windows of 1: windows advance by 1' in caplog.text
+    assert stitches == list_stitches(vits, window=1, step=1)
+    caplog.clear()
+    assert len(list_stitches(vits, window=1, step=2, official=True)) == 3 + 2 * 2
+    assert caplog.text == ''
+
+
+def plain_pair(small, large):
+    return anchors_of(build(('s', partial(vit, 8, small)), ('l', partial(vit, 16, large)), size=32))
+
+
+def spans_of(stitch, anchors):
+    """The blocks that each leg runs, first and last."""
+    found = []
+    for leg in stitch.legs:
+        blocks = next(a for a in anchors if a.name == leg.anchor).blocks()[0]
+        run = [
+            i for i, at in enumerate(blocks) if (leg.start or 0) <= at < (len(blocks) if leg.stop is None else leg.stop)
+        ]
+        found.append((leg.anchor, run[0], run[-1]))
+    return found
+
+
+@pytest.mark.parametrize(('depth', 'ratio'), [(12, 2), (12, 1), (3, 3), (4, 2)])
+def test_the_space_of_snnetv2_is_its_rule_written_out(depth, ratio):
+    anchors = plain_pair(depth, depth * ratio)
+    small, large, r = depth - 1, depth * ratio - 1, ratio
+    n = range(depth - 1)
+    pairs = [(i, j) for i in n for j in n if i < j]
+    expected = [[('s', 0, small)], [('l', 0, large)]]
+    expected += [[('s', 0, i), ('l', r * (i + 1), large)] for i in n]
+    expected += [[('l', 0, r * (i + 1) - 1), ('s', i + 1, small)] for i in n]
+    expected += [[('l', 0, r * (i + 1) - 1), ('s', i + 1, j), ('l', r * (j + 1), large)] for i, j in pairs]
+    expected += [[('s', 0, i), ('l', r * (i + 1), r * (j + 1) - 1), ('s', j + 1, small)] for i, j in pairs]
+    stitches = list_stitches(anchors, direction='snnetv2')
+    assert [spans_of(stitch, anchors) for stitch in stitches] == expected
+    assert len(stitches) == {12: 134, 3: 2 + 4 + 2, 4: 2 + 6 + 6}[depth]
+    there, back = list(n), [depth - 1 + i for i in n]
+    layers = [(), (), *((i,) for i in there), *((i,) for i in back)]
+    layers += [(back[i], there[j]) for i, j in pairs] + [(there[i], back[j]) for i, j in pairs]
+    assert [stitch.layers for stitch in stitches] == layers
+
+
+def test_every_stitch_of_snnetv2_runs():
+    net = build(('s', partial(vit, 8, 2)), ('l', partial(vit, 16, 4)), size=32, direction='snnetv2')
+    with torch.no_grad():
+        found = [net(images(32, 1), stitch=i) for i in range(len(net.stitches))]
+    assert len(found) == 4
+    assert all(logits.isfinite().all() for logits in found)
+
+
+def test_networks_that_the_rule_of_snnetv2_does_not_fit_are_refused_saying_what_they_are(vits):
+    with pytest.raises(
+        CannotStitch, match=r"'snnetv2' needs two networks .* got w16 \(3 blocks\), w24 \(3 blocks\), w32"
+    ):
+        list_stitches(vits, direction='snnetv2')
+    with pytest.raises(CannotStitch, match=r's \(2 blocks\), l \(3 blocks\)'):
+        list_stitches(plain_pair(2, 3), direction='snnetv2')
+    with pytest.raises(CannotStitch, match=r'small \(4 stages\)'):
+        list_stitches(anchors_of(shared_net('resnet')), direction='snnetv2')
 
 
 @given(front=depths, end=depths, official=st.booleans())

@@ -75,12 +75,12 @@ def test_stitches_print_as_they_parse(text):
 
 @pytest.mark.parametrize('text', ['a', 'a[1:2', 'a[-1:]', '', 'a[:1] > b[2:3]', 'a[1:]', 'a[:] > b[1:]', 'a[:x]'])
 def test_what_is_no_stitch_is_refused(text):
-    with pytest.raises(SnnetError, match=r'is no (leg|stitch)'):
+    with pytest.raises(SnnetError, match=r'is not a valid (leg|stitch)'):
         Stitch.parse(text, tuple(range(text.count('>'))))
 
 
 def test_a_stitch_needs_one_layer_between_each_two_legs():
-    with pytest.raises(SnnetError, match='2 legs and 2 layers'):
+    with pytest.raises(SnnetError, match='2 legs and 2 stitch layers'):
         Stitch((Leg('a', None, 1), Leg('b', 1, None)), (0, 1))
 
 
