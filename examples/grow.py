@@ -29,7 +29,7 @@ from snnet.evaluation.eval_settings import EvalSettings
 from snnet.evaluation.evaluate import evaluate
 from snnet.net.stitchable_net import StitchableNet
 from snnet.reparam import DBB
-from snnet.reparam.flops_meter import Meter
+from snnet.reparam.flops_meter import FlopsMeter
 from snnet.training.train_settings import TrainSettings
 from snnet.training.trainer import train
 from snnet.utils.json_lines import JsonLines
@@ -137,7 +137,7 @@ def _relative_flops(rows: list[dict[str, Any]], net: StitchableNet) -> float:
     """Multiply-adds of the mean step as a multiple of the plain net's; a stitch runs one of the stitch layers."""
     if 'train_flops' not in rows[0]:
         return 1.0
-    meter = Meter(net)
+    meter = FlopsMeter(net)
     for anchor in net.anchors:
         anchor(torch.zeros(1, *net.input_size))
     spent = [row['train_flops'] for row in [rows[0], *rows[:-1]]]  # a line says what the next step takes

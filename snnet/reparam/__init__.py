@@ -5,20 +5,26 @@ from typing import TYPE_CHECKING
 from ..utils.lazy import lazy_package
 
 if TYPE_CHECKING:
-    from .branches import CONVOLUTION, DBB
-    from .grower import Change, Grower
+    from .change import Change
+    from .convolution_branches import CONVOLUTION, DBB
+    from .expand_network import expand
+    from .fold_branches import fold, folded
+    from .grower import Grower
     from .scores import SCORES
     from .stitch_branches import STITCH
-    from .structure import expand, expect_biases, fold, folded, restore, structure_of
+    from .structure import expect_biases, restore, structure_of
 else:
     __getattr__, __dir__ = lazy_package(
         __name__,
         {
-            'branches': ['CONVOLUTION', 'DBB'],
-            'grower': ['Change', 'Grower'],
+            'change': ['Change'],
+            'convolution_branches': ['CONVOLUTION', 'DBB'],
+            'expand_network': ['expand'],
+            'fold_branches': ['fold', 'folded'],
+            'grower': ['Grower'],
             'scores': ['SCORES'],
             'stitch_branches': ['STITCH'],
-            'structure': ['expand', 'expect_biases', 'fold', 'folded', 'restore', 'structure_of'],
+            'structure': ['expect_biases', 'restore', 'structure_of'],
         },
     )
 

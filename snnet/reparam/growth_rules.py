@@ -1,68 +1,72 @@
-"""Which branches go and which modules get some, where an interval ends."""
+"""Which branches go and which modules get some at the end of an interval."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 from ..errors import InvalidBudget, SnnetError
-from .flops_meter import Meter
+from .flops_meter import FlopsMeter
 
 _SPREAD, _LEAST = 0.02, 0.1
 """The published rule's numbers."""
 
-Cut = str | float | None
+CutRule = str | float | None
 """'published', an importance below which branches are cut, or None to cut nothing."""
 
 
-def weak(importances: Mapping[str, float], cut: Cut) -> list[str]:
-    """The branches of a block to cut, by their importance.
+def branches_to_cut(importances: Mapping[str, float], cut: CutRule) -> list[str]:
+    """The branches of a block to cut.
 
     Args:
         importances: by kind (see `Block.importances`).
-        cut: 'published' cuts, where they spread (standard deviation) by more than 0.02, those below their mean and
-            below 0.1.
+        cut: 'published' cuts, if the importances spread by more than 0.02 (their sample standard deviation, with
+            n - 1), those below their mean and below 0.1; a number cuts those below it; None cuts nothing.
     """
-    if cut is None or not importances:
+    values = list(importances.values())
+    if cut is None or not values:
         return []
     if not isinstance(cut, str):
         return [kind for kind, value in importances.items() if value < cut]
-    mean = math.fsum(importances.values()) / len(importances)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in importances.values()) / len(importances))
-    return [kind for kind, value in importances.items() if spread > _SPREAD and value < min(mean, _LEAST)]
+    if len(values) < 2 or not all(map(math.isfinite, values)) or statistics.stdev(values) <= _SPREAD:
+        return []
+    below = min(statistics.fmean(values), _LEAST)
+    return [kind for kind, value in importances.items() if value < below]
 
 
-def within_budget(
-    ranked: Sequence[str], kinds: Mapping[str, list[str]], meter: Meter, budget: float | None
+def modules_to_grow(
+    ranked: Sequence[str], kinds: Mapping[str, list[str]], meter: FlopsMeter, budget: float | None
 ) -> list[str]:
-    """The modules that get branches: the best without a budget, else all that fit, the better first.
+    """The modules that get branches: the best one without a budget, otherwise all that fit, better ones first.
 
     Args:
         ranked: names from the best to the worst.
         kinds: of the branches that each would get.
         meter: of the network.
-        budget: most multiply-adds an image of the network.
+        budget: most multiply-adds per image of the growing network.
     """
     if budget is None:
         return list(ranked[:1])
-    room, chosen = budget - meter.total(), []
+    left, chosen = budget - meter.total(), []
     for name in ranked:
-        if (extra := meter.extra(name, kinds[name])) <= room:
-            room -= extra
+        if (extra := meter.extra(name, kinds[name])) <= left:
+            left -= extra
             chosen.append(name)
     return chosen
 
 
-def check_rules(every: int | None, cut: Cut, budget: float | None) -> None:
-    """Refuses an interval, rule or budget that means nothing.
+def check_rules(every: int | None, until: int | None, cut: CutRule, budget: float | None) -> None:
+    """Checks an interval, its last step, a rule and a budget.
 
     Raises:
-        SnnetError: an interval below one step, or a rule that is not known.
-        InvalidBudget: a budget that is no positive number.
+        SnnetError: an interval or a last step below one, or an unknown rule.
+        InvalidBudget: a budget that is not a positive number.
     """
-    if every is not None and (not isinstance(every, int) or every < 1):
-        raise SnnetError(f'an interval is at least one step, not {every!r}')
+    for name, value in (('every', every), ('until', until)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise SnnetError(f'{name} must be at least one step, not {value!r}')
     if isinstance(cut, str) and cut != 'published':
-        raise SnnetError(f"branches are cut by the rule 'published', below a number, or never (None), not '{cut}'")
+        raise SnnetError(f"cut must be 'published', a number below which branches go, or None, not '{cut}'")
     if budget is not None and not (budget > 0 and math.isfinite(budget)):
         raise InvalidBudget(f'a budget is a positive number of multiply-adds, not {budget!r}')

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Window:
+class KernelWindow:
     """The geometry of a convolution; every branch beside it slides over the same places.
 
     Attributes:
@@ -32,7 +32,7 @@ class Window:
     mode: str = 'zeros'
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, follows_input: bool = False) -> Window:
+    def of(cls, conv: nn.Conv2d, follows_input: bool = False) -> KernelWindow:
         """The geometry of a convolution; `follows_input` where its padding depends on the size of the input."""
         kernel, dilation = _pair(conv.kernel_size), _pair(conv.dilation)
         padding: tuple[int, int, int, int] | None = None
@@ -124,7 +124,7 @@ class Window:
         return F.conv2d(x, weight, None, self.stride, 0, self.dilation, x.shape[1])
 
     def flops(self, out: int, kernel: tuple[int, int], grid: tuple[int, int]) -> int:
-        """Multiply-adds an image of `out` channels made by a kernel of this size from `inputs` channels each."""
+        """Multiply-adds per image of `out` channels made by a kernel of this size from `inputs` channels each."""
         return out * self.inputs * math.prod(kernel) * math.prod(grid)
 
 

@@ -9,28 +9,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from .branches import Branch, Identity, Part, Squeezed, exact
-from .kernel_window import Window
+from .batch_norm_algebra import as_float64
+from .branch import Branch
+from .convolution_branches import IdentityBranch, PointwiseKernel, PointwiseThenKernel
+from .kernel_window import KernelWindow
 
 
-class LowRank(Squeezed):
+class LowRankBranch(PointwiseThenKernel):
     """1 x 1, then 1 x 1, with a quarter of the channels of the narrower side between them."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: KernelWindow) -> None:
         super().__init__(window, max(1, min(window.channels) // 4))
 
 
-class Grouped(Branch):
+class GroupedBranch(Branch):
     """1 x 1 in four groups of channels, or in two where four do not fit."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: KernelWindow) -> None:
         super().__init__(window)
         self.groups = math.gcd(*window.channels, 4)
         self.weight = nn.Parameter(torch.empty(window.channels[1], window.channels[0] // self.groups, 1, 1))
 
     @classmethod
     @override
-    def obstacle(cls, window: Window) -> str | None:
+    def obstacle(cls, window: KernelWindow) -> str | None:
         if math.gcd(*window.channels, 4) == 1:
             return f'{window.channels[0]} and {window.channels[1]} channels do not fall into equal groups'
         return None
@@ -41,7 +43,7 @@ class Grouped(Branch):
 
     @override
     def linear(self) -> tuple[Tensor, Tensor]:
-        blocks = exact(self.weight)[:, :, 0, 0].chunk(self.groups)
+        blocks = as_float64(self.weight)[:, :, 0, 0].chunk(self.groups)
         whole = torch.block_diag(*blocks)
         return whole[:, :, None, None], whole.new_zeros(len(whole))
 
@@ -50,5 +52,10 @@ class Grouped(Branch):
         return self.weight.numel() * math.prod(grid)
 
 
-STITCH: dict[str, type[Branch]] = {'1x1': Part, 'low_rank': LowRank, 'grouped': Grouped, 'identity': Identity}
+STITCH: dict[str, type[Branch]] = {
+    '1x1': PointwiseKernel,
+    'low_rank': LowRankBranch,
+    'grouped': GroupedBranch,
+    'identity': IdentityBranch,
+}
 """The branches of a stitch layer by kind."""

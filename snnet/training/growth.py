@@ -14,8 +14,8 @@ from ..config.sections import option
 from ..errors import InvalidBudget, SnnetError, did_you_mean
 from ..net.stitchable_net import StitchableNet
 from ..reparam import SCORES, Change, Grower
-from ..reparam.candidates import check_kinds, growable, worthwhile
-from ..reparam.growth_rules import Cut, check_rules
+from ..reparam.candidates import check_kinds, growable, grows_by_default
+from ..reparam.growth_rules import CutRule, check_rules
 from ..utils.distributed import Ranks
 from ..utils.modes import eval_mode
 
@@ -70,7 +70,7 @@ def check_growth(settings: GrowthSettings, compiled: bool) -> None:
     if settings.grow_score == 'grasp':
         raise SnnetError("grow_score 'grasp' differentiates twice, which needs a loop of your own around a Grower")
     check_kinds(settings.grow_kinds)
-    check_rules(settings.grow_every, _cut_of(settings), settings.grow_budget)
+    check_rules(settings.grow_every, None, _cut_of(settings), settings.grow_budget)
 
 
 def make_grower(
@@ -128,7 +128,7 @@ def as_log_entry(change: Change) -> dict[str, Any]:
     return {'module': change.name, 'added': [*change.added], 'cut': [*change.cut]}
 
 
-def _cut_of(settings: GrowthSettings) -> Cut:
+def _cut_of(settings: GrowthSettings) -> CutRule:
     """The rule that cuts branches."""
     text = settings.grow_cut
     if text in ('published', 'none'):
@@ -164,7 +164,7 @@ def _where(settings: GrowthSettings, net: StitchableNet) -> list[str]:
 
 def _usual(net: StitchableNet, inside: set[str]) -> list[str]:
     """The trained modules of these names that usually grow."""
-    found, refused = growable(net, lambda name, module: name in inside and worthwhile(name, module))
+    found, refused = growable(net, lambda name, module: name in inside and grows_by_default(name, module))
     for name, reason in refused.items():
         _log.warning('%s gets no branches: %s', name, reason)
     return [name for name, module in found.items() if module.get_parameter('weight').requires_grad]

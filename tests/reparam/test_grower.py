@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from snnet.errors import InvalidBudget, SnnetError
 from snnet.reparam import DBB, Grower, expand, structure_of
-from snnet.reparam.growth_rules import weak
+from snnet.reparam.growth_rules import branches_to_cut
 from tests.helpers.families import images
 
 
@@ -165,7 +165,7 @@ def test_as_many_grow_as_the_budget_allows(room, grown):
     ],
 )
 def test_the_rules_of_cutting(importances, cut, expected):
-    assert weak(importances, cut) == expected
+    assert branches_to_cut(importances, cut) == expected
 
 
 def test_a_block_without_branches_is_a_plain_convolution_again():
@@ -243,7 +243,7 @@ def test_importances_begin_at_a_hundredth_of_the_main_branch():
 
 
 def test_bad_input_is_one_sentence():
-    with pytest.raises(SnnetError, match='an interval is at least one step, not 0'):
+    with pytest.raises(SnnetError, match='every must be at least one step, not 0'):
         Grower(small(), 0)
     with pytest.raises(SnnetError, match='nothing to grow in this Linear'):
         Grower(nn.Linear(3, 3), 1)

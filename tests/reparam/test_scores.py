@@ -106,14 +106,29 @@ def test_random_scores_depend_on_seed_and_interval_alone():
 
 def test_the_most_votes_win_and_snip_decides_ties():
     scores = Scores('vote')
-    one = torch.tensor(1.0)
-    scores._sums = {
-        'snip': {'a': 3 * one, 'b': 2 * one, 'c': one},
-        'grad_norm': {'a': one, 'b': 3 * one, 'c': 2 * one},
-        'synflow': {'a': one, 'b': 4 * one, 'c': one},
+    network = nn.ModuleDict({name: nn.Linear(1, 1) for name in 'abc'})
+    sums = {
+        'snip': {'a': 3.0, 'b': 2.0, 'c': 1.0},
+        'grad_norm': {'a': 1.0, 'b': 3.0, 'c': 2.0},
+        'synflow': {'a': 1.0, 'b': 4.0, 'c': 1.0},
     }
+    scores.load(sums, None, network)
     assert scores.ranked(['a', 'b', 'c'], 1) == ['b', 'a', 'c']
     assert scores.ranked(['a', 'c'], 1) == ['a', 'c']
+
+
+def test_scores_are_means_over_the_batches_in_which_a_module_took_part():
+    modules = {name: nn.Linear(1, 1, bias=False) for name in ('often', 'rarely')}
+    scores = Scores('snip')
+    for batch in range(4):
+        for name, module in modules.items():
+            drawn = name == 'often' or batch == 0
+            module.weight.grad = torch.full((1, 1), 1.0 if name == 'often' else 2.0) / module.weight if drawn else None
+        scores.observe(modules)
+    assert scores.ranked(['often', 'rarely'], 1) == ['rarely', 'often']  # sums would be 4 and 2
+    again = Scores('snip')
+    again.load(scores.values(), scores.counts(), nn.ModuleDict(modules))
+    assert again.ranked(['often', 'rarely'], 1) == ['rarely', 'often']
 
 
 def test_only_synflow_is_warned_of(caplog):

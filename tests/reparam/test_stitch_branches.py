@@ -17,7 +17,7 @@ from snnet.reparam import (
     folded,
     structure_of,
 )
-from snnet.reparam.block import RepStitchLayer
+from snnet.reparam.rep_layers import RepStitchLayer
 from snnet.stitching.stitch_layer import StitchLayer
 from tests.helpers.families import build, cross_net, family_net, images, resnet, shake, three_vits
 

@@ -21,8 +21,8 @@ from snnet.reparam import (
     folded,
     structure_of,
 )
-from snnet.reparam.branches import Squeezed
-from snnet.reparam.kernel_window import Window
+from snnet.reparam.convolution_branches import PointwiseThenKernel
+from snnet.reparam.kernel_window import KernelWindow
 from tests.helpers.families import shake
 from tests.helpers.rounding import rounding
 
@@ -108,7 +108,7 @@ def test_in_float32_branches_and_folding_differ_by_rounding_alone():
 
 @torch.no_grad()
 def test_the_padding_between_is_the_inner_norms_image_of_zero_in_train_mode():
-    branch = Squeezed(Window((4, 5), (3, 3), padding=(1, 1, 1, 1))).double()
+    branch = PointwiseThenKernel(KernelWindow((4, 5), (3, 3), padding=(1, 1, 1, 1))).double()
     branch.draw(torch.Generator().manual_seed(0))
     trained(branch)
     x = maps(4)
@@ -188,7 +188,7 @@ def test_computed_and_shared_weights_are_refused():
 
 def test_what_folds_itself_is_left_alone(caplog):
     network = Levit(img_size=64, embed_dim=(16, 24, 32), key_dim=8, depth=(1, 1, 1), num_heads=(1, 1, 1))
-    with pytest.raises(SnnetError, match='ConvNorm folds it in a way of its own'):
+    with pytest.raises(SnnetError, match='ConvNorm folds it in its own way'):
         expand(network)
 
 
@@ -230,14 +230,14 @@ def vgg16():
     ],
 )
 def test_the_published_counts(make, size, kinds, params, flops):
-    from snnet.reparam.flops_meter import Meter
+    from snnet.reparam.flops_meter import FlopsMeter
 
     with torch.device('meta'):
         network = make()
         plain = {name: p.shape for name, p in network.named_parameters()}
         if kinds is not None:
             expand(network, kinds, init='static')
-        meter = Meter(network)
+        meter = FlopsMeter(network)
         network(torch.zeros(2, 3, size, size))
     assert f'{sum(p.numel() for p in network.parameters()) / 1e6:.1f}' == params
     assert f'{meter.total() / 1e9:.{len(flops) - 2}f}' == flops

@@ -224,7 +224,7 @@ def test_steps_that_are_left_out_do_not_count_and_leave_no_score(tmp_path, monke
 
 def test_a_score_that_is_no_number_ends_the_run_with_a_sentence_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(Scores, 'values', lambda self: {})
-    monkeypatch.setattr('snnet.reparam.scores._of', lambda *args: torch.tensor(float('nan')))
+    monkeypatch.setattr('snnet.reparam.scores.score_of_batch', lambda *args: torch.tensor(float('nan')))
     with pytest.raises(SnnetError, match=r'the score snip of anchors\.0\.model\.features\.\d+ is not a number'):
         train(train_settings(tmp_path, **CNN, grow_every=2))
     assert newest(tmp_path).name == 'step-00000000'
@@ -261,7 +261,7 @@ def test_a_checkpoint_of_another_structure_is_refused_in_a_sentence(tmp_path, mo
         ({'grow_every': 2, 'grow_budget': 1e5}, 'grow_budget 1e.05 leaves no room .* take 3.171e.06'),
         ({'grow_every': 2, 'grow_kinds': ['3x3']}, "there is no branch '3x3', only 1x1"),
         ({'grow_every': 2, 'grow_where': ['anchors.7']}, "the net has no module 'anchors.7'"),
-        ({'grow_every': 2, 'grow_where': ['anchors.0.model.fc']}, 'fc can have no branches: a Linear is no'),
+        ({'grow_every': 2, 'grow_where': ['anchors.0.model.fc']}, 'fc can have no branches: a Linear is not'),
         ({'grow_every': 2, 'grow_static': True}, 'do not go together'),
         ({'grow_every': 2, 'compile': True}, 'compile does not go together'),
         ({'grow_every': 2, 'grow_kinds': ['low_rank'], 'anchors': 'test_vit', 'img_size': 32}, 'nothing to grow'),

@@ -122,10 +122,10 @@ def test_other_branches_and_other_states_are_refused():
     with pytest.raises(SnnetError, match='does not match the network: first has other branches'):
         restore(expand(small(), ('1x1',), ['first']), {'first': ['1x1', 'identity']})
     run = Run()
-    with pytest.raises(SnnetError, match='no state of a Grower in format 1, but None'):
+    with pytest.raises(SnnetError, match='not the state of a Grower in format 1, but None'):
         run.grower.load_state_dict({})
     state = json.loads(run.state()[0])
-    with pytest.raises(SnnetError, match='is of an optimizer of 1 groups, this one has 2'):
+    with pytest.raises(SnnetError, match='an optimizer with 1 parameter groups, this one has 2'):
         run.grower.load_state_dict({**state, 'groups': state['groups'][:1]})
     with pytest.raises(SnnetError, match="no module 'gone'"):
         run.grower.load_state_dict({**state, 'grids': {'gone': [1, 1]}})
