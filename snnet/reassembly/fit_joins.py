@@ -158,7 +158,7 @@ def _assign(join: Join, sums: Sums, index: int, ridge: float) -> LayerFit:
         center = mean.repeat_interleave(cells)
     weight, shift, missed = _without_bias(sums, weight, scale, center, cells)
     nn.init.ones_(norm.weight)  # type: ignore[arg-type]  # of a BatchNorm or LayerNorm
-    norm.bias.copy_(shift)  # type: ignore[union-attr,operator]
+    norm.bias.copy_(shift)  # type: ignore[operator]
     linear.weight.copy_(weight.view_as(linear.weight))
     return replace(fit, residual=missed)
 

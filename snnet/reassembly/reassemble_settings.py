@@ -28,7 +28,7 @@ class SimilaritySettings:
     split: str = option('train', 'name of the split whose images are used; classes do not matter')
     images: int = option(512, 'images for the similarity', least=1)
     pool: bool = option(False, 'compare means over the grid instead of all features')
-    estimator: str = option('unbiased', 'estimator of HSIC', choices=ESTIMATORS)
+    estimator: str = option('unbiased', 'estimator of HSIC', choices=tuple(ESTIMATORS))
 
 
 @dataclass
@@ -39,7 +39,7 @@ class PartitionSettings:
     epsilon: float = option(0.2, 'by which share a block may exceed the K-th part of its network', least=0)
     size: str = option('flops', 'measure of the size of a block', choices=SIZES)
     sets: str = option('stage', "equivalence sets: 'stage' puts block k of each network into set k", choices=SETS)
-    method: str = option('alternating', "'published' is the algorithm of the paper", choices=STARTS)
+    method: str = option('alternating', "'published' is the algorithm of the paper", choices=tuple(STARTS))
 
 
 @dataclass

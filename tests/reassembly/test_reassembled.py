@@ -507,7 +507,7 @@ def test_a_join_with_a_stride_is_a_convolution_that_least_squares_fits(joins, tm
 @pytest.mark.parametrize(('legs', 'options', 'hint'), [
     ('cnn[:2] >0> next[7:]', {}, 'stride of a join must be 1 to 16, not 0'),
     ('vit[:2] >2> deit[2:]', {}, 'is a linear layer, which has no stride'),
-    ('cnn[:2] >16> next[13:]', {}, 'needs a grid of at least 16x16'),
+    ('cnn[:4] >16> next[13:]', {}, 'needs a grid of at least 16x16'),
     ('cnn[:2] > next[7:]', {'strides': (1, 2)}, '2 legs have 1 joins between them, but 2 strides'),
 ])  # fmt: skip
 def test_strides_that_cannot_be_are_refused(legs, options, hint):
