@@ -109,7 +109,8 @@ class DynamicProgram:
         """
         inputs: np.ndarray = self.s[np.ix_(start, cuts[:, :-1].ravel())]
         outputs: np.ndarray = self.s[np.ix_(stop, cuts[:, 1:].ravel())]
-        return inputs + outputs
+        both: np.ndarray = inputs + outputs
+        return both
 
     def leg(self, start: int, stop: int) -> Leg:
         """A block by name and positions."""

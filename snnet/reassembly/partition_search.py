@@ -125,7 +125,7 @@ def block_values(program: DynamicProgram, centers: np.ndarray, free: bool, pinne
     """
     inputs: np.ndarray = program.s[np.ix_(centers[:, 0], program.start)]
     outputs: np.ndarray = program.s[np.ix_(centers[:, 1], program.stop)]
-    values = inputs + outputs  # (K, blocks)
+    values: np.ndarray = inputs + outputs  # (K, blocks)
     if free:
         values = np.repeat(values.max(0)[None], program.count, 0)
     if pinned:

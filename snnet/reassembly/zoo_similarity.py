@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..anchors.anchor import Anchor, Boundary
+from ..anchors.anchor import Anchor
+from ..anchors.boundary import Boundary
 from ..errors import SnnetError
 from ..utils.modes import eval_mode
 from .cka import ESTIMATORS, HsicSums, as_matrix, gram
