@@ -46,11 +46,11 @@ def recalibrate(
     variance of its inputs over some images, while the BatchNorms before it normalize with their new statistics: what a
     stitch sees in eval mode, and the same (but for rounding) however the images are split into batches and over ranks.
 
-    Exact statistics of a few hundred images can also do harm, to an anchor above all: a channel that only rare images
-    excite has almost no variance on the others. So each stitch tries several mixtures of the anchors' statistics and
-    its own on images that the statistics did not see, and changes only where it gets more of them right, by more than
-    one standard error of the difference (an anchor by more than two). The log says what was kept,
-    `net.statistics.shares` and the records (`recalibrated`) as well.
+    Exact statistics can also do harm, to an anchor above all: an EfficientNet-Lite0 lost 12 points by them
+    (docs/results/recalibration.md). So each stitch tries several mixtures of the anchors' statistics and its own on
+    images that the statistics did not see, and changes only where it gets more of them right, by more than one standard
+    error of the difference (an anchor by more than two). The log, `net.statistics.shares` and the records
+    (`recalibrated`) say what was kept.
 
     The statistics are used in eval mode by `net(x)`, `net(x, stitch=i)`, evaluation and `extract`, and are saved with
     the net. They belong to these weights: train mode, `load_state_dict` and any other change of a parameter in place

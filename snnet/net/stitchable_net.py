@@ -78,7 +78,6 @@ class StitchableNet(nn.Module):
             for i, stitch in enumerate(self.stitches)
         ]
         self.known = Known(self, records)
-        self.preprocessing: dict[str, Any] = {}
         self.loaded_statistics: dict[str, Tensor] | None = None
         carry_statistics(self)
 
