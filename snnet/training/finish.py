@@ -10,17 +10,35 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..data.clean_images import clean_batches
+from ..data.clean_images import clean_batches, drawn_images
 from ..data.datasets import DataSettings
 from ..data.train_images import TrainImages
 from ..errors import SnnetError
 from ..evaluation.prepare_statistics import recalibrate_in_sight
 from ..net.batchnorm import batch_norms
 from ..net.stitchable_net import StitchableNet
+from ..reparam.pool_statistics import grown_stitch_layers, pool_statistics
 from ..utils.distributed import Ranks
 from .train_step import TrainBatch, TrainStep
 
 _log = logging.getLogger(__name__)
+
+
+def settle_grown_layers(net: StitchableNet, samples: int, images: TrainImages, seed: int, ranks: Ranks) -> None:
+    """Gives grown stitch layers the statistics of all stitches that run them, before they are folded.
+
+    Every rank computes the same.
+
+    Args:
+        net: trained.
+        samples: clean training images to measure; 0 for none.
+        images: of the run.
+        seed: draws the images.
+        ranks: of the run.
+    """
+    if samples and grown_stitch_layers(net):
+        batches = drawn_images(images.data, images.dataset, net, samples, seed, ranks.device)
+        pool_statistics(net, (batch for batch, _ in batches))
 
 
 def give_statistics(net: StitchableNet, samples: int, step: TrainStep, images: TrainImages, epochs: int) -> None:

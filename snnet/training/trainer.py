@@ -24,7 +24,7 @@ from .build_net import build_net, choose_trained_weights
 from .check_batch_norms import check_batch_norms
 from .check_settings import check_settings
 from .checkpoint import Checkpoints
-from .finish import give_statistics, is_saved, next_command, save_net
+from .finish import give_statistics, is_saved, next_command, save_net, settle_grown_layers
 from .growth import as_log_entry, make_grower
 from .initialize_layers import initialize_layers
 from .make_step import make_step
@@ -101,8 +101,9 @@ class Trainer:
         self.average = make_average(settings.average, self.net)
         average = self.average.module if self.average else None
         self.grower = make_grower(
-            settings.growth, self.net, self.step.optimizer, average, ranks, self.total, seed, settings.net.learned
-        )
+            settings.growth, self.net, self.step.optimizer, average, ranks,
+            settings.schedule.epochs, self.updates, seed, settings.net.learned,
+        )  # fmt: skip
         self.step.grower = self.grower
         modules = {'net': self.net, **({'average': self.average.module} if self.average else {})}
         self.state = RunState(modules, self.step.optimizer, self.step.scaler)
@@ -279,9 +280,10 @@ class Trainer:
     def _finish(self) -> None:
         """Folds branches, gives every stitch its BatchNorm statistics where anchors moved, and saves the net."""
         self.watchdog.alive()
-        if self.grower is not None:
-            self.grower.fold()
         settings, net = self.settings, self.average.module if self.average else self.net
+        if self.grower is not None:
+            settle_grown_layers(net, settings.recalibrate, self.images, settings.seeds.seed, self.ranks)
+            self.grower.fold()
         if not settings.net.freeze_anchors:
             give_statistics(net, settings.recalibrate, self.step, self.images, settings.schedule.epochs)
         save_net(net, self.folder.net, self.ranks)

@@ -15,15 +15,18 @@ from torch import distributed as dist
 
 from snnet import SnnetError, StitchableNet
 from snnet.errors import LostRanks
-from snnet.reparam import structure_of
+from snnet.reparam import expand, structure_of
+from snnet.reparam.pool_statistics import grown_stitch_layers, pool_statistics
 from snnet.reparam.scores import Scores
+from snnet.stitching.stitch_layer import StitchLayer
 from snnet.training import trainer as engine
 from snnet.training.train_step import TrainStep
 from snnet.training.trainer import train
 from snnet.utils.files import sha256
 from snnet.utils.plugins import import_plugins
-from tests.helpers.families import images
+from tests.helpers.families import images, shake
 from tests.helpers.runs import in_two_processes, train_settings, trainer, write_images
+from tests.reparam.test_stitch_branches import resnets
 
 PLUGIN = [str(Path(__file__).parents[2] / 'examples' / 'grow.py')]
 CNN = {'anchors': 'cifar_vgg', 'plugin': PLUGIN, 'num_classes': 10, 'img_size': None, 'opt': 'sgd', 'lr': 0.1}
@@ -252,8 +255,8 @@ def test_a_checkpoint_of_another_structure_is_refused_in_a_sentence(tmp_path, mo
         ({'grow_every': 0}, 'grow_every is at least 1, not 0'),
         ({'grow_every': -3}, 'grow_every is at least 1, not -3'),
         ({'grow_every': 6}, 'grow_every 6 leaves no step .* the run has 6 steps'),
-        ({'grow_every': 2, 'grow_score': 'snap'}, "grow_score is one of random, .*, not 'snap'"),
-        ({'grow_every': 2, 'grow_score': 'grasp'}, 'needs a loop of your own'),
+        ({'grow_every': 2, 'grow_score': 'snap'}, "grow_score must be one of random, .*, not 'snap'"),
+        ({'grow_every': 2, 'grow_score': 'grasp'}, 'needs a training loop of your own'),
         ({'grow_every': 2, 'grow_cut': 'some'}, "'published', 'none' or an importance .*, not 'some'"),
         ({'grow_every': 2, 'grow_cut': '-1'}, "not '-1'"),
         ({'grow_every': 2, 'grow_cut': 'nan'}, "not 'nan'"),
@@ -263,6 +266,17 @@ def test_a_checkpoint_of_another_structure_is_refused_in_a_sentence(tmp_path, mo
         ({'grow_every': 2, 'grow_where': ['anchors.7']}, "the net has no module 'anchors.7'"),
         ({'grow_every': 2, 'grow_where': ['anchors.0.model.fc']}, 'fc can have no branches: a Linear is not'),
         ({'grow_every': 2, 'grow_static': True}, 'do not go together'),
+        ({'grow_every': 2, 'grow_every_epochs': 1}, 'one counts steps, the other epochs'),
+        (
+            {'grow_every_epochs': 2},
+            'grow_every_epochs 2 leaves no step .* the run has 6 steps: lower --grow-every-epochs',
+        ),
+        ({'grow_every_epochs': 0}, 'grow_every_epochs is at least 1, not 0'),
+        (
+            {'grow_every': 4, 'grow_until': 1},
+            'grow_until 1 lets nothing grow, .* ends after 4 steps and epoch 1 after 3',
+        ),
+        ({'grow_until': 1}, 'grow_until has no meaning without grow_every'),
         ({'grow_every': 2, 'compile': True}, 'compile does not go together'),
         ({'grow_every': 2, 'grow_kinds': ['low_rank'], 'anchors': 'test_vit', 'img_size': 32}, 'nothing to grow'),
         ({'grow_budget': 1e9}, 'grow_budget has no meaning without grow_every'),
@@ -305,3 +319,35 @@ def test_the_example_compares_ways_at_equal_epochs_and_draws_the_structure(tmp_p
     assert f'{rows[1]["top1"] - rows[0]["top1"]:+.2f}' in row
     grow.draw(rows, tmp_path / 'structure.svg')
     assert (tmp_path / 'structure.svg').stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ('options', 'steps'),
+    [
+        ({'grow_every': 2}, {1, 3}),  # what grows at the last step, 5, would not be trained
+        ({'grow_every': 1, 'grow_until': 1}, {0, 1, 2}),
+        ({'grow_every_epochs': 1}, {2}),
+    ],
+)
+def test_branches_change_until_they_are_told_to_stay(tmp_path, options, steps):
+    train(train_settings(tmp_path, **{**CNN, 'epochs': 2}, **options, grow_cut='none', log_interval=1))
+    assert {step for step, *_ in changes(tmp_path)} == steps
+
+
+def test_grown_stitch_layers_are_folded_with_the_statistics_of_all_their_stitches():
+    net = resnets().float()
+    expand(net, where=[name for name, module in net.named_modules() if isinstance(module, StitchLayer)])
+    shake(net, 1).eval()
+    batches = [images(32, 4, seed=seed) for seed in (1, 2)]
+    pool_statistics(net, batches)
+    for name, layer in grown_stitch_layers(net).items():
+        inputs = []
+        handle = layer.norm.register_forward_pre_hook(lambda module, args, seen=inputs: seen.append(args[0]))
+        for x in batches:
+            for stitch in range(len(net.stitches)):
+                if f'{name}.weight' in net.parameter_names(stitch):
+                    net(x, stitch=stitch)
+        handle.remove()
+        var, mean = torch.var_mean(torch.cat(inputs).double(), dim=(0, 2, 3), correction=0)
+        torch.testing.assert_close(layer.norm.running_mean.double(), mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layer.norm.running_var.double(), var, rtol=1e-4, atol=1e-5)
