@@ -285,7 +285,7 @@ def test_weights_of_several_types_are_refused_and_half_ones_come_back_as_they_ar
 
 
 def test_tied_weights_are_saved_once_and_come_back_tied(tmp_path):
-    args = {'num_classes': 5, 'img_size': 64, 'embed_dims': [16, 16, 24, 24], 'serial_depths': [1, 1, 1, 1]}
+    args = {'num_classes': 5, 'img_size': 64, 'embed_dims': [16, 16, 24, 24], 'serial_depths': [2, 2, 2, 2]}
     anchors = [
         snnet.as_anchor(timm.create_model(name, **args), input_size=(3, 64, 64))
         for name in ('coat_lite_tiny', 'coat_lite_mini')
