@@ -8,7 +8,7 @@ import os
 import sys
 
 from snnet.budget.curve import draw_curve
-from snnet.budget.frontier import table
+from snnet.budget.frontier import frontier_table
 from snnet.config.parse import parse
 from snnet.errors import MissingExtra, SnnetError
 from snnet.evaluation.eval_settings import EvalSettings
@@ -24,7 +24,7 @@ def main() -> int:
         print(f'eval_stitches.py: {error}', file=sys.stderr)
         return 2
     if os.environ.get('RANK', '0') == '0':
-        print(table(net.records))
+        print(frontier_table(net.records))
         print(best_against_anchor(net.records, read_hits(output / HITS)) or 'no stitch to compare with an anchor')
         print('wrote', output / 'stitches.jsonl')
         try:

@@ -75,7 +75,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits as load
     except ImportError:
-        sys.exit("the demo needs scikit-learn: pip install 'snnet[demo]'")
+        sys.exit("the demo needs scikit-learn: pip install -e '.[demo]' in the folder of the clone")
     digits = load()
     return (digits.images * (255 / 16)).round().astype(np.uint8), digits.target
 

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from .anchors.anchor import Anchor, Source, Stage
     from .anchors.boundary import Boundary
     from .anchors.registry import as_anchor, register_adapter
-    from .budget.frontier import Record, frontier
+    from .budget.frontier import frontier
     from .budget.latency_table import Latency, LatencyTable, Setup
+    from .budget.record import Record
     from .budget.select import Selection, select
     from .calibration.initialize import initialise, initialize, kaiming
     from .calibration.recalibrate import recalibrate
@@ -61,8 +62,9 @@ else:
             'anchors.anchor': ['Anchor', 'Source', 'Stage'],
             'anchors.boundary': ['Boundary'],
             'anchors.registry': ['as_anchor', 'register_adapter'],
-            'budget.frontier': ['Record', 'frontier'],
+            'budget.frontier': ['frontier'],
             'budget.latency_table': ['Latency', 'LatencyTable', 'Setup'],
+            'budget.record': ['Record'],
             'budget.select': ['Selection', 'select'],
             'calibration.initialize': ['initialise', 'initialize', 'kaiming'],
             'calibration.recalibrate': ['recalibrate'],

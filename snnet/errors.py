@@ -1,9 +1,10 @@
-"""Errors that a user can act on: one sentence each, shown without a traceback by the scripts (exit code 2)."""
+"""Errors that a user can act on: one sentence each, which the scripts show without a traceback (exit code 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class SnnetError(ValueError):
@@ -11,7 +12,7 @@ class SnnetError(ValueError):
 
 
 class InvalidBudget(SnnetError):
-    """A budget that is no positive finite number, or no budget at all."""
+    """A budget that is not a positive finite number, or no budget at all."""
 
 
 class BudgetInfeasible(SnnetError):
@@ -19,20 +20,23 @@ class BudgetInfeasible(SnnetError):
 
     Attributes:
         smallest: the smallest feasible value of each limit that was asked for, as a dict such as `{'flops': 1.3e9}`.
-            With several limits it holds the costs of the one stitch that misses them least.
+            With several limits it holds the costs of the stitch that misses them least.
     """
 
     def __init__(self, message: str, smallest: dict[str, float]) -> None:
         super().__init__(message)
         self.smallest = smallest
 
+    def __reduce__(self) -> tuple[Any, ...]:  # without it, the error could not be sent to another process
+        return type(self), (str(self), self.smallest)
+
 
 class ForeignTable(SnnetError):
-    """A table of latencies that was made with other weights or in another setup, or none at all."""
+    """A latency table that was made with other weights or in another setup, or no table at all."""
 
 
 class UnknownStitch(SnnetError, IndexError):
-    """A stitch id that is no integer from 0 to the number of stitches minus one."""
+    """A stitch id that is not an integer from 0 to the number of stitches minus one."""
 
 
 class CannotStitch(SnnetError):
@@ -48,16 +52,32 @@ class LostRanks(SnnetError):
 
 
 class MissingExtra(SnnetError):
-    """Something that an extra installs is not there; the message names the extra."""
+    """A package that an extra installs is missing. The message says how to install it.
+
+    Args:
+        purpose: what needs the packages, such as 'drawing'.
+        packages: the missing packages.
+        extra: the extra of setup.cfg that installs them.
+    """
+
+    def __init__(self, purpose: str, packages: Sequence[str], extra: str) -> None:
+        super().__init__(
+            f"{purpose} needs {' and '.join(packages)}: pip install -e '.[{extra}]' in the folder of the clone, "
+            f'or pip install {" ".join(packages)}'
+        )
+        self._arguments = purpose, packages, extra
+
+    def __reduce__(self) -> tuple[Any, ...]:  # without it, the error could not be sent to another process
+        return type(self), self._arguments
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of another library's error, or its type where it says nothing."""
+    """The first line of another library's error, or its type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A clause that names up to three known words like `word`, or nothing where none is near."""
+    """A clause that names up to three known words like `word`, or nothing if none is similar."""
     near = get_close_matches(word, list(known), n=3)
     return f'; did you mean {" or ".join(near)}?' if near else ''

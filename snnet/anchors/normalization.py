@@ -54,6 +54,7 @@ class Renormalize(nn.Module):
 
     def __init__(self, given: Normalization, wanted: Normalization) -> None:
         super().__init__()
+        self.given = given
         mean, std, own_mean, own_std = (
             torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
             for values in (given.mean, given.std, wanted.mean, wanted.std)

@@ -1,53 +1,23 @@
-"""Records of stitches and the frontier among them. No torch here."""
+"""The frontier: the records that no other beats on cost and accuracy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
-COSTS = ('flops', 'params', 'latency_ms', 'memory')
-"""Names of the costs that a budget can limit, in the order in which ties are broken."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """A stitch with its costs and accuracy; None while unknown.
-
-    Attributes:
-        stitch: id.
-        legs: the stitch in print.
-        flops: multiply-adds an image.
-        params: parameters that take part.
-        latency_ms: median milliseconds a call, from a table made on this machine.
-        memory: bytes that the stitch needs by itself, from the same table.
-        top1, top5: accuracy in percent over `n` images.
-        loss: mean cross-entropy over them.
-        n: number of evaluated images.
-        anchor: whether the stitch is an anchor itself.
-        recalibrated: share of its own BatchNorm statistics that the stitch normalizes with, 0 where they did not help;
-            None where it was not recalibrated.
-    """
-
-    stitch: int
-    legs: str
-    flops: int | None = None
-    params: int | None = None
-    latency_ms: float | None = None
-    memory: int | None = None
-    top1: float | None = None
-    top5: float | None = None
-    loss: float | None = None
-    n: int | None = None
-    anchor: bool = False
-    recalibrated: float | None = None
+from ..errors import SnnetError
+from .record import Record, accuracy
 
 
 def frontier(records: Iterable[Record], cost: str = 'flops') -> list[Record]:
-    """The records that no other beats on cost and accuracy, from cheap to dear.
+    """The records that no other beats on cost and accuracy, from cheap to expensive.
 
-    Of equal ones the lowest id stays. Records without accuracy or cost do not take part.
+    Of equal records the one with the lowest id stays. Records without accuracy or cost are left out.
+
+    Args:
+        records: records in any order.
+        cost: name of the cost (see `COSTS`).
     """
     known = [r for r in records if accuracy(r) > -math.inf and getattr(r, cost) is not None]
     best: list[Record] = []
@@ -58,9 +28,10 @@ def frontier(records: Iterable[Record], cost: str = 'flops') -> list[Record]:
 
 
 def mixing_accuracy(records: Iterable[Record], flops: float) -> float | None:
-    """Top-1 of randomly mixing the two anchors next to `flops` so that the mean cost is `flops`.
+    """Top-1 of mixing two neighboring anchors at random such that the mean cost is `flops`.
 
-    The honest baseline of a stitch: it needs no stitching at all. None outside the range of evaluated anchors.
+    This is the honest baseline of a stitch, because it needs no stitching at all. None outside the range of evaluated
+    anchors.
     """
     anchors = sorted((r.flops, r.top1) for r in records if r.anchor and r.flops is not None and r.top1 is not None)
     for (cheap, low), (dear, high) in pairwise(anchors):
@@ -72,12 +43,15 @@ def mixing_accuracy(records: Iterable[Record], flops: float) -> float | None:
 def area(records: Iterable[Record], cost: str = 'flops') -> float | None:
     """Height of the frontier: the mean over all budgets of the best top-1 within the budget, in percent.
 
-    Budgets are uniform in the logarithm of the cost, from the cheapest evaluated anchor to the dearest; the frontier
-    is a staircase over them, so the mean is exact. None where fewer than two anchors of different cost were evaluated.
+    Budgets are uniform in the logarithm of the cost, from the cheapest evaluated anchor to the most expensive one. The
+    frontier is a staircase over them, so the mean is exact.
 
     Args:
-        records: records; those without accuracy or cost do not take part.
+        records: records; those without accuracy or cost are left out.
         cost: name of the cost (see `COSTS`).
+
+    Returns:
+        The mean, or None if fewer than two anchors of different cost were evaluated.
     """
     steps = [(getattr(r, cost), accuracy(r), r.anchor) for r in records]
     known = [(c, top1, anchor) for c, top1, anchor in steps if c is not None and top1 > -math.inf]
@@ -91,13 +65,49 @@ def area(records: Iterable[Record], cost: str = 'flops') -> float | None:
     return math.fsum(top1 * width for top1, width in zip(best, widths, strict=True)) / math.log(high / low)
 
 
-def accuracy(record: Record) -> float:
-    """Top-1, or minus infinity where it is unknown."""
-    return -math.inf if record.top1 is None or math.isnan(record.top1) else record.top1
+def reduce_frontier(records: Sequence[Record], points: int, cost: str = 'flops') -> list[Record]:
+    """The `points` records of a frontier that lose the least accuracy compared with all of it.
+
+    The cheapest and the most expensive record stay. Between them stay those for which the mean over all budgets of the
+    best top-1 within the budget is highest, with budgets uniform in the logarithm of the cost. The points therefore
+    spread over the costs, and more of them lie where accuracy rises. The choice is exact; cheaper records win ties.
+
+    Args:
+        records: a frontier, from cheap to expensive (see `frontier`).
+        points: how many records to keep; all stay if there are no more than that.
+        cost: name of the cost that the frontier is over.
+
+    Raises:
+        SnnetError: fewer than two points, the two ends.
+    """
+    if points < 2:
+        raise SnnetError(f'a set has at least two points, the ends of the frontier, but {points} was asked for')
+    if len(records) <= points:
+        return list(records)
+    logs = [math.log(getattr(record, cost)) for record in records]
+    last = len(records) - 1
+    # by its last record, the best chain of records so far: its area and the indices of its records
+    chains: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, (0,))}
+    for kept in range(1, points):
+        ends = range(kept, last) if kept < points - 1 else [last]
+        chains = {end: _longer_chain(chains, end, records, logs) for end in ends}
+    return [records[i] for i in chains[last][1]]
 
 
-def table(records: Sequence[Record]) -> str:
-    """The frontier as a table in plain text, with each record's gain over randomly mixing two anchors."""
+def _longer_chain(
+    chains: dict[int, tuple[float, tuple[int, ...]]], end: int, records: Sequence[Record], logs: Sequence[float]
+) -> tuple[float, tuple[int, ...]]:
+    """The best chain that ends in record `end`, made of one of the chains that end before it."""
+    found = [
+        (area + (records[i].top1 or 0.0) * (logs[end] - logs[i]), (*chain, end))
+        for i, (area, chain) in chains.items()
+        if i < end
+    ]
+    return max(found, key=lambda chain: (chain[0], tuple(-i for i in chain[1])))
+
+
+def frontier_table(records: Sequence[Record]) -> str:
+    """The frontier as a table in plain text, with each record's gain over mixing two anchors at random."""
     timed = any(record.latency_ms is not None for record in records)
 
     def latency(text: str) -> str:

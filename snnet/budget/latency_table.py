@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import SnnetError
 from ..utils.typed_json import TypedTable, quoted, read_json
-from .frontier import Record
+from .record import Record
 
 FORMAT = 1
 """Version of the layout of a table's file; raised when older readers would misread it."""

@@ -1,17 +1,16 @@
-"""The choice of a stitch under a budget. No torch here."""
+"""The choice of a stitch under a budget."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
 
 from ..errors import BudgetInfeasible, InvalidBudget
-from .frontier import COSTS, Record, accuracy
+from .limits import Limit, checked_limit, excess, infeasible
+from .record import COSTS, Record, accuracy
 
 _SOURCES = {
     'flops': 'snnet.measure_costs(net)',
@@ -29,7 +28,7 @@ class Selection:
     Attributes:
         record: what was chosen.
         by_accuracy: whether its accuracy decided, rather than its cost alone.
-        source: the table that latency and memory came from; empty where they were not asked for.
+        source: the table that latency and memory came from; empty if neither was limited.
     """
 
     record: Record
@@ -37,42 +36,43 @@ class Selection:
     source: str = ''
 
     def __str__(self) -> str:
-        record, why = self.record, 'the most accurate' if self.by_accuracy else 'the dearest'
+        record, why = self.record, 'the most accurate' if self.by_accuracy else 'the most expensive'
         table = f', by the table for {self.source}' if self.source else ''
         return f'stitch {record.stitch} ({record.legs}): {why} within the budget{table}'
 
     def warn(self) -> None:
-        """Warns where accuracy could not decide."""
+        """Warns if accuracy could not decide."""
         if not self.by_accuracy:
             warnings.warn(
-                'no stitch within the budget has been evaluated, so the dearest that fits was chosen, '
+                'no stitch within the budget has been evaluated, so the most expensive one that fits was chosen, '
                 'not the most accurate (eval_stitches.py measures accuracy)',
                 stacklevel=3,
             )
 
 
 def select(records: Sequence[Record], **limits: float | None) -> Selection:
-    """The most accurate record within all limits; the dearest that fits where none of those was evaluated.
+    """The most accurate record within all limits, or the most expensive one that fits if none of those was evaluated.
 
-    Ties go to the cheaper (in the costs asked for, in the order of `COSTS`, then in the others), then to the lower id.
+    Ties go to the cheaper record (first in the limited costs, in the order of `COSTS`, then in the others), then to the
+    lower id.
 
     Args:
-        records: candidates; one that lacks a cost that is limited does not fit.
+        records: candidates; one that lacks a limited cost does not fit.
         limits: upper limits by the name of a cost (see `COSTS`); None means no limit.
 
     Raises:
-        InvalidBudget: no limit, or one that is no positive finite number, or a cost that is not known.
+        InvalidBudget: no limit, one that is not a positive finite number, an unknown cost, or one not measured yet.
         BudgetInfeasible: no record fits.
     """
     return Chooser(records).choose(**limits)
 
 
 class Chooser:
-    """Answers budgets on records that stay as they are.
+    """Answers budgets on records that do not change.
 
-    What is sorted is sorted once, when a combination of limits is first asked for. Then a single limit takes a binary
-    search on its frontier. Of several, the answer to one alone is the answer to all wherever it fits them (the usual
-    case, for costs rise together); otherwise the records are gone through from the most accurate on.
+    The records are sorted once, when a combination of limits is first asked for. After that a single limit takes a
+    binary search on its frontier. With several limits, the best record within one of them is the answer wherever it
+    fits the others, which is the usual case because costs rise together. Otherwise all records are searched.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -100,7 +100,7 @@ class Chooser:
             return Selection(min(evaluated, key=lambda r: _order(r, names)), True)
         return Selection(min(fitting, key=lambda r: (-getattr(r, names[0]), *_order(r, names))), False)
 
-    def _within(self, names: tuple[str, ...], cost: str, limit: float) -> Record | None:
+    def _within(self, names: tuple[str, ...], cost: str, limit: Limit) -> Record | None:
         """The most accurate record within one limit."""
         if (names, cost) not in self._frontiers:
             self._frontiers[names, cost] = _frontier(self.records, names, cost)
@@ -110,7 +110,7 @@ class Chooser:
 
 
 def _frontier(records: Iterable[Record], names: tuple[str, ...], cost: str) -> tuple[list[float], list[Record]]:
-    """The evaluated records that come first among all that are no dearer, and their costs, which rise."""
+    """The evaluated records that come first among all that cost no more, and their costs, which rise."""
     known = [r for r in records if accuracy(r) > -math.inf and getattr(r, cost) is not None]
     best: list[Record] = []
     for record in sorted(known, key=lambda r: (getattr(r, cost), _order(r, names))):
@@ -120,36 +120,26 @@ def _frontier(records: Iterable[Record], names: tuple[str, ...], cost: str) -> t
 
 
 def _order(record: Record, names: Sequence[str]) -> tuple[float, ...]:
-    """Sorts the better record before the worse one, and no two as equal."""
+    """A key that sorts the better record before the worse one, and no two records as equal."""
     values = (getattr(record, name) for name in (*names, *(c for c in COSTS if c not in names)))
     return (-accuracy(record), *(math.inf if value is None else value for value in values), record.stitch)
 
 
-def _fits(record: Record, asked: dict[str, float]) -> bool:
+def _fits(record: Record, asked: Mapping[str, Limit]) -> bool:
     costs = ((getattr(record, name), limit) for name, limit in asked.items())
     return all(cost is not None and cost <= limit for cost, limit in costs)
 
 
-def _checked(name: str, limit: object) -> float:
+def _checked(name: str, limit: object) -> Limit:
     if name not in COSTS:
-        raise InvalidBudget(f"'{name}' is no cost; a budget limits {', '.join(COSTS)}")
-    number: Any = limit if isinstance(limit, Real) and not isinstance(limit, bool) else math.nan
-    if not 0 < number < math.inf:  # not so for NaN either
-        raise InvalidBudget(f'a budget is a positive finite number, but {name}={limit!r} was asked for')
-    return number
+        raise InvalidBudget(f"'{name}' is not a cost; a budget limits {', '.join(COSTS)}")
+    return checked_limit(name, limit)
 
 
-def _infeasible(records: Sequence[Record], asked: dict[str, float]) -> BudgetInfeasible:
+def _infeasible(records: Sequence[Record], asked: Mapping[str, Limit]) -> BudgetInfeasible:
     known = [r for r in records if all(getattr(r, name) is not None for name in asked)]
     if not known:
         return BudgetInfeasible('there are no stitches to choose from', {})
-    nearest = min(known, key=lambda r: (max(getattr(r, n) / limit for n, limit in asked.items()), r.stitch))
-    smallest = {name: getattr(nearest, name) for name in asked}
-    wanted = ' and '.join(f'{name} <= {limit:.6g}' for name, limit in asked.items())
-    offered = ' and '.join(f'{name} = {value:.6g}' for name, value in smallest.items())
-    missed = max(smallest[name] / limit for name, limit in asked.items())
-    return BudgetInfeasible(
-        f'no stitch has {wanted}: the nearest, stitch {nearest.stitch} ({nearest.legs}), has {offered}, '
-        f'{missed:.3g} times the budget',
-        smallest,
-    )
+    nearest = min(known, key=lambda r: (max(excess(getattr(r, n), limit) for n, limit in asked.items()), r.stitch))
+    costs = {name: getattr(nearest, name) for name in asked}
+    return infeasible('no stitch has', asked, f'stitch {nearest.stitch} ({nearest.legs})', costs)

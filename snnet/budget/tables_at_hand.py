@@ -7,8 +7,8 @@ from dataclasses import replace
 from numbers import Integral
 
 from ..errors import ForeignTable, InvalidBudget
-from .frontier import Record
 from .latency_table import LatencyTable, Setup
+from .record import Record
 from .select import Chooser, Selection
 
 

@@ -35,7 +35,7 @@ def run(settings: InfoSettings) -> None:
 
 def describe(net: StitchableNet) -> Iterator[str]:
     """Lines about the anchors, the stitches, the frontier and the latency tables of a net."""
-    from ..budget.frontier import table
+    from ..budget.frontier import frontier_table
     from ..net.hardware import setup_of
 
     size = 'x'.join(map(str, net.input_size))
@@ -46,7 +46,7 @@ def describe(net: StitchableNet) -> Iterator[str]:
         own = sum(share > 0 for share in net.statistics.shares.values())
         yield f'{own} of {len(net.statistics.shares)} recalibrated stitches have their own BatchNorm statistics'
     if any(record.top1 is not None for record in net.records):
-        yield from table(net.records).splitlines()
+        yield from frontier_table(net.records).splitlines()
     else:
         yield 'no stitch has been evaluated yet (eval_stitches.py measures accuracy)'
     if not net.latency_tables:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..budget.frontier import Record, frontier
+from ..budget.frontier import frontier
+from ..budget.record import Record
 from ..config.sections import option
 from ..errors import SnnetError
 

@@ -15,8 +15,8 @@ from ..errors import MissingExtra, SnnetError
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..budget.frontier import Record
     from ..budget.latency_table import LatencyTable
+    from ..budget.record import Record
     from ..serve.compare_policies import PolicyOutcome
     from ..serve.stitch_choices import Choices
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..budget.frontier import Record
+from ..budget.record import Record
 from ..config.sections import check_ranges
 from ..data.clean_images import clean_loader
 from ..data.datasets import open_dataset

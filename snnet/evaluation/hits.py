@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..budget.frontier import Record
+from ..budget.record import Record
 from ..utils.files import write_atomically, write_tensors
 
 HITS = 'hits.safetensors'

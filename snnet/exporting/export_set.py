@@ -8,31 +8,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..budget.frontier import Record
+from ..budget.frontier import reduce_frontier
+from ..budget.record import Record
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
 from ..utils.files import clear_temporaries, sha256, write_text
 from ..utils.json_lines import JsonLines
 from ..utils.progress import Progress
-from .export import Cut, checked_format, write
-from .formats import data_file
-from .set_index import (
-    FORMAT,
-    INDEX,
-    Index,
-    read_content,
-    read_index,
-    thin,
-)
+from .export import write
+from .formats import checked_format, data_file
+from .prepared_stitch import PreparedStitch
+from .set_index import FORMAT, INDEX, Index, read_content, read_index
 
 _log = logging.getLogger(__name__)
 PROGRESS = 'progress.jsonl'
-"""The finished files of a set that is not complete."""
-_ONE = ('stitch', 'legs', 'flops', 'params', 'top1')
-"""Metadata of one file; the rest all files of a set share."""
-
+"""What is known of the finished files of an incomplete set, one per line."""
+_PER_FILE = ('stitch', 'legs', 'flops', 'params', 'top1')
+"""Metadata that differ from file to file; all files of a set share the rest."""
 _NOTED = ('file', 'sha256', 'data', 'data_sha256', 'difference', 'fingerprint')
-"""What is noted of a file once it is written."""
+"""What is noted about a file once it is written."""
 
 
 def export_set(
@@ -45,19 +39,19 @@ def export_set(
     cost: str = 'flops',
     overwrite: bool = False,
 ) -> Index:
-    """Exports the frontier, thinned to `points` stitches (see `set_index.thin`), for a server to pick from.
+    """Exports the frontier, reduced to `points` stitches (see `reduce_frontier`), as a folder that a server picks from.
 
-    Each file is written and checked as by `snnet.export`. `index.json` comes last: what all files share (input,
-    normalization, classes), and a row a file with its name, stitch id, legs, costs, accuracy, SHA-256 and difference to
-    eager. `snnet.exporting.set_index.read_index` reads it and `pick` chooses. An interrupted set goes on: files
-    that are whole and hold what they should are not made again.
+    Each file is written and checked as by `snnet.export`. `index.json` is written last. It holds what all files share
+    (input, normalization, classes) and a row for each file with its name, stitch id, legs, costs, accuracy, SHA-256 and
+    difference to eager. `snnet.exporting.set_index` reads it and picks from it without torch. An interrupted set is
+    continued: complete files are not made again.
 
     Args:
         net: an evaluated net, in any mode.
-        folder: of the set; made where it is missing.
+        folder: folder of the set; it is made if it is missing.
         points: most stitches; at least two.
         format: 'pt2' or 'onnx'.
-        batch: the only batch size that the files take; any by default.
+        batch: the only batch size that the files accept; any by default.
         cost: name of the cost that the frontier is over.
         overwrite: replace a set of other stitches, weights or format.
 
@@ -71,60 +65,60 @@ def export_set(
     """
     folder = Path(folder)
     checked_format(format, folder / f'x.{format}')
-    records = thin(net.frontier(cost), points, cost)
+    records = reduce_frontier(net.frontier(cost), points, cost)
     if not records:
         raise SnnetError(
-            'no stitch has been evaluated, so there is no frontier to export: eval_stitches.py measures accuracy, '
-            'and single stitches can be exported without'
+            'no stitch has been evaluated, so there is no frontier to export: eval_stitches.py measures accuracy '
+            '(single stitches can be exported without it)'
         )
     folder.mkdir(parents=True, exist_ok=True)
     clear_temporaries(folder)
-    _Set(net, records, folder, format, batch).run(overwrite)
+    _StitchSet(net, records, folder, format, batch).make(overwrite)
     return read_index(folder)
 
 
-class _Set:
-    """The files of a set: which of them are there, and the making of those that are not.
+class _StitchSet:
+    """The files of a set: which ones exist, and making those that are missing.
 
     Args:
-        net: whose stitches they are.
-        records: the stitches, from cheap to dear.
-        folder: of the set.
-        format: of the files.
-        batch: fixed batch size, or None.
+        net: the net that is exported.
+        records: the stitches, from cheap to expensive.
+        folder: folder of the set.
+        format: format of the files.
+        batch: the only batch size, or None for any.
     """
 
     def __init__(self, net: StitchableNet, records: list[Record], folder: Path, format: str, batch: int | None) -> None:
         self.net, self.folder, self.format, self.batch = net, folder, format, batch
         self.records = {f'stitch{record.stitch}.{format}': record for record in records}
-        self.wanted = {name: self._cut(name).fingerprint() for name in self.records}
+        self.wanted = {name: self._prepare(name).fingerprint() for name in self.records}
         self.lines = JsonLines(folder / PROGRESS)
 
-    def run(self, overwrite: bool) -> None:
+    def make(self, overwrite: bool) -> None:
         """Makes what is missing and writes the index.
 
         Raises:
-            SnnetError: the folder holds another set, and it is not to be overwritten.
+            SnnetError: the folder holds another set, which must not be overwritten.
         """
         rows = self._earlier_rows(overwrite)
         progress = Progress(len(self.records), 'files')
         try:
             for name in self.records:
                 if not self._is_whole(name, rows.get(name, {})):
-                    rows[name] = self._made(name)
+                    rows[name] = self._write(name)
                     self.lines.append(rows[name])
                 progress.update(1, f'{name}: largest difference to eager {rows[name]["difference"]:.2g}')
         finally:
             progress.close()
-        metadata = self._cut(next(iter(self.records))).metadata
+        metadata = self._prepare(next(iter(self.records))).metadata
         files = [{**rows[name], **_known(record)} for name, record in self.records.items()]
-        shared = {key: value for key, value in metadata.items() if key not in _ONE}
+        shared = {key: value for key, value in metadata.items() if key not in _PER_FILE}
         content = {'format': FORMAT, 'file_format': self.format, **shared, 'files': files}
         write_text(self.folder / INDEX, json.dumps(content, indent=1))
         self.lines.path.unlink(missing_ok=True)
 
     def _earlier_rows(self, overwrite: bool) -> dict[str, dict[str, Any]]:
-        """What an earlier run noted of its files, by name; files that are not wanted any more are removed."""
+        """What an earlier run noted about its files, by name. Files that are no longer wanted are removed."""
         rows = self.lines.read()
         if (self.folder / INDEX).exists():
             listed = read_content(self.folder)['files']
@@ -135,7 +129,7 @@ class _Set:
                     f'replace it (overwrite), or name another folder'
                 )
             if other:
-                (self.folder / INDEX).unlink()  # first of all: it would describe files that are replaced
+                (self.folder / INDEX).unlink()  # first, because it describes files that are about to be replaced
             rows = listed + rows
         for name in {row['file'] for row in rows} - self.wanted.keys():
             for path in (self.folder / name, data_file(self.folder / name)):
@@ -143,23 +137,23 @@ class _Set:
         return {row['file']: {key: row[key] for key in _NOTED if key in row} for row in rows}
 
     def _is_whole(self, name: str, row: dict[str, Any]) -> bool:
-        """Whether a file that was noted is wanted and there, byte by byte."""
+        """Whether a file that was noted is still wanted, and is on the disk byte by byte."""
         if row.get('fingerprint') != self.wanted[name] or 'sha256' not in row:
             return False
         digests = {name: row['sha256'], **({row['data']: row['data_sha256']} if 'data' in row else {})}
         paths = {self.folder / file: digest for file, digest in digests.items()}
         return all(path.is_file() and sha256(path) == digest for path, digest in paths.items())
 
-    def _made(self, name: str) -> dict[str, Any]:
-        """Exports a stitch and returns what is to be noted of its file."""
-        done = write(self._cut(name), self.folder / name)
+    def _write(self, name: str) -> dict[str, Any]:
+        """Exports a stitch and returns what is noted about its file."""
+        done = write(self._prepare(name), self.folder / name)
         row = {'file': name, 'sha256': sha256(done.path), 'difference': done.difference}
         if done.data is not None:
             row |= {'data': done.data.name, 'data_sha256': sha256(done.data)}
         return {**row, 'fingerprint': self.wanted[name]}
 
-    def _cut(self, name: str) -> Cut:
-        return Cut(self.net, self.records[name].stitch, self.format, self.batch)
+    def _prepare(self, name: str) -> PreparedStitch:
+        return PreparedStitch(self.net, self.records[name].stitch, self.format, self.batch)
 
 
 def _known(record: Record) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..budget.frontier import Record
 from ..budget.latency_table import LatencyTable
+from ..budget.record import Record
 from ..budget.tables_at_hand import TablesAtHand
 from ..errors import ForeignTable
 from ..reparam.structure import refresh_anchors

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..anchors.new_head import mark_new_head
-from ..budget.frontier import Record
 from ..budget.latency_table import LatencyTable
+from ..budget.record import Record
 from ..errors import NoWeights, SnnetError
 from ..reparam import expect_biases, folded
 from ..saving.anchor_rows import MAX_CLASSES, is_made_by_timm

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..anchors.anchor import Anchor
 from ..anchors.normalization import align_normalization
-from ..budget.frontier import Record, frontier
+from ..budget.frontier import frontier
 from ..budget.latency_table import LatencyTable
+from ..budget.record import Record
 from ..budget.select import Selection
 from ..errors import UnknownStitch
 from ..saving.remote import locate

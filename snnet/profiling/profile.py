@@ -11,8 +11,9 @@ from statistics import fmean
 
 import torch
 
-from ..budget.frontier import COSTS, frontier
+from ..budget.frontier import frontier
 from ..budget.latency_table import Latency, LatencyTable
+from ..budget.record import COSTS
 from ..errors import SnnetError, reason_of
 from ..net.compile_blocks import warm_up
 from ..net.hardware import setup_of

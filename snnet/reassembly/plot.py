@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..budget.curve import make_figure, save_figure
+from ..utils.figures import make_figure, save_figure
 from .assembly import Assembly
 from .partition import Partition
 from .similarity import Similarity

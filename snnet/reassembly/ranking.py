@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 
-from ..errors import BudgetInfeasible, CannotStitch, InvalidBudget, SnnetError
+from ..budget.limits import checked_limit, infeasible
+from ..errors import CannotStitch, SnnetError
 from .assembly import Assembly
 from .assembly_tables import AssemblyTables
 from .combinations import Combinations, grow_combinations
@@ -87,7 +87,10 @@ def rank_assemblies(
         nearest = _assembly(tables, grown, int(np.lexsort((grown.costs[:, 0], missed))[0]))
         if missed.min() > 1:
             proven = grown.bound is None or -grown.bound >= missed.min()
-            raise _infeasible(nearest, flops, params, proven)
+            given = {name: limit for name, limit in (('flops', flops), ('params', params)) if limit is not None}
+            asked = {name: checked_limit(name, limit) for name, limit in given.items()}
+            costs = {name: float(getattr(nearest, name)) for name in asked}
+            raise infeasible(f'no assembly {"has" if proven else "was found with"}', asked, str(nearest), costs)
         return Ranking((nearest,), 1, math.inf if grown.bound is not None else None)
     order = np.lexsort((grown.costs[:, 1], grown.costs[:, 0], -grown.scores))[:count]
     return Ranking(tuple(_assembly(tables, grown, int(i)) for i in order), len(grown.scores), grown.bound)
@@ -120,10 +123,8 @@ def budget_limit(name: str, limit: float | None) -> float:
     """
     if limit is None:
         return math.inf
-    number = float(limit) if isinstance(limit, Real) and not isinstance(limit, bool) else math.nan
-    if not 0 < number < math.inf:
-        raise InvalidBudget(f'a budget must be a positive finite number, not {name}={limit!r}')
-    return number
+    number = checked_limit(name, limit)
+    return float(math.floor(number)) if number >= 1 else float(number)  # costs are integers: rounding down is exact
 
 
 def _why_none(tables: AssemblyTables, networks: int) -> str:
@@ -134,17 +135,4 @@ def _why_none(tables: AssemblyTables, networks: int) -> str:
     return (
         f'no assembly of {networks} or more networks takes one block of every equivalence set and of every stage '
         "(Eq. 10 and 11): partition with sets='stage', or ask for fewer networks"
-    )
-
-
-def _infeasible(nearest: Assembly, flops: float | None, params: float | None, proven: bool) -> BudgetInfeasible:
-    asked = {name: limit for name, limit in (('flops', flops), ('params', params)) if limit is not None}
-    wanted = ' and '.join(f'{name} <= {limit:.6g}' for name, limit in asked.items())
-    smallest = {name: float(getattr(nearest, name)) for name in asked}
-    offered = ' and '.join(f'{name} = {value:.6g}' for name, value in smallest.items())
-    missed = max(smallest[name] / limit for name, limit in asked.items())
-    return BudgetInfeasible(
-        f'no assembly {"has" if proven else "was found with"} {wanted}: the nearest, {nearest}, has {offered}, '
-        f'{missed:.3g} times the budget',
-        smallest,
     )

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..budget.frontier import Record
 from ..budget.read_record import is_overflow, read_known
+from ..budget.record import Record
 from ..errors import SnnetError, reason_of
 from ..stitching.stitch import Stitch
 from ..utils.files import write_text

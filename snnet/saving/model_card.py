@@ -12,7 +12,8 @@ from typing import Any
 from timm.models import get_pretrained_cfg
 
 from ..budget.curve import draw_curve
-from ..budget.frontier import Record, frontier, table
+from ..budget.frontier import frontier, frontier_table
+from ..budget.record import Record
 from ..errors import MissingExtra
 from ..utils.files import write_atomically, write_text
 from .file_names import CARD, PICTURE
@@ -145,7 +146,7 @@ def _frontier(records: Sequence[Record], picture: bool) -> str:
     text = '## Frontier\n\n'
     if frontier(records):
         shown = f'![accuracy over FLOPs of every stitch]({PICTURE})\n\n' if picture else ''
-        return f'{text}{shown}```text\n{table(records)}\n```'
+        return f'{text}{shown}```text\n{frontier_table(records)}\n```'
     return text + 'No stitch has been evaluated yet (`eval_stitches.py` does that).'
 
 

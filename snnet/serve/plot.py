@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..budget.curve import make_figure, save_figure
+from ..utils.figures import make_figure, save_figure
 from .simulation import Outcome
 
 

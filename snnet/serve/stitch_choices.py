@@ -8,8 +8,8 @@ from copy import copy
 from functools import lru_cache
 from typing import NamedTuple
 
-from ..budget.frontier import Record, accuracy
 from ..budget.latency_table import Latency, LatencyTable
+from ..budget.record import Record, accuracy
 from ..errors import SnnetError
 
 _QUANTILE = 1.2816

@@ -6,26 +6,32 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Result = TypeVar('Result')
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+
+def write_atomically(path: Path, write: Callable[[Path], Result]) -> Result:
     """Has `write` fill a temporary file beside `path`, then renames it to `path`.
 
     A crash or a full disk at any moment leaves an existing file untouched.
+
+    Returns:
+        What `write` returned.
     """
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         mode = _mode_of_new_file(temporary)
-        write(temporary)
+        result = write(temporary)
         os.chmod(temporary, mode)  # some libraries make files that nobody else may read
         with open(temporary, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
+        return result
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,15 +3,17 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from snnet import BudgetInfeasible, InvalidBudget, Record, frontier, select
-from snnet.budget.frontier import area, mixing_accuracy
+from snnet import BudgetInfeasible, InvalidBudget, Record, SnnetError, frontier, select
+from snnet.budget.frontier import area, mixing_accuracy, reduce_frontier
 from tests.helpers.families import three_vits
 
 few = st.integers(1, 12)
@@ -108,6 +110,7 @@ def test_ties_go_to_the_cheaper_and_then_to_the_lower_id():
 
 
 BAD = [0, -1, -0.5, math.nan, math.inf, -math.inf, '3e9', '', True, False, [3], 3j, torch.tensor(3.0), np.array([3.0])]
+BAD += [np.True_, np.float32('nan'), np.float32('inf'), Decimal('nan'), Decimal('sNaN'), Decimal('inf'), Decimal(-1)]
 
 
 @pytest.mark.parametrize('bad', BAD, ids=repr)
@@ -125,10 +128,44 @@ def test_no_budget_at_all_is_a_typed_error(limits):
 
 
 @pytest.mark.parametrize(
-    'good', [3, 3.5, np.float32(3), np.int64(3), Fraction(7, 2), 1e300, pytest.param(10**400, id='10**400')]
+    'good',
+    [3, 3.5, np.float32(3), np.int64(3), Fraction(7, 2), Decimal('3.5'), 1e300, pytest.param(10**400, id='10**400')],
 )
 def test_any_real_positive_number_is_a_budget(good):
     assert select([Record(0, 's', flops=3), Record(1, 't', flops=2)], flops=good).record.stitch == 0
+
+
+@given(
+    cost=st.integers(1, 2**62),
+    kind=st.sampled_from([np.float16, np.float32, np.float64, np.longdouble, Fraction, Decimal, float, int]),
+    offset=st.integers(-3, 3),
+)
+def test_a_budget_of_any_type_is_never_exceeded_by_rounding(cost, kind, offset):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # float16 overflows
+        limit = kind(max(cost + offset, 1))
+    if kind is np.float16 and not np.isfinite(limit):
+        return
+    exact = Fraction(*limit.as_integer_ratio())
+    assert bool(outcome([Record(0, 's', flops=cost)], limit, lambda r: True) is True) == (cost <= exact)
+    assert bool(outcome([Record(0, 's', flops=cost, top1=1.0)], limit, lambda r: True) is True) == (cost <= exact)
+
+
+def test_the_budget_of_a_net_is_not_exceeded_where_numpy_would_round():
+    records = [Record(0, 's', flops=209_108_167), Record(1, 't', flops=209_108_160)]
+    assert np.float32(209_108_160) >= 209_108_167  # so numpy says
+    assert select(records, flops=np.float32(209_108_160)).record.stitch == 1
+
+
+def test_limits_too_large_or_too_small_for_a_float_are_compared_all_the_same():
+    records = [Record(0, 's', flops=30, params=20)]
+    for huge in (10**400, Decimal('1e999999'), Fraction(10**400, 3)):
+        assert select(records, flops=huge).record.stitch == 0
+        with pytest.raises(BudgetInfeasible, match='params = 20'):
+            select(records, flops=huge, params=1)
+    for tiny in (Fraction(1, 10**400), Decimal('1e-999999'), 5e-324):
+        with pytest.raises(BudgetInfeasible, match='times the budget'):
+            select(records, flops=tiny)
 
 
 @pytest.mark.parametrize('name', ['latency', 'top1', 'stitch'])
@@ -161,9 +198,9 @@ def net():
     return three_vits()
 
 
-def test_the_net_activates_the_dearest_that_fits_and_warns_that_it_is_that(net):
+def test_the_net_activates_the_most_expensive_that_fits_and_warns_that_it_is_that(net):
     budget = net.records[1].flops
-    with pytest.warns(UserWarning, match='dearest that fits'):
+    with pytest.warns(UserWarning, match='most expensive one that fits'):
         chosen = net.select_for_budget(budget)
     assert net.active == chosen
     assert net.records[chosen].flops == max(r.flops for r in net.records if r.flops <= budget)
@@ -221,3 +258,34 @@ def test_the_area_lies_between_the_accuracies_and_grows_with_them(records):
         assert min(known) - 1e-9 <= value <= max(known) + 1e-9
         better = [replace(r, top1=None if r.top1 is None else r.top1 + 1) for r in anchors]
         assert area(better) == pytest.approx(value + 1)
+
+
+def frontiers() -> list[list[Record]]:
+    made = []
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        costs, accuracies = np.cumsum(draw.integers(1, 1000, 8)), np.cumsum(draw.uniform(0.01, 5, 8))
+        made.append(
+            [Record(i, '', int(c), top1=float(a)) for i, (c, a) in enumerate(zip(costs, accuracies, strict=True))]
+        )
+    return made
+
+
+@pytest.mark.parametrize('points', [2, 3, 5, 7])
+def test_no_other_choice_of_as_many_points_with_both_ends_is_better_over_all_budgets(points):
+    def height(records: tuple[Record, ...]) -> float:
+        return sum(a.top1 * math.log(b.flops / a.flops) for a, b in pairwise(records))
+
+    for records in frontiers():
+        choices = [(records[0], *inner, records[-1]) for inner in combinations(records[1:-1], points - 2)]
+        chosen = tuple(reduce_frontier(records, points))
+        assert chosen in choices
+        assert height(chosen) == pytest.approx(max(map(height, choices)))
+
+
+def test_a_frontier_without_more_points_stays_whole_and_fewer_than_its_ends_are_refused():
+    records = frontiers()[0]
+    assert reduce_frontier(records, 8) == reduce_frontier(records, 99) == records
+    assert reduce_frontier([], 2) == []
+    with pytest.raises(SnnetError, match='at least two points, .* but 1 was'):
+        reduce_frontier(records, 1)

@@ -21,7 +21,7 @@ from snnet import (
     StitchableNet,
     select,
 )
-from snnet.budget.frontier import COSTS
+from snnet.budget.record import COSTS
 from snnet.budget.select import Chooser
 from snnet.net.hardware import setup_of
 from tests.helpers.families import family_net
@@ -267,7 +267,7 @@ def test_a_stitch_that_the_table_lacks_is_never_chosen_by_latency(net):
 def test_without_accuracies_the_dearest_in_latency_is_chosen_with_a_warning(net):
     net.records = [replace(record, top1=None) for record in net.records]
     net.add_table(own(net, [1.0, 9.0, 2.0, 3.0, 5.0, 4.0, 8.0]))
-    with pytest.warns(UserWarning, match='dearest'):
+    with pytest.warns(UserWarning, match='most expensive'):
         assert net.select_for_budget(latency_ms=6.0) == 4
 
 

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from snnet import SnnetError, StitchableNet, UnknownStitch, create_stitchable_net
 from snnet.budget.curve import draw_curve
-from snnet.budget.frontier import Record, table
+from snnet.budget.frontier import frontier_table
+from snnet.budget.record import Record
 from snnet.calibration.recalibrate import recalibrate
 from snnet.data.clean_images import clean_loader
 from snnet.data.datasets import open_dataset
@@ -306,7 +307,7 @@ def test_the_curve_is_drawn_as_png_and_svg_and_the_table_lists_the_frontier(save
     assert png.read_bytes().startswith(b'\x89PNG')
     for words in ('mixing two anchors', 'frontier', 'anchor', 'test_vit &gt; test_vit2'):
         assert words in svg.read_text()
-    lines = table(net.records).splitlines()
+    lines = frontier_table(net.records).splitlines()
     assert len(lines) == len(net.frontier()) + 2
     fresh = create_stitchable_net('test_vit,test_vit2', pretrained=False)
     with pytest.raises(SnnetError, match='nothing to draw'):

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import subprocess
 import sys
-from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,13 @@ import pytest
 import torch
 
 import snnet
+from snnet.budget.frontier import reduce_frontier
 from snnet.cli.export import ExportSettings, run
 from snnet.config.parse import parse
-from snnet.exporting.export import Cut, Exported
+from snnet.exporting.export import Exported
 from snnet.exporting.export_set import PROGRESS, export_set
-from snnet.exporting.set_index import INDEX, pick, read_index, thin
+from snnet.exporting.prepared_stitch import PreparedStitch
+from snnet.exporting.set_index import INDEX, pick, read_index
 from tests.helpers.families import images, three_vits
 
 
@@ -33,50 +33,19 @@ def written(monkeypatch) -> list[str]:
     """The names of the files that are exported, of which the stitch is all that they hold here."""
     names: list[str] = []
 
-    def write(cut: Cut, path: Path) -> Exported:
-        path.write_text(f'{cut.module.stitch} {cut.fingerprint()}')
+    def write(prepared: PreparedStitch, path: Path) -> Exported:
+        path.write_text(f'{prepared.module.stitch} {prepared.fingerprint()}')
         names.append(path.name)
-        return Exported(path, None, cut.format, None, '', (1,), 1e-6, 1.0, cut.metadata)
+        return Exported(path, None, prepared.format, None, '', (1,), 1e-6, 1.0, prepared.metadata)
 
     monkeypatch.setattr(snnet.exporting.export_set, 'write', write)
     return names
 
 
-def frontiers() -> list[list[snnet.Record]]:
-    made = []
-    for seed in range(20):
-        draw = np.random.default_rng(seed)
-        costs, accuracies = np.cumsum(draw.integers(1, 1000, 8)), np.cumsum(draw.uniform(0.01, 5, 8))
-        made.append(
-            [snnet.Record(i, '', int(c), top1=float(a)) for i, (c, a) in enumerate(zip(costs, accuracies, strict=True))]
-        )
-    return made
-
-
-@pytest.mark.parametrize('points', [2, 3, 5, 7])
-def test_no_other_choice_of_as_many_points_with_both_ends_is_better_over_all_budgets(points):
-    def height(records: tuple[snnet.Record, ...]) -> float:
-        return sum(a.top1 * math.log(b.flops / a.flops) for a, b in pairwise(records))
-
-    for records in frontiers():
-        choices = [(records[0], *inner, records[-1]) for inner in combinations(records[1:-1], points - 2)]
-        chosen = tuple(thin(records, points))
-        assert chosen in choices
-        assert height(chosen) == pytest.approx(max(map(height, choices)))
-
-
-def test_a_frontier_without_more_points_stays_whole_and_fewer_than_its_ends_are_refused():
-    records = frontiers()[0]
-    assert thin(records, 8) == thin(records, 99) == records
-    assert thin([], 2) == []
-    with pytest.raises(snnet.SnnetError, match='at least two points, .* but 1 was'):
-        thin(records, 1)
-
-
-def test_a_set_is_the_thinned_frontier_and_each_file_runs(tmp_path):
+def test_a_set_is_the_reduced_frontier_and_each_file_runs(tmp_path):
     net = evaluated()
     made = export_set(net, tmp_path / 'set', 3)
-    assert [entry.record for entry in made.entries] == thin(net.frontier(), 3)
+    assert [entry.record for entry in made.entries] == reduce_frontier(net.frontier(), 3)
     assert {path.name for path in made.folder.iterdir()} == {INDEX, *(entry.path.name for entry in made.entries)}
     for entry in made.entries:
         run = torch.export.load(entry.path).module()
@@ -89,10 +58,10 @@ def test_a_set_is_the_thinned_frontier_and_each_file_runs(tmp_path):
 def test_an_interrupted_set_goes_on_and_only_damaged_files_are_made_again(tmp_path, written, monkeypatch):
     net, whole = evaluated(), snnet.exporting.export_set.write
 
-    def stopped(cut: Cut, path: Path) -> Exported:
+    def stopped(prepared: PreparedStitch, path: Path) -> Exported:
         if len(written) == 2:
             raise KeyboardInterrupt
-        return whole(cut, path)
+        return whole(prepared, path)
 
     monkeypatch.setattr(snnet.exporting.export_set, 'write', stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -222,7 +191,7 @@ def test_the_command_exports_a_set(folder, tmp_path, written, capsys):
         (('--points', 3, '--params', 1e9), 'several were given'),
         (('--stitch', 99), 'stitch ids are the integers 0 to'),
         (('--stitch', 1, '--format', 'jit'), "to pt2 or onnx, not to 'jit'"),
-        (('--stitch', 1, '--output', 'a.onnx', '--format', 'pt2'), 'does not end as a file of pt2 does'),
+        (('--stitch', 1, '--output', 'a.onnx', '--format', 'pt2'), 'has the suffix of another format than pt2'),
         (('--budget', 1), 'no stitch has flops <= 1'),
     ],
 )

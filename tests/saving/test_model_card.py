@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 import snnet
 from snnet import SnnetError, StitchableNet
-from snnet.budget.frontier import table
+from snnet.budget.frontier import frontier_table
 from snnet.net.pretrained import write_records
 from snnet.saving.model_card import _front_matter
 from tests.helpers.families import family_net, images, three_vits
@@ -30,7 +30,7 @@ def test_the_card_tells_what_the_net_is_and_what_was_measured(tmp_path):
     parsed = ModelCard(card(tmp_path))
     assert (parsed.data.library_name, parsed.data.license) == ('snnet', 'mit')
     assert parsed.data.get('datasets') is None
-    assert f'```text\n{table(net.records)}\n```' in parsed.text
+    assert f'```text\n{frontier_table(net.records)}\n```' in parsed.text
     assert '![accuracy over FLOPs of every stitch](frontier.png)' in parsed.text
     assert (tmp_path / 'frontier.png').read_bytes().startswith(b'\x89PNG')
     assert 'measured over 1000 images' in parsed.text
@@ -70,7 +70,7 @@ def test_without_matplotlib_the_card_has_its_table_alone(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     net = with_accuracy(family_net('vit'))
     net.save_pretrained(tmp_path)
-    assert table(net.records) in card(tmp_path)
+    assert frontier_table(net.records) in card(tmp_path)
     assert 'frontier.png' not in card(tmp_path)
     assert StitchableNet.from_pretrained(tmp_path).records == net.records
 
@@ -79,7 +79,7 @@ def test_an_evaluation_reaches_the_card(tmp_path):
     net = family_net('vit')
     net.save_pretrained(tmp_path)
     write_records(tmp_path, with_accuracy(net).records)
-    assert table(net.records) in card(tmp_path)
+    assert frontier_table(net.records) in card(tmp_path)
     assert StitchableNet.from_pretrained(tmp_path).records == net.records
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from snnet.budget.frontier import Record
 from snnet.budget.latency_table import Latency, LatencyTable, Setup
+from snnet.budget.record import Record
 from snnet.errors import SnnetError
 from snnet.serve import Choice, Choices, Controller, Request
 from snnet.serve.recent_load import Load
