@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
-from importlib.metadata import version
+
+from .. import __version__
 
 COMMANDS = {
     'profile': 'measure latency and memory of the stitches on this machine',
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog='\n'.join(['commands:', *(f'  {name:<10}{text}' for name, text in COMMANDS.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--version', action='version', version=f'snnet {version("snnet")}')
+    parser.add_argument('--version', action='version', version=f'snnet {__version__}')
     parser.add_argument('command', choices=COMMANDS, metavar='COMMAND', help='one of the commands below')
     parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='FOLDER ...', help='see snnet COMMAND --help')
     given = parser.parse_args(argv)
