@@ -24,8 +24,8 @@ class Record:
         loss: mean cross-entropy over them.
         n: number of evaluated images.
         anchor: whether the stitch is an anchor itself.
-        recalibrated: share of its own BatchNorm statistics that the stitch normalizes with, 0 if they did not help; None
-            if it was not recalibrated.
+        recalibrated: share of its own BatchNorm statistics that the stitch normalizes with, 0 if they did not help;
+            None if it was not recalibrated.
     """
 
     stitch: int

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..budget.frontier import Record
+from ..budget.record import Record
 from ..errors import SnnetError
 from ..net.batchnorm import Statistics, StatisticsGroup, batch_norms
 from ..net.part_tree import build_part_tree
