@@ -16,6 +16,7 @@ import pytest
 
 from snnet.cli.main import COMMANDS, main as snnet_command
 from tests.helpers.documents import PAGES, ROOT, blocks, commands, inline_code, links, name, prose
+from tools.draw_imports import DRAWING, draw, imports_of_rooms
 
 TEXTS = {'', 'text', 'yaml', 'json', 'make'}
 """Languages of blocks that hold nothing to run."""
@@ -168,3 +169,8 @@ def test_every_page_is_in_the_navigation_and_every_result_in_their_index():
 def test_the_design_page_lists_every_room():
     listed = re.findall(r'^\| `snnet/(\w+)(?:/|\.py)` \|', (ROOT / 'docs' / 'design.md').read_text(), re.MULTILINE)
     assert set(listed) == {path.parent.name for path in ROOT.glob('snnet/*/__init__.py')} | {'errors'}
+
+
+def test_the_drawing_of_the_imports_shows_those_of_today():
+    drawing = draw(imports_of_rooms())
+    assert DRAWING.read_text(encoding='utf-8') == drawing, 'run python -m tools.draw_imports'
