@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING and the pages of docs/, taken apart: blocks of code, commands, inline code and links."""
+"""The pages of the documentation (also README.md and those in the package), taken apart: code, commands, links."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+PAGES = [
+    *(ROOT / page for page in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')),
+    *sorted((ROOT / 'docs').rglob('*.md')),
+    *sorted((ROOT / 'snnet').rglob('*.md')),
+]
 
 _FENCE = re.compile(r'(?P<indent> *)```(?P<language>\w*)')
 _NOT_RUN = re.compile(r'<!-- not run: (.+?) -->')

@@ -122,6 +122,15 @@ def test_every_flag_command_and_file_that_a_sentence_mentions_exists(page):
             check_command(['make', target[1]])
         if re.fullmatch(r'(configs|examples|benchmarks|snnet|docs|tools|tests|\.ci|\.github)/[\w./*-]*', code):
             assert any(ROOT.glob(code.rstrip('/'))), f'there is no {code}'
+        if re.fullmatch(r'\w+\.py', code):
+            assert code in python_files(), f'there is no {code}'
+
+
+@cache
+def python_files() -> frozenset[str]:
+    folders = ('snnet', 'tests', 'tools', 'examples', 'benchmarks')
+    paths = [*ROOT.glob('*.py'), *(path for folder in folders for path in (ROOT / folder).rglob('*.py'))]
+    return frozenset(path.name for path in paths)
 
 
 @EVERY_PAGE
