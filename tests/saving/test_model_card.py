@@ -47,6 +47,7 @@ def test_anchors_of_the_paper_are_named_with_their_tags():
     assert data.license == 'unknown'
 
 
+@pytest.mark.filterwarnings('ignore:no stitch within the budget has been evaluated')
 def test_the_usage_in_the_card_runs(tmp_path, monkeypatch):
     net = family_net('vit')
     net.save_pretrained(tmp_path)
