@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import resource
 import subprocess
 import sys
@@ -83,6 +84,22 @@ def test_the_public_names_are_these_and_each_is_documented():
     assert set(snnet.__all__) == NAMES
     assert [name for name in NAMES if not getattr(snnet, name).__doc__] == []
     assert snnet.initialise is snnet.initialize
+
+
+@pytest.mark.parametrize('package', [package for package in PACKAGES if exports(package)])
+def test_every_public_method_is_documented(package):
+    """Docstrings are due where users read them; ruff asks only for those of modules and packages."""
+    bare = []
+    for kind in (getattr(import_module(package), name) for name in exports(package)):
+        members = vars(kind).items() if isinstance(kind, type) else ()
+        bare += [
+            f'{kind.__name__}.{name}'
+            for name, member in members
+            if not name.startswith('_')
+            and (inspect.isfunction(member) or isinstance(member, property | classmethod | staticmethod))
+            and not inspect.getdoc(getattr(kind, name))
+        ]
+    assert bare == []
 
 
 @pytest.mark.parametrize('package', PACKAGES)
