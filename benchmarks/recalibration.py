@@ -144,9 +144,11 @@ def main() -> None:
     images, labels = sprites(args.paths[0], (0, 1))
     order = torch.randperm(len(images), generator=draw)
     snnet.initialize(net, [images[order[-100:]]], samples=100)
-    test = sprites(args.paths[0], (TEST_SPRITE,))
-    train = order[: 2 * args.samples]
-    compare(net, (images[train], labels[train]), (test[0][: args.test], test[1][: args.test]), args.samples)
+    measured = order[: 2 * args.samples]
+    test_images, test_labels = sprites(args.paths[0], (TEST_SPRITE,))
+    compare(
+        net, (images[measured], labels[measured]), (test_images[: args.test], test_labels[: args.test]), args.samples
+    )
 
 
 if __name__ == '__main__':

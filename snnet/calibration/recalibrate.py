@@ -146,9 +146,11 @@ def _dealt(chunks: list[_Chunk]) -> tuple[list[_Chunk], list[_Chunk]]:
     known = torch.cat(targets) if len(targets) == len(chunks) else None
     halves: list[list[_Chunk]] = []
     for first in (0, 1):
-        parts = images[first::2].split(_CHUNK) if len(images) > first else ()
-        answers = [None] * len(parts) if known is None else known[first::2].split(_CHUNK)
-        halves.append(list(zip(parts, answers, strict=False)))
+        own, answers = images[first::2], None if known is None else known[first::2]
+        starts = range(0, len(own), _CHUNK)
+        halves.append(
+            [(own[at : at + _CHUNK], None if answers is None else answers[at : at + _CHUNK]) for at in starts]
+        )
     return halves[0], halves[1]
 
 

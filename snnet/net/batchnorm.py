@@ -239,4 +239,5 @@ def _looking_up(plain: Any) -> Any:
 def _rebuild(plain: Any) -> nn.Module:
     """For copies and pickles: a subclass made at run time has no name to be found by."""
     made = _looking_up(plain)
-    return made.__new__(made)
+    module: nn.Module = made.__new__(made)
+    return module
