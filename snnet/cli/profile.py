@@ -29,7 +29,7 @@ class ProfileSettings:
         'allows, else the frontier)',
     )
     predict: bool = option(True, 'predict the stitches that are not measured; otherwise they are left out')
-    minutes: float = option(5.0, 'time for a table within which auto measures all stitches')
+    minutes: float = option(5.0, 'time limit for all tables together; auto measures all stitches if that fits in it')
     device: str = option('', 'cpu or cuda (default: a GPU if there is one)')
     dtype: str = option('float32', 'type of the weights: float32, bfloat16 or float16')
     amp: bool = option(False, 'mixed precision')

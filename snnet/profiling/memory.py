@@ -1,4 +1,4 @@
-"""Memory that a stitch needs by itself: its own tensors, and the most that a call allocates."""
+"""Memory that a stitch needs: its own tensors, and the peak of what a call allocates."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..net.stitchable_net import StitchableNet
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
-    """Most bytes that a call holds at once of what torch allocates in it, its result among them.
+    """Returns the peak bytes that torch allocates during a call, including its result.
 
-    On the CPU from the events of torch's allocator, so that the same call gives the same number; scratch memory that
-    kernels of other libraries allocate by themselves is not seen.
+    On a CPU, the bytes come from the events of torch's allocator, so equal calls give equal numbers. Scratch memory
+    that other libraries allocate is not counted.
     """
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
@@ -25,7 +25,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler's library would write to the terminal
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # keeps the profiler's library from writing to the terminal
     with profiler.profile(profile_memory=True) as profiled:
         call()
     events = [event for event in profiled.kineto_results.events() if event.name() == '[memory]']
@@ -37,16 +37,17 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
 
 
 def own_bytes(net: StitchableNet) -> Callable[[int], int]:
-    """What gives the bytes of the parameters and buffers that a stitch uses, by id."""
+    """Returns a function that gives the bytes of the parameters and buffers used by a stitch, by id."""
     sizes = {name: tensor.nbytes for name, tensor in net.named_parameters()}
     buffers = [list(_buffers(net.anchor(i))) for i in range(len(net.anchors))]
     index = {net.anchor(i).name: i for i in range(len(net.anchors))}
+    lengths = {name: len(net.anchor(name).line()) for name in index}
 
     def own(stitch: int) -> int:
         used: dict[object, int] = {name: sizes[name] for name in net.parameter_names(stitch)}
         for leg in net.stitches[stitch].legs:
             needed = net.anchor(leg.anchor).parameter_names(leg.start, leg.stop)
-            places = range(10**9)[leg.start : leg.stop]
+            places = range(*slice(leg.start, leg.stop).indices(lengths[leg.anchor]))
             for name, place, owners, size in buffers[index[leg.anchor]]:
                 if place in places if place is not None else not owners or owners & needed:
                     used[leg.anchor, name] = size
@@ -56,7 +57,7 @@ def own_bytes(net: StitchableNet) -> Callable[[int], int]:
 
 
 def _buffers(anchor: Anchor) -> Iterator[tuple[str, int | None, set[str], int]]:
-    """Buffers: name, the module of the line that holds it (None in stem and head), its owner's parameters, bytes."""
+    """Yields the name of each buffer, the position of its module (None in stem and head), its parameters and bytes."""
     inside = {id(m): place for place, block in enumerate(anchor.line()) for m in block.modules()}
     for name, buffer in anchor.model.named_buffers():
         path = name.rpartition('.')[0]

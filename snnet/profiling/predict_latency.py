@@ -1,4 +1,4 @@
-"""Latencies of stitches that were not measured: a sum over the parts that they run, fitted to those that were."""
+"""Predicts the latency of stitches that were not measured, as a sum over their parts."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from ..utils.signature import signature_of
 from .stopwatch import Call
 
 PRIOR, NOISE = 0.3, 0.01
-"""How far a part may be from its time by itself, and a measured stitch from its sum, as shares."""
+"""Relative standard deviations: of a part from its time alone, and of a measured stitch from the sum of its parts."""
 _Array = np.ndarray[Any, Any]
 
 
 class Additive:
-    """The time of a stitch as the sum over its parts, of which equal ones take equal time.
+    """Models the time of a stitch as the sum of the times of its parts, where equal parts take equal time.
 
-    Parts are equal where modules of one class and shape lie between equal boundaries. Each is timed by itself; what it
-    takes within a stitch differs from that (caches, calls that overlap), so the times are fitted to measured stitches:
-    ridge regression towards the parts' own times, on relative errors.
+    Parts are equal if modules of one class and shape lie between equal boundaries. Each kind of part is timed alone.
+    Within a stitch it takes a different time (caches, overlapping calls), so the times are fitted to measured stitches.
+    With counts N (S, K), times alone t (K,) and measured times m (S,), the times are c t (1 + x), where c is the median
+    of m / (N t) and x minimizes
+
+        sum_s (1 - c (N (t + t x))_s / m_s)^2 / NOISE^2 + |x|^2 / PRIOR^2.
 
     Args:
-        net: whose stitches they are.
-        stitches: ids that will be asked for.
+        net: the net of the stitches.
+        stitches: ids of the stitches to predict.
     """
 
     def __init__(self, net: StitchableNet, stitches: Sequence[int]) -> None:
@@ -49,18 +52,18 @@ class Additive:
         self._rows = {stitch: row for row, stitch in enumerate(self.stitches)}
 
     def calls(self, net: StitchableNet, images: Tensor) -> list[Call]:
-        """A call of each kind of part, with features of the right shape."""
+        """Returns a call for each kind of part, with features of the right shape."""
         return [_call(net, part, images) for part in self._parts.values()]
 
     def probes(self, times: Sequence[float], measured: Sequence[int], count: int) -> list[int]:
-        """Stitches to measure next, each where the sum is least certain given those before it (and `measured`).
+        """Chooses the stitches to measure: greedily, each the one whose prediction is least certain given the others.
 
         Args:
-            times: of the parts by themselves, in the order of `calls`.
-            measured: stitches that are measured anyway.
-            count: how many to choose.
+            times: (K,), milliseconds of the parts alone, in the order of `calls`.
+            measured: ids of stitches that are measured anyway.
+            count: number of stitches to choose.
         """
-        shares = self._counts * np.array(times)
+        shares = self._counts * np.array(times)  # (S, K)
         shares /= shares.sum(1, keepdims=True)
         chosen = [self._rows[stitch] for stitch in measured]
         probes: list[int] = []
@@ -74,11 +77,11 @@ class Additive:
         return probes
 
     def predict(self, times: Sequence[float], measured: Mapping[int, float]) -> dict[int, float]:
-        """Milliseconds of every stitch.
+        """Predicts the milliseconds of every stitch.
 
         Args:
-            times: of the parts by themselves, in the order of `calls`.
-            measured: milliseconds of measured stitches.
+            times: (K,), milliseconds of the parts alone, in the order of `calls`.
+            measured: milliseconds of the measured stitches, by id.
         """
         rows = [self._rows[stitch] for stitch in measured]
         wanted = np.array(list(measured.values()))
@@ -91,7 +94,7 @@ class Additive:
         return {stitch: float(total[row]) for row, stitch in enumerate(self.stitches)}
 
     def error(self, times: Sequence[float], measured: Mapping[int, float]) -> dict[str, float]:
-        """Mean and largest error of predictions of measured stitches, each from the others alone, as shares."""
+        """Returns mean and largest relative error of predicting each measured stitch from the other ones."""
         errors = []
         for stitch, ms in measured.items():
             others = {other: value for other, value in measured.items() if other != stitch}
@@ -100,7 +103,7 @@ class Additive:
 
 
 def _kind(net: StitchableNet, part: StitchPart) -> Any:
-    """Equal for parts that take equal time."""
+    """Returns a value that is equal for parts that take equal time."""
     if part.kind == 'layer':
         layer = net.layer(part.number)
         return part.kind, layer.front, layer.end
@@ -123,7 +126,7 @@ def _call(net: StitchableNet, part: StitchPart, images: Tensor) -> Call:
 
 
 def _features(boundary: Boundary, images: Tensor) -> Tensor:
-    """Features of the shape that a boundary tells, of the images' values."""
+    """Returns features of the boundary's shape, filled with the values of the images."""
     count = len(images) * int(np.prod(boundary.shape))
     values = images.flatten()
     return values.repeat(-(-count // len(values)))[:count].view(len(images), *boundary.shape)

@@ -1,8 +1,9 @@
-"""Profiling: a table of latency and memory of every stitch, for this machine, type and batch size."""
+"""Measures latency and memory of every stitch on this machine, for one type and batch size."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,7 @@ from .stopwatch import CALL_SECONDS, CALLS, LEAST_VISITS, Call, StopWatch
 
 _log = logging.getLogger(__name__)
 PROBES = 12
-"""Stitches that are measured, besides those asked for, to predict the others from."""
+"""Stitches that are measured in addition to the requested ones, to predict the others from."""
 
 
 def profile(
@@ -44,35 +45,36 @@ def profile(
     seed: int = 0,
     quiet: bool = False,
 ) -> list[LatencyTable]:
-    """Measures latency and memory of the stitches where the net runs now, and adds the tables to the net.
+    """Measures latency and memory of the stitches on the net's current device, and adds the tables to the net.
 
-    A latency is the median of `net(images, stitch=id)` in eval mode under `torch.inference_mode()`, by the clock on the
-    wall, and its 10 % and 90 % quantiles. A memory is that of the parameters and buffers that the stitch uses, and the
-    most that a call holds beyond them (see `measure.peak_memory`), exact for every stitch. Precision and compilation
-    are those of the caller: call it under `torch.autocast`, or with compiled blocks, to measure that.
+    A latency is the median wall-clock time of `net(images, stitch=id)` in eval mode under `torch.inference_mode()`, and
+    its 10 % and 90 % quantiles. A memory is the size of the parameters and buffers that the stitch uses, plus the peak
+    of what a call allocates (see `peak_memory`); it is exact for every stitch. Precision and compilation are
+    those of the caller: call this under `torch.autocast`, or with compiled blocks, to measure them.
 
-    What is not measured is predicted, as a sum over its parts fitted to what is (see `predict.Additive`). The anchors
-    are always measured, and so are all stitches on the frontiers over FLOPs, latency and memory, once evaluated.
+    Stitches that are not measured are predicted as a sum over their parts (see `Additive`). The anchors are always
+    measured, and so are the stitches on the frontiers over FLOPs, latency and memory if the net was evaluated.
 
     Args:
         net: the net, on its device.
-        batches: images a call; a table each.
-        stitches: what is measured whole: 'all', 'frontier', ids, or 'auto', which is all where that takes no longer
-            than `minutes`, and else the frontier.
-        predict: whether the others are predicted; otherwise the tables lack them.
-        minutes: see `stitches`; of one table.
-        folder: of the saved net; gets the tables, and keeps what is measured so that a profile that was stopped goes on
-            where it was. A finished table is not measured again.
-        overwrite: measure anew what has a table already.
-        seed: keys the images and the order of calls.
+        batches: batch sizes; each gets a table.
+        stitches: the stitches to measure: 'all', 'frontier', ids, or 'auto', which means all if the time allows it, and
+            the frontier otherwise.
+        predict: whether to predict the other stitches; otherwise the tables leave them out.
+        minutes: time limit for all tables together. When it is up, stitches that were not measured yet are measured
+            once, and a warning says how many latencies are less precise than usual.
+        folder: folder of the saved net. It receives the tables, and intermediate results from which an interrupted
+            profile resumes. A finished table is not measured again.
+        overwrite: measure again what already has a table.
+        seed: seed of the images and of the order of the calls.
         quiet: show no progress.
 
     Returns:
         The tables, in the order of `batches`.
 
     Raises:
-        SnnetError: no batch size, or one below 1; a word for `stitches` that is not known; a stitch that does not run.
-        UnknownStitch: no such id.
+        SnnetError: `batches` or `stitches` is not as described, or a stitch does not run.
+        UnknownStitch: an id does not exist.
     """
     wanted = stitches if isinstance(stitches, str) else [net.checked(stitch) for stitch in stitches]
     if isinstance(wanted, str) and wanted not in ('auto', 'all', 'frontier'):
@@ -84,46 +86,56 @@ def profile(
         profiles.mkdir(exist_ok=True)
     tables = []
     with torch.inference_mode(), eval_mode(net):
-        for batch in batches:
-            run = _Profile(net, batch, profiles, overwrite, seed, quiet)
-            tables.append(run.table(wanted, predict, minutes))
+        end = time.monotonic() + 60 * minutes
+        for number, batch in enumerate(batches):
+            seconds = max(0.0, end - time.monotonic()) / (len(batches) - number)
+            run = _Profile(net, batch, profiles, overwrite, seed, seconds, quiet)
+            tables.append(run.table(wanted, predict))
             net.add_table(tables[-1])
     return tables
 
 
 class _Profile:
-    """The making of one table."""
+    """Makes one table."""
 
     def __init__(
-        self, net: StitchableNet, batch: int, folder: Path | None, overwrite: bool, seed: int, quiet: bool
+        self,
+        net: StitchableNet,
+        batch: int,
+        folder: Path | None,
+        overwrite: bool,
+        seed: int,
+        seconds: float,
+        quiet: bool,
     ) -> None:
-        self.net, self.quiet = net, quiet
+        self.net, self.seconds, self.quiet = net, seconds, quiet
         self.empty = LatencyTable(setup_of(net), batch, net.fingerprint, {})
         weight = next(net.parameters())
         images = torch.randn(batch, *net.input_size, generator=generator(seed, 'images to profile'))
         self.images = images.to(weight.device, weight.dtype)
         self.file = None if folder is None else folder / self.empty.file_name
-        partial_file = None if self.file is None else self.file.with_suffix('.partial')  # no table until it is whole
+        # until a table is complete, it has another name
+        partial_file = None if self.file is None else self.file.with_suffix('.partial')
         if overwrite and self.file is not None and partial_file is not None:
             self.file.unlink(missing_ok=True)
             partial_file.unlink(missing_ok=True)
         self.earlier = self._earlier()
         facts = {'setup': str(self.empty.setup), 'batch': batch, 'weights': self.empty.weights, 'seed': seed}
-        self.watch = StopWatch(weight.device, partial_file, facts, seed)
+        self.watch = StopWatch(weight.device, partial_file, facts, seed, seconds)
 
-    def table(self, wanted: str | list[int], predict: bool, minutes: float) -> LatencyTable:
-        """The table: of what was measured before, what is measured now, and what is predicted."""
+    def table(self, wanted: str | list[int], predict: bool) -> LatencyTable:
+        """Returns the table: earlier measurements, new measurements and predictions."""
         ids = set(range(len(self.net.stitches)))
-        exact = not predict and not isinstance(wanted, str)  # nothing but these
+        exact = not predict and not isinstance(wanted, str)  # only the requested stitches
         whole = {'all': ids}.get(wanted, set()) if isinstance(wanted, str) else set(wanted)
         whole = whole if exact else whole | self._special(self.earlier)
         listed = ids if predict or wanted == 'auto' else whole
         if listed <= self.earlier.rows.keys() and whole <= self.earlier.measured:
-            _log.info('the table for batch %d is there already: %s', self.empty.batch, self.file)
+            _log.info('the table for batch %d exists already: %s', self.empty.batch, self.file)
             return self.earlier
         try:
             self._warm_up(sorted(listed))
-            if wanted == 'auto' and self._minutes(listed) <= minutes:
+            if wanted == 'auto' and self._estimate(listed) <= self.seconds:
                 whole = listed
             table = self._fill(whole, sorted(listed) if predict else [])
         finally:
@@ -134,27 +146,27 @@ class _Profile:
         return table
 
     def _earlier(self) -> LatencyTable:
-        """The table that is in the file already, unless it is of other weights."""
+        """Returns the table in the file, or an empty one if that was measured with other weights."""
         if self.file is None or not self.file.exists():
             return self.empty
         try:
             table = LatencyTable.read(self.file)
         except SnnetError as error:
-            _log.warning('%s; it is made anew', error)
+            _log.warning('%s; it is measured again', error)
             return self.empty
         if (table.setup, table.batch, table.weights) == (self.empty.setup, self.empty.batch, self.empty.weights):
             return table
-        _log.warning('%s is of other weights; it is made anew', self.file)
+        _log.warning('%s was measured with other weights; it is measured again', self.file)
         return self.empty
 
     def _special(self, table: LatencyTable) -> set[int]:
-        """The anchors, and the stitches on the frontier over any cost."""
+        """Returns the anchors and the stitches on the frontier over any cost."""
         records = table.applied(self.net.records)
         anchors = {record.stitch for record in records if record.anchor}
         return anchors.union(*({record.stitch for record in frontier(records, cost)} for cost in COSTS))
 
     def _warm_up(self, stitches: Sequence[int]) -> None:
-        """Runs each stitch for the first times and notes its memory."""
+        """Runs each stitch for the first time and measures its memory."""
         if self.empty.setup.backend == 'compile':
             warm_up(self.net, self.images, self.quiet)
         progress = Progress(len(stitches), 'first calls', quiet=self.quiet)
@@ -167,13 +179,13 @@ class _Profile:
             progress.update(1)
         progress.close()
 
-    def _minutes(self, stitches: Iterable[int]) -> float:
-        """Least time that measuring takes, from the first calls."""
+    def _estimate(self, stitches: Iterable[int]) -> float:
+        """Estimates the seconds that measuring takes at least, from the first calls."""
         firsts = (self.watch.firsts[_name(stitch)] / 1e3 for stitch in stitches if stitch not in self.earlier.measured)
-        return sum(LEAST_VISITS * (2 * s + min((CALLS - 1) * s, CALL_SECONDS)) for s in firsts) / 60
+        return sum(LEAST_VISITS * (2 * s + min((CALLS - 1) * s, CALL_SECONDS)) for s in firsts)
 
     def _fill(self, whole: set[int], listed: list[int]) -> LatencyTable:
-        """Measures stitches, predicts the others that are listed, and measures what is on a frontier then."""
+        """Measures `whole`, predicts the rest of `listed`, and measures predicted stitches that reach a frontier."""
         rest = set(listed) - whole - self.earlier.measured
         model = Additive(self.net, listed) if len(rest) > PROBES else None
         times: list[float] = []
@@ -202,12 +214,16 @@ class _Profile:
         progress = Progress(self.watch.visits_left(list(calls)), unit, quiet=self.quiet)
         self.watch.time(calls, progress)
         progress.close()
+        rough = sum(not self.watch.settled(name) for name in calls)
+        if rough:
+            limit = f'{self.seconds / 60:.3g} minutes'
+            _log.warning('%s are up: %d of %d latencies are less precise than usual', limit, rough, len(calls))
 
     def _call(self, stitch: int) -> Call:
         return partial(self.net, self.images, stitch=stitch)
 
     def _table(self, whole: Iterable[int], predictions: Mapping[int, float]) -> LatencyTable:
-        """The table of what was measured before and now, and of predictions of the rest."""
+        """Builds a table of the earlier and new measurements and of the predictions."""
         rows = {i: self.earlier.rows[i] for i in self.earlier.measured}
         own = own_bytes(self.net)
         for stitch in whole - rows.keys():

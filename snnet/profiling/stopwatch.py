@@ -1,4 +1,4 @@
-"""A stop-watch for many calls on a machine that others use as well, and the memory that a call needs."""
+"""A stopwatch for many calls on a machine that may also be busy with other work."""
 
 from __future__ import annotations
 
@@ -25,39 +25,48 @@ Call = Callable[[], Tensor]
 
 LEAST_VISITS, MOST_VISITS = 7, 40
 CALLS, CALL_SECONDS = 5, 0.1
-"""Most timed calls of a visit, and how long they may take together; a visit has one at least."""
+"""Most timed calls of a visit, and how long they may take together; a visit has at least one."""
 PRECISION = 0.02
-"""Half the width of a median's confidence interval, as a share of it, at which a call needs no more visits."""
+"""A call needs no more visits when half the width of its median's confidence interval is this share of the median."""
 _SAVE_SECONDS = 2.0
 
 
 class StopWatch:
-    """Times of named calls, each as the milliseconds of the calls of every visit.
+    """Times named calls in rounds.
 
-    All calls are visited once a round, in an order drawn anew, so that a busy neighbor or a warm processor is spread
-    over all of them. A visit is one call that is not timed (the caches then hold what a server's would that repeats the
-    call) and a few that are. Rounds go on until each median is known to `PRECISION`. (torch.utils.benchmark's Timer
-    times one statement after another, in blocks whose mean hides the spread, and cannot be taken up again.)
+    Each round visits all calls in a new random order, so that other work on the machine and a warming processor affect
+    all of them alike. A visit is one untimed call, which fills the caches as repeated calls on a server would, and a
+    few timed ones. Rounds continue until each median is known to `PRECISION`. (torch.utils.benchmark.Timer was not
+    used: it times one statement after another, reports means of blocks, which hide the spread, and cannot be resumed.)
 
     Args:
-        device: where the calls run; it is waited for at both ends of a call.
-        file: keeps the times, so that a watch that was stopped anywhere goes on where it was; none where None.
-        facts: what times in the file must belong to; those of other facts are dropped.
-        seed: keys the order of the visits.
+        device: the device that the calls run on; it is synchronized before and after each call.
+        file: keeps the times, so that an interrupted measurement resumes; None keeps nothing.
+        facts: what times in the file must have been measured for; times with other facts are discarded.
+        seed: seed of the order of the visits.
+        seconds: time limit. After it, every call still gets one visit, and none gets more.
+
+    Attributes:
+        visits: for each name, the milliseconds of the timed calls of each visit.
+        memory: peak bytes of each call.
+        firsts: milliseconds of an early call, as a rough estimate.
     """
 
-    def __init__(self, device: torch.device, file: Path | None, facts: Mapping[str, Any], seed: int) -> None:
+    def __init__(
+        self, device: torch.device, file: Path | None, facts: Mapping[str, Any], seed: int, seconds: float = math.inf
+    ) -> None:
         self.device, self.file, self.seed = device, file, seed
         self.facts = json.loads(json.dumps(facts))
         self.visits: dict[str, list[list[float]]] = {}
         self.memory: dict[str, int] = {}
         self.firsts: dict[str, float] = {}
         self._saved = time.monotonic()
+        self._end = self._saved + seconds
         if file is not None:
-            self._take_up(file)
+            self._resume(file)
 
     def first(self, name: str, call: Call) -> None:
-        """Notes memory and rough time of a call, where they are not known yet."""
+        """Measures memory and a rough time of a call, unless they are known already."""
         if name not in self.memory:
             call()
             self.firsts[name] = self._milliseconds(call)
@@ -65,22 +74,27 @@ class StopWatch:
             self._save_in_time()
 
     def time(self, calls: Mapping[str, Call], progress: Progress) -> None:
-        """Visits the calls, in rounds, until their medians are known or they had their share of visits."""
+        """Visits the calls in rounds until their medians are known, or the limits on visits or time are reached."""
         for name, call in calls.items():
             if not self.settled(name):
                 call()
-        while left := [name for name in calls if not self.settled(name)]:
+        while left := [name for name in calls if self._needs_visit(name)]:
             place = min(len(self.visits.get(name, ())) for name in left)
             random.Random(key(self.seed, 'order of visits', place)).shuffle(left)
-            for name in left:
+            for name in filter(self._needs_visit, left):
                 self.visits.setdefault(name, []).append(self._visit(calls[name]))
                 late = len(self.visits[name]) >= LEAST_VISITS and not self.settled(name)
                 progress.expect(int(late))
                 progress.update(1, f'round {place + 1}')
                 self._save_in_time()
 
+    def _needs_visit(self, name: str) -> bool:
+        if time.monotonic() > self._end:
+            return name not in self.visits
+        return not self.settled(name)
+
     def settled(self, name: str) -> bool:
-        """Whether a call needs no more visits."""
+        """Whether the median of a call is known to `PRECISION`, or it has had `MOST_VISITS`."""
         medians = [statistics.median(times) for times in self.visits.get(name, ())]
         if not LEAST_VISITS <= len(medians) < MOST_VISITS:
             return len(medians) >= MOST_VISITS
@@ -89,24 +103,24 @@ class StopWatch:
         return 1.96 * 1.2533 * deviation / math.sqrt(len(medians)) <= PRECISION * middle
 
     def visits_left(self, names: Sequence[str]) -> int:
-        """How many visits some calls need at least."""
+        """Returns how many more visits these calls need at least."""
         return sum(max(0 if self.settled(n) else 1, LEAST_VISITS - len(self.visits.get(n, ()))) for n in names)
 
     def quantiles(self, name: str) -> tuple[float, float, float]:
-        """10 % quantile, median and 90 % quantile of all timed calls of a name, in milliseconds."""
+        """Returns the 10 % quantile, median and 90 % quantile of all timed calls of a name, in milliseconds."""
         times = sorted(ms for visit in self.visits[name] for ms in visit)
-        tenths = statistics.quantiles(times, n=10, method='inclusive')
+        tenths = statistics.quantiles(times, n=10, method='inclusive') if len(times) > 1 else times
         return tenths[0], statistics.median(times), tenths[-1]
 
     def save(self) -> None:
-        """Writes what is known to the file."""
+        """Writes all times to the file."""
         if self.file is not None:
             known = {'visits': self.visits, 'memory': self.memory, 'firsts': self.firsts}
             write_text(self.file, json.dumps({'facts': self.facts, **known}))
         self._saved = time.monotonic()
 
     def forget(self) -> None:
-        """Removes the file, once what it was kept for is done."""
+        """Removes the file."""
         if self.file is not None:
             self.file.unlink(missing_ok=True)
 
@@ -127,7 +141,7 @@ class StopWatch:
         if time.monotonic() - self._saved > _SAVE_SECONDS:
             self.save()
 
-    def _take_up(self, file: Path) -> None:
+    def _resume(self, file: Path) -> None:
         try:
             found = json.loads(file.read_text(encoding='utf-8'))
             if found['facts'] == self.facts:
@@ -138,10 +152,10 @@ class StopWatch:
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            _log.warning('%s is damaged, so its times are measured anew: %s', file, error)
+            _log.warning('%s is damaged, so its times are measured again: %s', file, error)
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until a device has done what it was given."""
+    """Waits until the device has finished all its work."""
     if device.type != 'cpu':
         torch.accelerator.synchronize(device)

@@ -161,6 +161,16 @@ def test_without_prediction_the_others_are_left_out(net):
     assert {3, 7} <= profile(net, stitches=[7, 3], quiet=True)[0].measured
 
 
+def test_minutes_bound_the_run(net, clock, caplog):
+    """One visit of 57 stitches takes longer than the limit: each is measured once, and none twice."""
+    started = clock.now
+    (table,) = profile(net, stitches='all', minutes=1e-3, quiet=True)
+    rounds = (clock.now - started) / sum(true_ms(net, clock, i) / 1e3 for i in range(57))
+    assert table.measured == set(range(57))
+    assert rounds < 10  # three first calls, one before the rounds, one visit of at most six
+    assert '57 of 57 latencies are less precise than usual' in caplog.text
+
+
 @pytest.mark.parametrize(('minutes', 'all_of_them'), [(0.0, False), (1e6, True)])
 def test_auto_measures_all_where_time_allows(net, minutes, all_of_them):
     (table,) = profile(net, minutes=minutes, quiet=True)
