@@ -43,7 +43,7 @@ def _exact(limit: object) -> Limit | None:
     if isinstance(limit, Integral):
         return int(limit)
     if isinstance(limit, Rational):
-        return Fraction(limit.numerator, limit.denominator)
+        return Fraction(int(limit.numerator), int(limit.denominator))
     if isinstance(limit, Real):
         number = float(limit)
         return math.nextafter(number, 0) if number > limit else number  # numpy's longdouble may have been rounded up

@@ -68,7 +68,8 @@ def _limits(settings: ExportSettings) -> dict[str, Any]:
 
 
 def _export_one(net: StitchableNet, settings: ExportSettings, stitch: int) -> None:
-    from ..exporting.export import checked_format, export
+    from ..exporting.export import export
+    from ..exporting.formats import checked_format
 
     path = _path(settings, f'stitch{stitch}.{settings.format or "pt2"}')
     format = checked_format(settings.format or None, path)
