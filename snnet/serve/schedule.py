@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 Rows = Sequence[Sequence[float]]
-"""Rows[floor][size]: shortest time of a batch of this size in which no choice below `floor` may run, in seconds."""
+"""`rows[floor][size]` is the shortest time in seconds of a batch of this size with no choice below `floor`."""
 
 
 def finishes(
@@ -59,7 +59,7 @@ def finishes(
 def latest_starts(rows: Rows, slack: Sequence[float], floors: Sequence[int]) -> list[float]:
     """Computes the latest time at which the worker may start with request i and still answer i, i + 1, ... in time.
 
-    S_N is infinite, and S_i = max over sizes b of min(s_i, S_(i+b)) - rows[max f][b].
+    S_N is infinite, and S_i is the maximum over sizes b of `min(s_i, S_(i+b)) - rows[max f][b]`.
 
     Returns:
         (N + 1,), S_0 to S_N; finite but for S_N, and negative where it is already too late.
