@@ -51,7 +51,7 @@ class Block(nn.Module):
 
     def run_branches(self, x: Tensor) -> Tensor:
         """The sum of all branches and the bias: (N, in, H, W) to (N, out, H', W')."""
-        y = self.norm(self.window.slide(x, _as_kernel(self.weight)))
+        y: Tensor = self.norm(self.window.slide(x, _as_kernel(self.weight)))
         for branch in self.branch_of.values():
             y = y + branch(x)
         return y if self.bias is None else y + self.bias[:, None, None]

@@ -63,7 +63,8 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) to (N, out, H', W')."""
-        return self.norm(self.features(x))
+        y: Tensor = self.norm(self.features(x))
+        return y
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """Kernel (out, in / groups, rows, columns) and bias (out) of the branch in eval mode, in float64.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -116,17 +117,17 @@ def _undone_on_error(blocks: dict[str, Block], norms: dict[Block, nn.Module]) ->
     means = [(norm, norm.get_buffer('running_mean').clone()) for norm in norms.values()]
     try:
         yield
-    except SnnetError:
+    except Exception:
         with torch.no_grad():
             for block, kind, bias, (weight, old_bias), (norm, branches, window) in kept:
-                block.__class__ = kind  # type: ignore[assignment]  # the class that it had
+                block.__class__ = kind
                 block.norm, block.branches, block.window = norm, branches, window
                 block.weight.copy_(weight)
                 block.bias = bias
                 if bias is not None:
                     bias.copy_(old_bias)
-            for norm, mean in means:
-                norm.get_buffer('running_mean').copy_(mean)
+            for follower, mean in means:
+                follower.get_buffer('running_mean').copy_(mean)
         raise
 
 
@@ -142,5 +143,5 @@ def _distance(found: list[Tensor], wanted: list[Tensor]) -> float:
 
 def _tolerance(outputs: list[Tensor]) -> float:
     """How far rounding may move an output: deep networks lose up to three quarters of the digits of their type."""
-    kinds = [torch.finfo(output.dtype).eps for output in outputs if output.is_floating_point()]
-    return max(kinds, default=0.0) ** 0.25
+    kinds: list[float] = [torch.finfo(output.dtype).eps for output in outputs if output.is_floating_point()]
+    return math.sqrt(math.sqrt(max(kinds, default=0.0)))

@@ -153,7 +153,7 @@ class Scores:
 def score_of_batch(metric: str, weight: Tensor, grad: Tensor) -> Tensor:
     """The score of one batch as a scalar tensor (Eq. 12, 13 and 15)."""
     if metric == 'grad_norm':
-        found = torch.linalg.vector_norm(grad)
+        found: Tensor = torch.linalg.vector_norm(grad)
     elif metric == 'snip':
         found = torch.linalg.vector_norm(grad * weight, 1)
     else:

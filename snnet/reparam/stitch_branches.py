@@ -44,7 +44,7 @@ class GroupedBranch(Branch):
     @override
     def linear(self) -> tuple[Tensor, Tensor]:
         blocks = as_float64(self.weight)[:, :, 0, 0].chunk(self.groups)
-        whole = torch.block_diag(*blocks)
+        whole: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]  # torch does not annotate it
         return whole[:, :, None, None], whole.new_zeros(len(whole))
 
     @override

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,9 +34,9 @@ def passes_of(network: nn.Module, images: Tensor | None = None) -> list[tuple[nn
         if not is_cut(anchor):
             weight = next(anchor.parameters())
             x = torch.randn(1, *anchor.input_size, generator=generator(0, 'images that test a fold')).to(weight)
-            found.append((anchor, lambda anchor=anchor, x=x: anchor(x)))
+            found.append((anchor, partial(anchor, x)))
     if not found and images is not None:
-        found.append((network, lambda: network(images)))
+        found.append((network, partial(network, images)))
     return found
 
 
@@ -83,7 +84,7 @@ def absorb_bias(norm: nn.Module, bias: Tensor) -> None:
     mean.copy_(mean.to(bias) - bias)
 
 
-class _Watcher(TorchDispatchMode):
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
     """Notes which operations read some tensors, with gradients or without.
 
     Tensors are known by the address of their first element, so that views and detached copies count as the tensor.
@@ -95,7 +96,7 @@ class _Watcher(TorchDispatchMode):
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], blocks: Sequence[Block], norms: Sequence[nn.Module]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.modules, self.blocks, self.norms = modules, blocks, norms
         self.read_outside: set[str] = set()
         self._owner = {p.data_ptr(): name for name, module in modules.items() for p in module.parameters()}

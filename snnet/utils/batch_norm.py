@@ -21,7 +21,7 @@ class SafeBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         y = super().forward(usual_strides(x))
         if y.requires_grad:
-            y.register_hook(_usual_strides_or_none)
+            y.register_hook(_usual_strides_or_none)  # type: ignore[no-untyped-call]  # torch does not annotate it
         return y
 
 
