@@ -363,7 +363,7 @@ def of(net, world=1, **changes):
     return fingerprint(settings.distillation, settings.mixing, settings.compute, net, images.identity())
 
 
-@pytest.mark.parametrize('name', OTHER)
+@pytest.mark.parametrize('name', sorted(OTHER))
 def test_what_decides_images_or_answers_is_in_the_fingerprint(net, name):
     assert of(net, **{name: OTHER[name]}) != of(net)
 
