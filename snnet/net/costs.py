@@ -29,13 +29,14 @@ def measure_costs(net: StitchableNet, parts: Mapping[str, PartFlops] | None = No
     if parts is None:
         parts = {anchor.name: part_flops(anchor) for anchor in map(plain.anchor, range(len(net.anchors)))}
     sizes = {name: tensor.numel() for name, tensor in merged_state(plain).items()}
-    records = []
+    costs: list[tuple[int, int]] = []
     for i, stitch in enumerate(net.stitches):
         flops = sum(net.layer(layer).flops for layer in stitch.layers)
         for leg in stitch.legs:
             flops += parts[leg.anchor].of_run(leg.start, leg.stop, net.anchor(leg.anchor).official)
         params = sum(sizes[name] for name in plain.parameter_names(i) & sizes.keys())
-        records.append({'flops': flops, 'params': params})
-    net.records = [replace(record, **costs) for record, costs in zip(net.records, records, strict=True)]
+        costs.append((flops, params))
+    pairs = zip(net.records, costs, strict=True)
+    net.records = [replace(record, flops=flops, params=params) for record, (flops, params) in pairs]
     net.known.note_costs(net)
     return net

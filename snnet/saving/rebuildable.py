@@ -83,8 +83,8 @@ def check_weights(row: AnchorRow, tensors: Mapping[str, Tensor], prefix: str, pa
     expect_biases(model, held)
     own = model.state_dict()
     full = with_aliases(held, own)
-    named = ({f'{prefix}{name}': tensor for name, tensor in found.items()} for found in (own, full))
-    refuse_misfits(*named, path)
+    named_own, named_full = ({f'{prefix}{name}': tensor for name, tensor in found.items()} for found in (own, full))
+    refuse_misfits(named_own, named_full, path)
 
 
 def build_on_meta(row: AnchorRow) -> Any:

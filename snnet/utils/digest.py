@@ -25,5 +25,5 @@ def digest_of_tensors(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor
         if type(tensor) not in (Tensor, nn.Parameter):  # of torchao and the like, which have no bytes of their own
             digest.update(repr(type(tensor)).encode())
         elif not tensor.is_meta:
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

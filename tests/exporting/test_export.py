@@ -201,7 +201,7 @@ def test_onnx_keeps_half_and_turns_bfloat16_into_float32_with_a_word(tmp_path, c
     torch.testing.assert_close(kept, logits(half, 3, x.half()), rtol=0.02, atol=0.02)
     with caplog.at_level(logging.WARNING):
         turned = load(export(brain, 3, tmp_path / 'brain.onnx').path)(x)
-    assert 'float32, for onnxruntime has no bfloat16' in caplog.text
+    assert 'float32, because onnxruntime does not support bfloat16' in caplog.text
     torch.testing.assert_close(turned, logits(brain.float(), 3, x), rtol=1e-4, atol=1e-5)
 
 
@@ -213,7 +213,7 @@ def test_an_extracted_stitch_is_exported_as_it_is(tmp_path):
     assert module.training
     assert done.stitch is None
     assert done.metadata['params'] == net.records[2].params
-    with pytest.raises(snnet.SnnetError, match='the only one in it, but stitch 2'):
+    with pytest.raises(snnet.SnnetError, match='holds no other stitches, but stitch 2'):
         export(module, 2, tmp_path / 'a.pt2')
 
 
@@ -305,7 +305,7 @@ def test_the_terminal_stays_clean(tmp_path, capfd):
         ('a.bin', {}, "suffix of '.*a.bin' is not a format: use .pt2 or .onnx"),
         ('a.pt2', {'format': 'onnx'}, "'.*a.pt2' has the suffix of another format than onnx: name it .onnx"),
         ('a', {'format': 'jit'}, "to pt2 or onnx, not to 'jit'"),
-        ('a.pt2', {'batch': 0}, 'at least one image, batch=0'),
+        ('a.pt2', {'batch': 0}, 'at least one image, but batch=0'),
     ],
 )
 def test_impossible_wishes_are_refused_in_a_sentence(name, options, message, tmp_path):
