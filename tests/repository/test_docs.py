@@ -32,15 +32,21 @@ STAND_INS = {
     'deit_tiny,deit_small,deit_base': 'digits_small,digits_medium,digits_large',
     'pretrained=True': 'pretrained=False',
     '/imagenet': 'images',
+    'my_images': 'images',
+    '--grow-every 500': '--grow-every 1',
+    '--images 5000': '--images 6',
 }
 """What pages write, and what runs here in its place: networks of 10 to 48 channels, random weights and images."""
 
 SMALLER = {
-    'train.py': '--no-pretrained --num-classes 3 --batch-size 4 --workers 0 --epochs 1 --warmup-epochs 0 --teacher '
+    'train.py': '--no-pretrained --num-classes 3 --batch-size 8 --workers 0 --epochs 1 --warmup-epochs 0 --teacher '
     'none --init-samples 8 --recalibrate 8 --max-bad-images 0.1 --plugin examples/digits.py',
     'eval_stitches.py': '--workers 0 --batch-size 8 --plugin examples/digits.py',
     'reassemble.py': '--no-pretrained --images 8 --batch-size 8 --init-samples 8 --workers 0',
-    'snnet': '--plugin examples/digits.py',
+    'snnet profile': '--minutes 0.02 --stitches 0-2 --no-predict --plugin examples/digits.py',
+    'snnet export': '--plugin examples/digits.py',
+    'snnet info': '--plugin examples/digits.py',
+    'snnet simulate': '--seconds 1 --loads 0.5',
 }
 """Flags added at the end of a command, where they override earlier ones."""
 
@@ -124,7 +130,7 @@ def replaced(text: str) -> str:
 def saved_net(tmp_path_factory) -> Path:
     """The folder of a net of the digits family with made-up accuracies and latencies; nobody changes it."""
     import_plugins([str(ROOT / 'examples' / 'digits.py')])
-    net = snnet.create_stitchable_net(STAND_INS['deit_tiny,deit_small,deit_base'], pretrained=False)
+    net = snnet.create_stitchable_net(STAND_INS['deit_tiny,deit_small,deit_base'], pretrained=False, num_classes=3)
     net.records = [replace(record, top1=50 + record.flops / 1e5, n=1000) for record in net.records]
     folder = tmp_path_factory.mktemp('docs') / 'net'
     net.save_pretrained(folder)
@@ -150,6 +156,7 @@ def checkout(tmp_path, monkeypatch, saved_net) -> Path:
 
 
 @pytest.mark.filterwarnings('ignore:no stitch within the budget:UserWarning')  # pages choose before they evaluate
+@pytest.mark.filterwarnings('ignore:The .grad attribute:UserWarning')  # torch.compile looks at every input's
 @pytest.mark.parametrize('page', pages_with('python'))
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, checkout):
     net = snnet.StitchableNet.from_pretrained('NET')
@@ -170,7 +177,9 @@ def test_the_commands_of_a_page_run_from_top_to_bottom(page, checkout):
         if block.language == 'bash' and not block.not_run:
             for words in commands(block._replace(text=replaced(block.text))):
                 script = next(word for word in words if word == 'snnet' or word.endswith('.py'))
-                given = words[words.index(script) + 1 :] + SMALLER.get(script, '').split()
+                given = words[words.index(script) + 1 :]
+                program = f'snnet {given[0]}' if script == 'snnet' else script
+                given += SMALLER.get(program, '').split()
                 ranks = 2 if words[0] == 'torchrun' else 1
                 done = run_script(script, *given, check=False, ranks=ranks, folder=checkout)
                 assert done.returncode == 0, f'line {block.line}: {" ".join(words)}\n{done.stderr[-3000:]}'
