@@ -183,3 +183,11 @@ def test_the_design_page_lists_every_room():
 def test_the_drawing_of_the_imports_shows_those_of_today():
     drawing = draw(imports_of_rooms())
     assert DRAWING.read_text(encoding='utf-8') == drawing, 'run python -m tools.draw_imports'
+
+
+def test_hosted_ci_runs_every_python_that_setup_promises():
+    promised = re.findall(
+        r'Programming Language :: Python :: (3\.\d+)$', (ROOT / 'setup.cfg').read_text(), re.MULTILINE
+    )
+    matrix = re.search(r'^ +python: \[(.+)\]$', (ROOT / '.github/workflows/ci.yml').read_text(), re.MULTILINE)
+    assert re.findall(r'[\d.]+', matrix[1]) == promised
