@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..errors import SnnetError
+from .backlog import ROUNDING, Backlog
 from .policy import Rush, admission_batch_size, choose
 from .recent_load import Load
-from .schedule import finishes, latest_starts
 from .stitch_choices import Choices
 from .time_correction import Timing
 
 DEVIATIONS = 2.0
 """Batches are planned to take this many standard deviations longer than their median."""
-_ROUNDING = 1e-9
-"""Seconds by which sums of floating-point numbers may be off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +39,38 @@ class Request:
     least: float = 0.0
 
 
-class Waiting(NamedTuple):
-    """An admitted request.
+class WaitingQueue(NamedTuple):
+    """Admitted requests, earliest deadline first, column by column.
 
     Attributes:
-        request: the request itself.
-        floor: index of the first choice that is accurate enough for it.
-        batch_size: size of the batch that must still be possible when it starts one (`policy.admission_batch_size`).
+        requests: (N,), the requests themselves.
+        deadlines: (N,), the deadline of each.
+        floors: (N,), index of the first choice that is accurate enough for each.
+        sizes: (N,), size of the batch that must still be possible when each starts one
+            (`policy.admission_batch_size`).
     """
 
-    request: Request
-    floor: int
-    batch_size: int
+    requests: tuple[Request, ...] = ()
+    deadlines: tuple[float, ...] = ()
+    floors: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def insert(self, place: int, request: Request, floor: int, size: int) -> WaitingQueue:
+        """Returns the queue with one more request, in front of the one at `place`."""
+        new = (request, request.deadline, floor, size)
+        return WaitingQueue(*((*old[:place], value, *old[place:]) for old, value in zip(self, new, strict=True)))
+
+    def between(self, start: int, stop: int | None = None) -> WaitingQueue:
+        """Returns the requests from `start` to before `stop`."""
+        return WaitingQueue(*(column[start:stop] for column in self))
+
+    def without(self, lost: Collection[int]) -> WaitingQueue:
+        """Returns the queue without the requests at some places."""
+        return WaitingQueue(*(tuple(v for i, v in enumerate(column) if i not in lost) for column in self))
+
+    def seen_from(self, choices: Choices, begin: float, scale: float) -> Backlog:
+        """Returns the queue for a worker that begins at a time and takes `scale` seconds per table second."""
+        return Backlog(choices, self.deadlines, self.floors, begin, scale)
 
 
 class Decision(NamedTuple):
@@ -73,15 +91,20 @@ class Decision(NamedTuple):
     choice: int
 
 
-class EarliestEnds(NamedTuple):
-    """Earliest ends of the waiting requests, as admission last computed them, and what they depend on."""
+class KnownEnds(NamedTuple):
+    """What the last admission found out about the waiting requests, and what this depends on.
 
-    begin: float
-    scale: float
-    ends: tuple[float, ...]
+    Attributes:
+        begin: time from which it holds.
+        scale: seconds per table second.
+        ends: earliest ends of the first 0, 1, ... requests, as far as they were computed.
+        feasible: whether all waiting requests can be answered in time.
+    """
 
-
-_UNKNOWN_ENDS = EarliestEnds(0.0, 0.0, ())
+    begin: float = 0.0
+    scale: float = 0.0
+    ends: tuple[float, ...] = ()
+    feasible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +122,19 @@ class ControllerState:
     """
 
     now: float
-    queue: tuple[Waiting, ...]
+    queue: WaitingQueue
     running: Decision | None
     started: float
     load: Load
     timing: Timing
-    known_ends: EarliestEnds = _UNKNOWN_ENDS
+    known_ends: KnownEnds = KnownEnds()
 
     @classmethod
     def initial(cls, choices: Choices) -> ControllerState:
         """Returns the state before the first request."""
         load = Load.expected(max(row[-1] for row in choices.rows), choices.capacity)
         timing = Timing.expected(len(choices), choices.spread)
-        return cls(-math.inf, (), None, -math.inf, load, timing)
+        return cls(-math.inf, WaitingQueue(), None, -math.inf, load, timing)
 
 
 def admit(choices: Choices, state: ControllerState, request: Request, now: float) -> tuple[ControllerState, bool]:
@@ -131,52 +154,51 @@ def admit(choices: Choices, state: ControllerState, request: Request, now: float
     now = max(now, state.now)
     tables, factor = choices.corrected(state.timing.steps), state.timing.factor
     left, floor = request.deadline - now, choices.floor(request.least)
-    if floor is None or left < factor * tables.fast[floor][1] - _ROUNDING:
+    if floor is None or left < factor * tables.fast[floor][1] - ROUNDING:
         return replace(state, now=now), False
     load = state.load.seen(now, left)
     scale = factor * _margin(tables, state.timing, load)
     begin = now
     if state.running is not None:
         begin = max(now, state.started + state.running.seconds * scale / factor)
-    place = bisect_right(state.queue, request.deadline, key=lambda waiting: waiting.request.deadline)
-    waiting = Waiting(request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
-    queue = (*state.queue[:place], waiting, *state.queue[place:])
-    known = state.known_ends.ends[: place + 1] if state.known_ends[:2] == (begin, scale) else ()
-    rooms = [tables.padded(waiting.batch_size) for waiting in queue]
-    ends = finishes(tables.fast, *_slack(queue, begin, scale), known, rooms)
-    if ends[-1] == math.inf:
-        if not _was_infeasible_before(tables, state.queue, queue, begin, factor, place):
-            return replace(state, now=now, load=load), False
-        return replace(state, now=now, queue=queue, load=load, known_ends=_UNKNOWN_ENDS), True
-    known_ends = EarliestEnds(begin, scale, tuple(ends))
-    return replace(state, now=now, queue=queue, load=load, known_ends=known_ends), True
+    place = bisect_right(state.queue.deadlines, request.deadline)
+    queue = state.queue.insert(place, request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
+    known = state.known_ends if state.known_ends[:2] == (begin, scale) else KnownEnds(begin, scale)
+    fits, ends = queue.seen_from(tables, begin, scale).admits(queue.sizes, known.ends[: place + 1])
+    if fits:
+        known_ends = KnownEnds(begin, scale, tuple(ends), feasible=True)
+        return replace(state, now=now, queue=queue, load=load, known_ends=known_ends), True
+    was_feasible = known.feasible and scale >= factor
+    if was_feasible or state.queue.seen_from(tables, begin, factor).can_start():
+        return replace(state, now=now, load=load), False
+    if not queue.between(place).seen_from(tables, begin, factor).can_start():
+        return replace(state, now=now, load=load), False
+    # the waiting requests cannot all be answered, and the new one fits once those that are lost are dropped
+    return replace(state, now=now, queue=queue, load=load, known_ends=KnownEnds()), True
 
 
 def decide(choices: Choices, state: ControllerState, now: float) -> tuple[ControllerState, Decision | None]:
     """Decides what the worker does next; None while it runs a batch or nothing waits."""
     now = max(now, state.now)
-    if state.running is not None or not state.queue:
+    if state.running is not None or not state.queue.requests:
         return replace(state, now=now), None
     tables, factor = choices.corrected(state.timing.steps), state.timing.factor
     queue = state.queue
     dropped: tuple[Request, ...] = ()
-    for scale in (factor * _margin(tables, state.timing, state.load), factor):
-        slack, floors = _slack(queue, now, scale)
-        starts = latest_starts(tables.fast, slack, floors)
-        if starts[0] >= 0:
-            break
-    else:
-        queue, dropped = _keep_most(tables, queue, slack, floors, starts)
-        if not queue:
-            return replace(state, now=now, queue=(), known_ends=_UNKNOWN_ENDS), Decision(None, (), dropped, 0.0, 0)
-        slack, floors = _slack(queue, now, scale)
-        starts = latest_starts(tables.fast, slack, floors)
-    rush = Rush.at(state.load, now, scale)
-    chosen, size = choose(tables, rush, slack, floors, starts)
-    index, seconds = tables.pick(chosen, max(floors[:size]), size)
-    batch = tuple(waiting.request for waiting in queue[:size])
-    decision = Decision(choices.choices[index].stitch, batch, dropped, seconds * factor, index)
-    return ControllerState(now, queue[size:], decision, now, state.load, state.timing), decision
+    backlog, starts = _view(queue, tables, now, factor * _margin(tables, state.timing, state.load), factor)
+    if starts[0] < 0:
+        lost = _lost(backlog, starts)
+        dropped = tuple(queue.requests[index] for index in sorted(lost))
+        queue = queue.without(lost)
+        if not queue.requests:
+            state = replace(state, now=now, queue=queue, known_ends=KnownEnds())
+            return state, Decision(None, (), dropped, 0.0, 0)
+        backlog = queue.seen_from(tables, now, factor)
+        starts = backlog.exact_starts()
+    chosen, size = choose(tables, Rush.at(state.load, now, backlog.scale), backlog, starts)
+    index, seconds = tables.pick(chosen, max(queue.floors[:size]), size)
+    decision = Decision(choices.choices[index].stitch, queue.requests[:size], dropped, seconds * factor, index)
+    return ControllerState(now, queue.between(size), decision, now, state.load, state.timing), decision
 
 
 def finish(state: ControllerState, now: float, measured: float | None = None) -> ControllerState:
@@ -195,7 +217,7 @@ def finish(state: ControllerState, now: float, measured: float | None = None) ->
     now = max(now, state.now)
     took = now - state.started if measured is None else measured
     timing = state.timing.learned(state.running.choice, took, state.running.seconds)
-    return replace(state, now=now, running=None, timing=timing, known_ends=_UNKNOWN_ENDS)
+    return replace(state, now=now, running=None, timing=timing, known_ends=KnownEnds())
 
 
 def _margin(choices: Choices, timing: Timing, load: Load) -> float:
@@ -206,41 +228,32 @@ def _margin(choices: Choices, timing: Timing, load: Load) -> float:
     return max(1.0, min(timing.margin(DEVIATIONS), (1 + usual) / 2))
 
 
-def _slack(queue: Sequence[Waiting], begin: float, scale: float) -> tuple[list[float], list[int]]:
-    """Returns the table seconds until the deadline of each request, and its floor."""
-    slack = [(waiting.request.deadline - begin) / scale + _ROUNDING for waiting in queue]
-    return slack, [waiting.floor for waiting in queue]
+def _view(
+    queue: WaitingQueue, choices: Choices, now: float, careful: float, factor: float
+) -> tuple[Backlog, list[float]]:
+    """Returns the queue with the slower of two scales at which it is feasible, or the faster, and its latest starts.
+
+    Before a long queue counts as infeasible, all of it is judged exactly.
+    """
+    for scale in (careful, factor):
+        backlog = queue.seen_from(choices, now, scale)
+        starts = backlog.latest_starts()
+        if starts[0] < 0 and not backlog.is_short():
+            starts = backlog.exact_starts()
+        if starts[0] >= 0:
+            break
+    return backlog, starts
 
 
-def _was_infeasible_before(
-    choices: Choices, old: Sequence[Waiting], new: Sequence[Waiting], begin: float, factor: float, place: int
-) -> bool:
-    """Whether the queue is infeasible even without the new request, which fits once the lost ones are dropped."""
-    if latest_starts(choices.fast, *_slack(old, begin, factor))[0] >= 0:
-        return False
-    starts = latest_starts(choices.fast, *_slack(new, begin, factor))
-    return next(first for first, start in enumerate(starts) if start >= 0) <= place
-
-
-def _keep_most(
-    choices: Choices, queue: tuple[Waiting, ...], slack: Sequence[float], floors: Sequence[int], starts: Sequence[float]
-) -> tuple[tuple[Waiting, ...], tuple[Request, ...]]:
-    """Splits a queue that cannot be answered as a whole into what still can be answered and what is dropped.
+def _lost(backlog: Backlog, starts: Sequence[float]) -> set[int]:
+    """Returns the places of the requests to drop from a backlog that cannot be answered as a whole.
 
     Two ways are tried, and the one that drops less wins: dropping requests from the front until the rest is feasible,
     and dropping each request that cannot be answered in addition to those before it.
     """
-    later = set(range(next(first for first, start in enumerate(starts) if start >= 0), len(queue)))
-    kept: list[int] = []
-    ends: list[float] = [0.0]
-    for index in range(len(queue)):
-        tried = [*kept, index]
-        more = finishes(choices.fast, [slack[i] for i in tried], [floors[i] for i in tried], ends)
-        if more[-1] < math.inf:
-            kept, ends = tried, more
-    rest = later if len(later) >= len(kept) else set(kept)
-    dropped = tuple(waiting.request for index, waiting in enumerate(queue) if index not in rest)
-    return tuple(waiting for index, waiting in enumerate(queue) if index in rest), dropped
+    front = next(first for first, start in enumerate(starts) if start >= 0)
+    single = backlog.lost_one_by_one()
+    return set(range(front)) if front <= len(single) else single
 
 
 class Controller:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .backlog import Backlog
 from .recent_load import Load
-from .schedule import answers_all, latest_starts
 from .stitch_choices import Choices
 
 CROWDED = 0.7
@@ -85,13 +85,7 @@ def highest_level(choices: Choices, rush: Rush) -> int:
     return next((at for at in range(len(choices) - 1, 0, -1) if choices.rate(at, longest) >= rush.rate), 0)
 
 
-def choose(
-    choices: Choices,
-    rush: Rush,
-    slack: Sequence[float],
-    floors: Sequence[int],
-    starts: Sequence[float],
-) -> tuple[int, int]:
+def choose(choices: Choices, rush: Rush, backlog: Backlog, starts: Sequence[float]) -> tuple[int, int]:
     """Returns the most accurate level that makes no request late, and the size of its batch.
 
     The requests in the batch are answered in time, and those behind it still can be (`starts`). A level above the
@@ -107,47 +101,46 @@ def choose(
     Args:
         choices: the stitches to choose from.
         rush: the current load.
-        slack: (N,), time until the deadline of each waiting request, rising.
-        floors: (N,), floor of each request.
-        starts: (N + 1,), result of `latest_starts`.
+        backlog: the waiting requests.
+        starts: result of `backlog.latest_starts`.
     """
     even = _EVEN if admission_batch_size(choices, rush) == 1 else 1.0
-    count = len(slack)
+    count = len(backlog.deadlines)
     level = highest_level(choices, rush)
     mixes = level < len(choices) - 1 and choices.rate(level, rush.due / 2) >= rush.rate
+    reserve = SPARED * rush.due
+    pace = math.inf if count <= choices.most else (1 + 1e-9) * backlog.pace(reserve)
     for candidate in range(level + mixes, 0, -1):
-        size, seconds = _batch(choices, candidate, slack, floors, starts, even)
+        if choices.rates[candidate][-1] * pace < 1:
+            continue  # too slow for all waiting requests
+        size, seconds = _batch(choices, candidate, backlog, starts, even)
         if not size or (size < count and (candidate > level or size < rush.rate * seconds)):
             continue
-        kept = SPARED * rush.due if size < count else 0.0
-        sustainable = answers_all(choices.rows[candidate], [due - kept for due in slack])
-        if sustainable and _leaves_time(choices, rush, slack[size:], floors[size:], seconds):
+        kept = reserve if size < count else 0.0
+        if backlog.suits(candidate, kept) and _leaves_time(choices, rush, backlog.after(size), seconds):
             return candidate, size
-    return 0, _batch(choices, 0, slack, floors, starts, even)[0]
+    return 0, _batch(choices, 0, backlog, starts, even)[0]
 
 
-def _leaves_time(choices: Choices, rush: Rush, slack: Sequence[float], floors: Sequence[int], seconds: float) -> bool:
+def _leaves_time(choices: Choices, rush: Rush, backlog: Backlog, seconds: float) -> bool:
     """Whether the fastest level could then answer what waits and what may arrive during the batch, all at once."""
     more = rush.burst(seconds)
-    if seconds + HEADROOM * choices.time(0, len(slack) + more) > rush.due:
+    if seconds + HEADROOM * choices.time(0, len(backlog.deadlines) + more) > rush.due:
         return False
-    queue = sorted([*zip(slack, floors, strict=True), *[(rush.due, 0)] * more])
-    return latest_starts(choices.fast, [due for due, _ in queue], [floor for _, floor in queue])[0] >= seconds
+    return backlog.joined_by(more, rush.due).can_start(seconds)
 
 
-def _batch(
-    choices: Choices, level: int, slack: Sequence[float], floors: Sequence[int], starts: Sequence[float], even: float
-) -> tuple[int, float]:
+def _batch(choices: Choices, level: int, backlog: Backlog, starts: Sequence[float], even: float) -> tuple[int, float]:
     """Returns size and time of the batch after which least time is needed for the rest; size 0 if there is none."""
     best, chosen, floor = math.inf, (0, 0.0), 0
-    rate = choices.rates[level][-1]
-    for size in range(1, min(choices.most, len(slack)) + 1):
-        if floors[size - 1] > floor:
-            floor = floors[size - 1]
+    rate, count, limit = choices.rates[level][-1], len(backlog.deadlines), backlog.slack(1)[0]
+    for size in range(1, min(choices.most, count) + 1):
+        if backlog.floors[size - 1] > floor:
+            floor = backlog.floors[size - 1]
         seconds = choices.pick(level, floor, size)[1]
-        if seconds > slack[0]:
+        if seconds > limit:
             break
-        total = seconds + (len(slack) - size) / rate
+        total = seconds + (count - size) / rate
         if seconds <= starts[size] and total * even < best + 1e-12:
             best, chosen = total, (size, seconds)
     return chosen

@@ -56,17 +56,26 @@ def finishes(
     return ends
 
 
-def latest_starts(rows: Rows, slack: Sequence[float], floors: Sequence[int]) -> list[float]:
+def latest_starts(
+    rows: Rows, slack: Sequence[float], floors: Sequence[int], tail: Sequence[float] = (math.inf,)
+) -> list[float]:
     """Computes the latest time at which the worker may start with request i and still answer i, i + 1, ... in time.
 
     S_N is infinite, and S_i is the maximum over sizes b of `min(s_i, S_(i+b)) - rows[max f][b]`.
+
+    Args:
+        rows: times of batches.
+        slack: (N,), time until the deadline of each request, rising.
+        floors: (N,), floor of each request.
+        tail: (K,), S_(N-K+1) to S_N, if they are known; more requests may follow the last one then.
 
     Returns:
         (N + 1,), S_0 to S_N; finite but for S_N, and negative where it is already too late.
     """
     count, most = len(slack), len(rows[0]) - 1
-    starts = [math.inf] * (count + 1)
-    for first in range(count - 1, -1, -1):
+    known = count + 1 - len(tail)
+    starts = [*[math.inf] * known, *tail]
+    for first in range(known - 1, -1, -1):
         limit, best, floor, row = slack[first], -math.inf, 0, rows[0]
         for size in range(1, min(most, count - first) + 1):
             if floors[first + size - 1] > floor:

@@ -66,6 +66,8 @@ class Choices:
         self.spread = max(choice.spread for choice in choices)
         self.fast, self._fastest = _fastest(choices)
         self.rows = (self.fast[0], *(choice.seconds for choice in choices[1:]))
+        self.full = tuple(max(range(1, len(row)), key=lambda size: size / row[size]) for row in self.fast)
+        self.slowest = max(row[-1] for row in self.rows)
         self.rates = tuple(_rates(row) for row in self.rows)
         self._work = tuple(_work(row) for row in self.rows)
         self._padded: dict[int, tuple[tuple[float, ...], ...]] = {1: self.fast}

@@ -1,0 +1,103 @@
+"""Microseconds per decision of the controller while many requests wait, beside the straightforward way.
+
+    PYTHONPATH=. python benchmarks/controller_queue.py
+
+71 stitches, batches of up to 16. `submit` is one more request with the latest deadline, `urgent` one with the earliest,
+`next` the choice of a batch. Each number is the median of several calls from the same state, so nothing is remembered
+from one to the next. Patterns:
+
+    loose      deadlines far apart, twice the time that is needed
+    burst      one deadline for all
+    tight      full batches need 99.9 % of the time until each deadline
+    busy       as tight, while a batch runs
+    mixed      as loose, and every tenth request asks for more accuracy
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from snnet.serve import Choice, Choices, Request, controller
+from snnet.serve.recent_load import Load
+from tests.serve import straightforward
+
+STITCHES, MOST = 71, 16
+PATTERNS = ('loose', 'burst', 'tight', 'busy', 'mixed')
+
+
+def family() -> Choices:
+    """Stitches from 1.6 to 17.5 ms for one image, with 0.5 ms per batch."""
+    gflops = [1.08 + 16 * i / (STITCHES - 1) for i in range(STITCHES)]
+    return Choices(
+        Choice(i, 70 + i / 7, (0.0, *(0.0005 + 0.001 * cost * size for size in range(1, MOST + 1))))
+        for i, cost in enumerate(gflops)
+    )
+
+
+def waiting(ways: ModuleType, choices: Choices, pattern: str, count: int) -> Any:
+    """A state with `count` waiting requests at time 0, after a calm."""
+    step = choices.fast[0][MOST] / MOST
+    factor = {'loose': 2.0, 'burst': 2.0, 'tight': 1.001, 'busy': 1.001, 'mixed': 8.0}[pattern]
+    deadlines = [factor * step * (i + MOST + 1) for i in range(count)]
+    if pattern == 'burst':
+        deadlines = [deadlines[-1]] * count
+    least = choices.choices[10].top1
+    requests = [
+        Request(i, due, least if pattern == 'mixed' and i % 10 == 3 else 0.0) for i, due in enumerate(deadlines)
+    ]
+    floors = [choices.floor(request.least) for request in requests]
+    state = ways.ControllerState.initial(choices)
+    load = Load.expected(1.0, choices.capacity).seen(0.0, deadlines[-1])._replace(peaks=(1.0,) * 8)
+    if ways is controller:
+        queue: Any = ways.WaitingQueue(tuple(requests), tuple(deadlines), tuple(floors), (1,) * count)
+    else:
+        queue = tuple(ways.Waiting(request, floor, 1) for request, floor in zip(requests, floors, strict=True))
+    state = replace(state, now=0.0, queue=queue, load=load)
+    if pattern == 'busy':
+        state, _ = ways.decide(choices, state, 0.0)
+    return state
+
+
+def microseconds(call: Callable[[], object], seconds: float) -> float:
+    """Median time of a call over about so many seconds, at least three calls."""
+    spent: list[float] = []
+    while len(spent) < 3 or sum(spent) < seconds:
+        begin = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - begin)
+    return 1e6 * statistics.median(spent)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Times the decisions of the controller over the length of its queue.')
+    parser.add_argument('--counts', type=int, nargs='+', default=[100, 300, 1000, 3000, 10000])
+    parser.add_argument('--seconds', type=float, default=0.1, help='for each number')
+    args = parser.parse_args()
+    choices = family()
+    print(
+        f'{"pattern":<8}{"waiting":>8}' + ''.join(f'{name:>10}{"before":>10}' for name in ('submit', 'urgent', 'next'))
+    )
+    for pattern in PATTERNS:
+        for count in args.counts:
+            columns: list[float] = []
+            states = [(ways, waiting(ways, choices, pattern, count)) for ways in (controller, straightforward)]
+            for action in ('submit', 'urgent', 'next'):
+                for ways, state in states:
+                    last = 2 * count * choices.fast[0][MOST] / MOST + 1.0
+                    request = Request('new', last if action == 'submit' else 0.9 * choices.fast[0][MOST])
+                    if action == 'next':
+                        call = lambda ways=ways, state=state: ways.decide(choices, state, 0.0)  # noqa: E731
+                    else:
+                        call = lambda ways=ways, state=state, new=request: ways.admit(choices, state, new, 0.0)  # noqa: E731
+                    columns.append(microseconds(call, args.seconds))
+            print(f'{pattern:<8}{count:>8}' + ''.join(f'{value:>10.0f}' for value in columns), flush=True)
+
+
+if __name__ == '__main__':
+    main()

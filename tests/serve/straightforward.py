@@ -1,0 +1,296 @@
+"""The controller as directly as it can be written: every decision looks at the whole queue.
+
+The package gives the same decisions where all batches of the programme are looked at, and never answers less.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from snnet.serve import Choices, Decision, Request
+from snnet.serve.policy import HEADROOM, SPARED, Rush, admission_batch_size, highest_level
+from snnet.serve.recent_load import Load
+from snnet.serve.schedule import answers_all, finishes, latest_starts
+from snnet.serve.time_correction import Timing
+
+DEVIATIONS = 2.0
+EVEN = 1.01
+ROUNDING = 1e-9
+
+
+class Waiting(NamedTuple):
+    """An admitted request.
+
+    Attributes:
+        request: the request itself.
+        floor: index of the first choice that is accurate enough for it.
+        batch_size: size of the batch that must still be possible when it starts one (`policy.admission_batch_size`).
+    """
+
+    request: Request
+    floor: int
+    batch_size: int
+
+
+class EarliestEnds(NamedTuple):
+    """Earliest ends of the waiting requests, as admission last computed them, and what they depend on."""
+
+    begin: float
+    scale: float
+    ends: tuple[float, ...]
+
+
+_UNKNOWN_ENDS = EarliestEnds(0.0, 0.0, ())
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerState:
+    """Everything that decisions depend on, apart from the choices.
+
+    Attributes:
+        now: latest time that was passed in.
+        queue: waiting requests, earliest deadline first.
+        running: what the worker is doing; None if it is idle.
+        started: time at which it started that.
+        load: recent arrivals.
+        timing: correction of the latency tables.
+        known_ends: a result of the last admission that the next one can reuse.
+    """
+
+    now: float
+    queue: tuple[Waiting, ...]
+    running: Decision | None
+    started: float
+    load: Load
+    timing: Timing
+    known_ends: EarliestEnds = _UNKNOWN_ENDS
+
+    @classmethod
+    def initial(cls, choices: Choices) -> ControllerState:
+        """Returns the state before the first request."""
+        load = Load.expected(max(row[-1] for row in choices.rows), choices.capacity)
+        timing = Timing.expected(len(choices), choices.spread)
+        return cls(-math.inf, (), None, -math.inf, load, timing)
+
+
+def admit(choices: Choices, state: ControllerState, request: Request, now: float) -> tuple[ControllerState, bool]:
+    """Admits a request, or refuses it if answering it in time is impossible or would make an admitted request late.
+
+    Possible means: with batches of the fastest choices, starting when the running batch should end. Under heavy load,
+    batches must also leave room for others (`policy.admission_batch_size`).
+
+    Returns:
+        The new state, and whether the request was admitted.
+
+    Raises:
+        SnnetError: the time or the deadline is not a finite number.
+    """
+    now = max(now, state.now)
+    tables, factor = choices.corrected(state.timing.steps), state.timing.factor
+    left, floor = request.deadline - now, choices.floor(request.least)
+    if floor is None or left < factor * tables.fast[floor][1] - ROUNDING:
+        return replace(state, now=now), False
+    load = state.load.seen(now, left)
+    scale = factor * _margin(tables, state.timing, load)
+    begin = now
+    if state.running is not None:
+        begin = max(now, state.started + state.running.seconds * scale / factor)
+    place = bisect_right(state.queue, request.deadline, key=lambda waiting: waiting.request.deadline)
+    waiting = Waiting(request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
+    queue = (*state.queue[:place], waiting, *state.queue[place:])
+    known = state.known_ends.ends[: place + 1] if state.known_ends[:2] == (begin, scale) else ()
+    rooms = [tables.padded(waiting.batch_size) for waiting in queue]
+    ends = finishes(tables.fast, *_slack(queue, begin, scale), known, rooms)
+    if ends[-1] == math.inf:
+        if not _was_infeasible_before(tables, state.queue, queue, begin, factor, place):
+            return replace(state, now=now, load=load), False
+        return replace(state, now=now, queue=queue, load=load, known_ends=_UNKNOWN_ENDS), True
+    known_ends = EarliestEnds(begin, scale, tuple(ends))
+    return replace(state, now=now, queue=queue, load=load, known_ends=known_ends), True
+
+
+def decide(choices: Choices, state: ControllerState, now: float) -> tuple[ControllerState, Decision | None]:
+    """Decides what the worker does next; None while it runs a batch or nothing waits."""
+    now = max(now, state.now)
+    if state.running is not None or not state.queue:
+        return replace(state, now=now), None
+    tables, factor = choices.corrected(state.timing.steps), state.timing.factor
+    queue = state.queue
+    dropped: tuple[Request, ...] = ()
+    for scale in (factor * _margin(tables, state.timing, state.load), factor):
+        slack, floors = _slack(queue, now, scale)
+        starts = latest_starts(tables.fast, slack, floors)
+        if starts[0] >= 0:
+            break
+    else:
+        queue, dropped = _keep_most(tables, queue, slack, floors, starts)
+        if not queue:
+            return replace(state, now=now, queue=(), known_ends=_UNKNOWN_ENDS), Decision(None, (), dropped, 0.0, 0)
+        slack, floors = _slack(queue, now, scale)
+        starts = latest_starts(tables.fast, slack, floors)
+    rush = Rush.at(state.load, now, scale)
+    chosen, size = choose(tables, rush, slack, floors, starts)
+    index, seconds = tables.pick(chosen, max(floors[:size]), size)
+    batch = tuple(waiting.request for waiting in queue[:size])
+    decision = Decision(choices.choices[index].stitch, batch, dropped, seconds * factor, index)
+    return ControllerState(now, queue[size:], decision, now, state.load, state.timing), decision
+
+
+def finish(state: ControllerState, now: float, measured: float | None = None) -> ControllerState:
+    """Notes that the worker has finished its batch.
+
+    Args:
+        state: a state with a running batch.
+        now: current time in seconds.
+        measured: seconds that the batch took; by default the time since it was decided.
+
+    Raises:
+        SnnetError: no batch is running.
+    """
+    assert state.running is not None
+    now = max(now, state.now)
+    took = now - state.started if measured is None else measured
+    timing = state.timing.learned(state.running.choice, took, state.running.seconds)
+    return replace(state, now=now, running=None, timing=timing, known_ends=_UNKNOWN_ENDS)
+
+
+def _margin(choices: Choices, timing: Timing, load: Load) -> float:
+    """Factor by which batches are planned longer. It uses at most half of the time that usual deadlines leave."""
+    if timing.variance == 0:
+        return 1.0
+    usual = load.deadline / (timing.factor * choices.fast[0][1])
+    return max(1.0, min(timing.margin(DEVIATIONS), (1 + usual) / 2))
+
+
+def _slack(queue: Sequence[Waiting], begin: float, scale: float) -> tuple[list[float], list[int]]:
+    """Returns the table seconds until the deadline of each request, and its floor."""
+    slack = [(waiting.request.deadline - begin) / scale + ROUNDING for waiting in queue]
+    return slack, [waiting.floor for waiting in queue]
+
+
+def _was_infeasible_before(
+    choices: Choices, old: Sequence[Waiting], new: Sequence[Waiting], begin: float, factor: float, place: int
+) -> bool:
+    """Whether the queue is infeasible even without the new request, which fits once the lost ones are dropped."""
+    if latest_starts(choices.fast, *_slack(old, begin, factor))[0] >= 0:
+        return False
+    starts = latest_starts(choices.fast, *_slack(new, begin, factor))
+    return next(first for first, start in enumerate(starts) if start >= 0) <= place
+
+
+def _keep_most(
+    choices: Choices, queue: tuple[Waiting, ...], slack: Sequence[float], floors: Sequence[int], starts: Sequence[float]
+) -> tuple[tuple[Waiting, ...], tuple[Request, ...]]:
+    """Splits a queue that cannot be answered as a whole into what still can be answered and what is dropped.
+
+    Two ways are tried, and the one that drops less wins: dropping requests from the front until the rest is feasible,
+    and dropping each request that cannot be answered in addition to those before it.
+    """
+    later = set(range(next(first for first, start in enumerate(starts) if start >= 0), len(queue)))
+    kept: list[int] = []
+    ends: list[float] = [0.0]
+    for index in range(len(queue)):
+        tried = [*kept, index]
+        more = finishes(choices.fast, [slack[i] for i in tried], [floors[i] for i in tried], ends)
+        if more[-1] < math.inf:
+            kept, ends = tried, more
+    rest = later if len(later) >= len(kept) else set(kept)
+    dropped = tuple(waiting.request for index, waiting in enumerate(queue) if index not in rest)
+    return tuple(waiting for index, waiting in enumerate(queue) if index in rest), dropped
+
+
+def choose(
+    choices: Choices,
+    rush: Rush,
+    slack: Sequence[float],
+    floors: Sequence[int],
+    starts: Sequence[float],
+) -> tuple[int, int]:
+    """Returns the most accurate level that makes no request late, and the size of its batch.
+
+    The requests in the batch are answered in time, and those behind it still can be (`starts`). A level above the
+    fastest must also meet three conditions:
+
+    - It could answer all waiting requests in time, with a reserve for a rising load.
+    - Its batch keeps up with the arrivals, or leaves no request waiting.
+    - Afterwards, the fastest level could answer what waits and what may arrive meanwhile, before further deadlines.
+
+    The next level above the highest sustainable one may run where it leaves no request waiting, because the best
+    mixture for a given rate is one of two neighbors on the frontier.
+
+    Args:
+        choices: the stitches to choose from.
+        rush: the current load.
+        slack: (N,), time until the deadline of each waiting request, rising.
+        floors: (N,), floor of each request.
+        starts: (N + 1,), result of `latest_starts`.
+    """
+    even = EVEN if admission_batch_size(choices, rush) == 1 else 1.0
+    count = len(slack)
+    level = highest_level(choices, rush)
+    mixes = level < len(choices) - 1 and choices.rate(level, rush.due / 2) >= rush.rate
+    for candidate in range(level + mixes, 0, -1):
+        size, seconds = _batch(choices, candidate, slack, floors, starts, even)
+        if not size or (size < count and (candidate > level or size < rush.rate * seconds)):
+            continue
+        kept = SPARED * rush.due if size < count else 0.0
+        sustainable = answers_all(choices.rows[candidate], [due - kept for due in slack])
+        if sustainable and _leaves_time(choices, rush, slack[size:], floors[size:], seconds):
+            return candidate, size
+    return 0, _batch(choices, 0, slack, floors, starts, even)[0]
+
+
+def _leaves_time(choices: Choices, rush: Rush, slack: Sequence[float], floors: Sequence[int], seconds: float) -> bool:
+    """Whether the fastest level could then answer what waits and what may arrive during the batch, all at once."""
+    more = rush.burst(seconds)
+    if seconds + HEADROOM * choices.time(0, len(slack) + more) > rush.due:
+        return False
+    queue = sorted([*zip(slack, floors, strict=True), *[(rush.due, 0)] * more])
+    return latest_starts(choices.fast, [due for due, _ in queue], [floor for _, floor in queue])[0] >= seconds
+
+
+def _batch(
+    choices: Choices, level: int, slack: Sequence[float], floors: Sequence[int], starts: Sequence[float], even: float
+) -> tuple[int, float]:
+    """Returns size and time of the batch after which least time is needed for the rest; size 0 if there is none."""
+    best, chosen, floor = math.inf, (0, 0.0), 0
+    rate = choices.rates[level][-1]
+    for size in range(1, min(choices.most, len(slack)) + 1):
+        if floors[size - 1] > floor:
+            floor = floors[size - 1]
+        seconds = choices.pick(level, floor, size)[1]
+        if seconds > slack[0]:
+            break
+        total = seconds + (len(slack) - size) / rate
+        if seconds <= starts[size] and total * even < best + 1e-12:
+            best, chosen = total, (size, seconds)
+    return chosen
+
+
+class StraightforwardController:
+    """The functions of this module with their state, for one worker. Threads that share it need a lock.
+
+    Args:
+        choices: the stitches that may run, and how long they take.
+    """
+
+    def __init__(self, choices: Choices) -> None:
+        self.choices, self.state = choices, ControllerState.initial(choices)
+
+    def submit(self, request: Request, now: float) -> bool:
+        """Admits a request, or returns False if it is refused (see `admit`)."""
+        self.state, admitted = admit(self.choices, self.state, request, now)
+        return admitted
+
+    def next(self, now: float) -> Decision | None:
+        """Returns what the worker does next; None while it is busy or nothing waits."""
+        self.state, decision = decide(self.choices, self.state, now)
+        return decision
+
+    def done(self, now: float, measured: float | None = None) -> None:
+        """Notes that the worker has finished its batch (see `finish`)."""
+        self.state = finish(self.state, now, measured)

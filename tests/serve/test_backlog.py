@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from snnet.serve import Choice, Choices, Controller, Request, controller, schedule
+from snnet.serve.backlog import Backlog
+from tests.serve.straightforward import StraightforwardController
+
+
+def family(count: int = 9, most: int = 8, batch: float = 1.0, spread: float = 0.0) -> Choices:
+    """Stitches that take 1 to `count` seconds per image and `batch` seconds per batch."""
+    return Choices(
+        Choice(i, 60.0 + i, (0.0, *(batch + (i + 1) * size for size in range(1, most + 1))), spread)
+        for i in range(count)
+    )
+
+
+def decisions(
+    ways: Controller | StraightforwardController, stream: list[tuple[float, float, float]], noise: float
+) -> list[object]:
+    """Everything that a controller decides about a stream of (arrival, time to deadline, least accuracy)."""
+    draws, now, at, seen = random.Random(1), 0.0, 0, []
+    while True:
+        decision = ways.next(now)
+        runs = decision is not None and decision.stitch is not None
+        seen.append(decision)
+        if runs:
+            until = now + decision.seconds * math.exp(noise * draws.gauss(0, 1))
+        elif at < len(stream):
+            until = max(now, stream[at][0])
+        else:
+            return seen
+        while at < len(stream) and stream[at][0] <= until:
+            arrival, left, least = stream[at]
+            seen.append(ways.submit(Request(at, arrival + left, least), arrival))
+            at += 1
+        now = until
+        if runs:
+            ways.done(now)
+
+
+def stream(seed: int, count: int, rate: float, deadline: float, apart: bool, leasts: tuple[float, ...]):
+    draws, now, found = random.Random(seed), 0.0, []
+    for _ in range(count):
+        now += draws.expovariate(rate)
+        found.append((now, deadline * (draws.uniform(0.1, 2) if apart else 1.0), draws.choice(leasts)))
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0.3, 1.0, 3.0]),
+    st.sampled_from([5.0, 20.0, 60.0]),
+    st.booleans(),
+    st.sampled_from([(0.0,), (0.0, 0.0, 62.0), (63.0,)]),
+    st.sampled_from([0.0, 0.2]),
+    st.sampled_from([0.2, 6.0]),
+)
+def test_a_queue_that_is_judged_exactly_gets_the_decisions_of_the_straightforward_way(
+    seed, load, deadline, apart, leasts, noise, batch
+):
+    choices = family(batch=batch, spread=noise)
+    found = stream(seed, 80, load * choices.capacity, deadline, apart, leasts)
+    assert decisions(Controller(choices), found, noise) == decisions(StraightforwardController(choices), found, noise)
+
+
+@pytest.mark.parametrize('noise', [0.0, 0.2])
+@pytest.mark.parametrize('leasts', [(0.0,), (*[0.0] * 9, 62.0)])
+@pytest.mark.parametrize('apart', [False, True])
+@pytest.mark.parametrize('load', [0.8, 3.0])
+def test_a_long_queue_answers_as_many_as_the_straightforward_way(load, apart, leasts, noise):
+    choices = family(spread=noise)
+    found = stream(3, 500, load * choices.capacity, 200.0, apart, leasts)
+    ours, before = (
+        [
+            len(decision.batch)
+            for decision in decisions(way(choices), found, noise)
+            if isinstance(decision, controller.Decision)
+        ]
+        for way in (Controller, StraightforwardController)
+    )
+    assert sum(ours) >= 0.99 * sum(before)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 10**6), st.integers(1, 200), st.floats(0.8, 1.5), st.sampled_from([(0,), (3,), (0, 0, 0, 0, 2)]))
+def test_what_is_said_to_be_in_time_is(seed, count, looseness, kinds):
+    """Whatever full batches show, the programme that looks at every batch finds too."""
+    draws, choices = random.Random(seed), family(5)
+    deadlines = tuple(sorted(looseness * draws.uniform(0, 1.2 * count) + 3 for _ in range(count)))
+    floors = tuple(draws.choice(kinds) for _ in range(count))
+    found = Backlog(choices, deadlines, floors, 0.0, 1.0)
+    exact = schedule.latest_starts(choices.fast, found.slack(), floors)
+    if found.can_start():
+        assert exact[0] >= 0
+    elif found.is_short():
+        assert exact[0] < 0
+    assert all(
+        ours <= best + 1e-6 for ours, best in zip(found.latest_starts(), exact[: choices.most + 1], strict=False)
+    )
+
+
+class Counted(tuple):
+    """A row of times that counts how often it is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, index):
+        Counted.looks += 1
+        return super().__getitem__(index)
+
+
+def looks(pattern: str, count: int, action: str) -> int:
+    """How many batch times one decision looks at while `count` requests wait."""
+    choices = family(20, most=16)
+    step = choices.fast[0][16] / 16
+    tightness = {'loose': 2.0, 'burst': 2.0, 'tight': 1.001}[pattern]
+    deadlines = [tightness * step * (i + 17) for i in range(count)]
+    if pattern == 'burst':
+        deadlines = [deadlines[-1]] * count
+    queue = controller.WaitingQueue(
+        tuple(map(Request, range(count), deadlines)), tuple(deadlines), (0,) * count, (1,) * count
+    )
+    way = Controller(choices)
+    way.state = controller.replace(way.state, now=0.0, queue=queue, load=way.state.load.seen(0.0, deadlines[-1]))
+    for name in ('fast', 'rows'):
+        setattr(choices, name, tuple(Counted(row) for row in getattr(choices, name)))
+    Counted.looks = 0
+    if action == 'next':
+        assert way.next(0.0) is not None
+    else:
+        way.submit(Request('new', {'urgent': 18.0, 'last': deadlines[-1] + 1}[action]), 0.0)
+    return Counted.looks
+
+
+@pytest.mark.parametrize('action', ['last', 'urgent', 'next'])
+@pytest.mark.parametrize('pattern', ['loose', 'burst', 'tight'])
+def test_a_decision_looks_at_no_more_batches_when_more_requests_wait(pattern, action):
+    assert looks(pattern, 10_000, action) <= 1.5 * max(looks(pattern, 300, action), 1000)
