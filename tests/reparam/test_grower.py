@@ -64,7 +64,7 @@ def train(model, optimizer, grower, steps, first=0, count=16, ema=None):
 
 
 def distance(a, b):
-    return float((a - b).norm() / b.norm())
+    return float(((a - b).norm() / b.norm()).detach())
 
 
 @pytest.mark.parametrize('cut', ['published', 0.5, None])

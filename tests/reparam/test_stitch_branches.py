@@ -33,7 +33,7 @@ def outputs(net, x):
 
 
 def farthest(now, before):
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(now, before, strict=True))
+    return max(float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in zip(now, before, strict=True))
 
 
 def observe(net, grower, optimizer, stitch, seed):

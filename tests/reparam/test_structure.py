@@ -38,7 +38,7 @@ def maps(channels=8, size=(13, 17), count=3, dtype=torch.float64):
 
 
 def distance(a, b):
-    return float((a - b).abs().max() / b.abs().max())
+    return float(((a - b).abs().max() / b.abs().max()).detach())
 
 
 def trained(network):

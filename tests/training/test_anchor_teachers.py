@@ -17,17 +17,17 @@ def test_an_anchor_that_is_its_original_has_nothing_to_learn_and_one_that_moved_
     teachers = AnchorTeachers(net, 1.0)
     head = net.anchor(1).model.head
     original = head.bias.detach().clone()
-    assert float(teachers(1, x, net(x, stitch=1), torch.zeros(()))) == pytest.approx(0, abs=1e-6)
+    assert float(teachers(1, x, net(x, stitch=1), torch.zeros(())).detach()) == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         head.bias[0] += 1
-    before = float(teachers(1, x, net(x, stitch=1), torch.zeros(())))
+    before = float(teachers(1, x, net(x, stitch=1), torch.zeros(())).detach())
     assert before > 0.01
     for _ in range(200):
         head.zero_grad()
         teachers(1, x, net(x, stitch=1), torch.zeros(())).backward()
         with torch.no_grad():
             head.bias -= head.bias.grad
-    assert float(teachers(1, x, net(x, stitch=1), torch.zeros(()))) < 0.01 * before
+    assert float(teachers(1, x, net(x, stitch=1), torch.zeros(())).detach()) < 0.01 * before
     drift = head.bias.detach() - original
     assert (drift - drift.mean()).abs().max() < 0.1  # a softmax cannot see a common shift
 
@@ -37,8 +37,8 @@ def test_each_anchor_has_its_own_teacher_and_the_weight_mixes_it_with_the_loss()
     teachers, loss = AnchorTeachers(net, 0.25), torch.tensor(8.0)
     for own in range(3):
         logits = net(x, stitch=own).detach()
-        assert float(teachers(own, x, logits, loss)) == pytest.approx(6.0)
-        assert float(teachers((own + 1) % 3, x, logits, loss)) > 6.001
+        assert float(teachers(own, x, logits, loss).detach()) == pytest.approx(6.0)
+        assert float(teachers((own + 1) % 3, x, logits, loss).detach()) > 6.001
 
 
 def test_stitches_that_are_no_anchors_keep_their_loss():
