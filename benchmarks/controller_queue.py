@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -92,9 +93,9 @@ def main() -> None:
                     last = 2 * count * choices.fast[0][MOST] / MOST + 1.0
                     request = Request('new', last if action == 'submit' else 0.9 * choices.fast[0][MOST])
                     if action == 'next':
-                        call = lambda ways=ways, state=state: ways.decide(choices, state, 0.0)  # noqa: E731
+                        call = partial(ways.decide, choices, state, 0.0)
                     else:
-                        call = lambda ways=ways, state=state, new=request: ways.admit(choices, state, new, 0.0)  # noqa: E731
+                        call = partial(ways.admit, choices, state, request, 0.0)
                     columns.append(microseconds(call, args.seconds))
             print(f'{pattern:<8}{count:>8}' + ''.join(f'{value:>10.0f}' for value in columns), flush=True)
 

@@ -134,7 +134,7 @@ def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any
     if held is not None:
         args['num_classes'] = held
     try:
-        model = _with_weights(named, state, args)
+        model: Any = _with_weights(named, state, args)
     except Exception as error:  # whatever wrong arguments or foreign weights lead to
         if held is None and _lacks_only(str(error), _classifiers(named)):
             return _load_headless(named, state, num_classes, args)
@@ -177,7 +177,7 @@ def _load_headless(
     return model
 
 
-def _with_weights(named: NamedNetwork, state: Mapping[str, Tensor], args: Mapping[str, Any]) -> nn.Module:
+def _with_weights(named: NamedNetwork, state: Mapping[str, Tensor], args: Mapping[str, Any]) -> Any:
     overlay: dict[str, Any] = {'state_dict': dict(state)}
     if 'num_classes' in args:
         overlay['num_classes'] = args['num_classes']

@@ -29,7 +29,7 @@ class RepConv2d(Block, nn.Conv2d):
         return self.run_branches(x)
 
 
-class RepConv2dSame(Block, Conv2dSame):
+class RepConv2dSame(Block, Conv2dSame):  # type: ignore[misc]  # timm is not typed
     """A convolution whose padding depends on the size of its input, as TensorFlow's does, with branches."""
 
     plain = Conv2dSame

@@ -57,16 +57,27 @@ class WaitingQueue(NamedTuple):
 
     def insert(self, place: int, request: Request, floor: int, size: int) -> WaitingQueue:
         """Returns the queue with one more request, in front of the one at `place`."""
-        new = (request, request.deadline, floor, size)
-        return WaitingQueue(*((*old[:place], value, *old[place:]) for old, value in zip(self, new, strict=True)))
+        return WaitingQueue(
+            requests=(*self.requests[:place], request, *self.requests[place:]),
+            deadlines=(*self.deadlines[:place], request.deadline, *self.deadlines[place:]),
+            floors=(*self.floors[:place], floor, *self.floors[place:]),
+            sizes=(*self.sizes[:place], size, *self.sizes[place:]),
+        )
 
     def between(self, start: int, stop: int | None = None) -> WaitingQueue:
         """Returns the requests from `start` to before `stop`."""
-        return WaitingQueue(*(column[start:stop] for column in self))
+        part = slice(start, stop)
+        return WaitingQueue(self.requests[part], self.deadlines[part], self.floors[part], self.sizes[part])
 
     def without(self, lost: Collection[int]) -> WaitingQueue:
         """Returns the queue without the requests at some places."""
-        return WaitingQueue(*(tuple(v for i, v in enumerate(column) if i not in lost) for column in self))
+        kept = [i for i in range(len(self.requests)) if i not in lost]
+        return WaitingQueue(
+            requests=tuple(self.requests[i] for i in kept),
+            deadlines=tuple(self.deadlines[i] for i in kept),
+            floors=tuple(self.floors[i] for i in kept),
+            sizes=tuple(self.sizes[i] for i in kept),
+        )
 
     def seen_from(self, choices: Choices, begin: float, scale: float) -> Backlog:
         """Returns the queue for a worker that begins at a time and takes `scale` seconds per table second."""
