@@ -177,7 +177,10 @@ def statistics_groups(net: StitchableNet, description: Mapping[str, Any]) -> lis
     Raises:
         SnnetError: a stitch that the net does not have, or a share that is not between 0 and 1.
     """
-    listed = description.get('groups', [{'share': 1.0, 'stitches': description['stitches']}])
+    if 'groups' in description:
+        listed = description['groups']
+    else:
+        listed = [{'share': 1.0, 'stitches': description['stitches']}]
     groups = []
     for group in listed:
         share = float(group['share'])

@@ -50,12 +50,12 @@ def check_arguments(model: str, args: TypedTable) -> None:
 
 @cache
 def known_arguments(architecture: str) -> frozenset[str]:
-    """Arguments that shape networks of an architecture: those of the classes in its file."""
+    """Arguments that shape networks of an architecture: those of the classes in its file and of what creates them."""
     entrypoint = model_entrypoint(architecture)
     names = set(inspect.signature(entrypoint).parameters)
     module = sys.modules[entrypoint.__module__]
-    for found in vars(module).values():
-        if inspect.isclass(found):
+    for name, found in vars(module).items():
+        if inspect.isclass(found) or (inspect.isfunction(found) and name.lstrip('_').startswith(('create', 'gen'))):
             names |= _parameters(found)
     return frozenset(names - _FORBIDDEN) | {'num_classes', 'in_chans', 'drop_rate', 'drop_path_rate'}
 

@@ -22,7 +22,7 @@ from tests.helpers.families import family_net, images
 
 def evaluated(net):
     """A net with accuracies, BatchNorm statistics and a latency table."""
-    snnet.recalibrate(net, [images(64, 4)], samples=4, stitches=[0, 2, 4])
+    snnet.recalibrate(net, [images(64, 4)], samples=4, stitches=[0, 2, 4], shares=[1])
     net.records = [replace(record, top1=50.0 + record.stitch, n=100) for record in net.records]
     row = Latency(1.0, 0.9, 1.1, 100)
     net.add_table(LatencyTable(setup_of(net), 1, net.fingerprint, dict.fromkeys(range(len(net.stitches)), row)))

@@ -333,7 +333,7 @@ def test_reassembled_networks_are_zoo_networks_in_turn(tmp_path):
 
 def test_a_net_of_several_anchors_and_foreign_images_are_refused_as_an_anchor(tmp_path):
     snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False, img_size=32).save_pretrained(tmp_path / 'two')
-    with pytest.raises(SnnetError, match='holds a net of 2 anchors'):
+    with pytest.raises(SnnetError, match='holds a whole net of 2 anchors'):
         load_folder(str(tmp_path / 'two'))
     network().save_pretrained(tmp_path / 'one')
     with pytest.raises(CannotStitch, match='made for images of 64x64, not 32x32'):

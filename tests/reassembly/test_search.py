@@ -170,7 +170,7 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
     ('changes', 'sentence'),
     [
         ({'zoo': 'test_vit'}, 'at least two networks to take blocks from, --zoo names 1'),
-        ({'params': -3}, 'a budget must be a positive finite number, not params=-3'),
+        ({'params': -3}, 'a budget must be a positive finite number, but params=-3.0 was given'),
         ({'networks': 5}, 'an assembly of 3 blocks from a zoo of 3 has 1 to 3 networks, not 5'),
         ({'blocks': 1}, 'blocks is at least 2, not 1'),
         ({'epsilon': -1.0}, 'epsilon is at least 0, not -1'),
@@ -185,7 +185,7 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
         ({'zoo': ZOO, 'blocks': 7}, 'test_resnet has .* modules on its line: it cannot be cut into 7 blocks'),
         ({'epsilon': 0.0}, 'no cut into 3 blocks keeps every block below 1/3 of its network'),
         ({'params': 10}, r'no assembly has params <= 10: the nearest, .* has params = \d+, .* times the budget'),
-        ({'flops': -1}, 'a budget must be a positive finite number, not flops=-1'),
+        ({'flops': -1}, 'a budget must be a positive finite number, but flops=-1.0 was given'),
         ({'images': 3}, 'unbiased CKA compares at least 4 images at once, but images=3'),
         ({'dataset': 'generated/3'}, 'CKA needs at least 4 images to compare networks with, 3 given'),
         ({'dataset': ''}, 'no images: name their folder with --data-dir'),
