@@ -177,9 +177,8 @@ def statistics_groups(net: StitchableNet, description: Mapping[str, Any]) -> lis
     Raises:
         SnnetError: a stitch that the net does not have, or a share that is not between 0 and 1.
     """
-    if 'groups' in description:
-        listed = description['groups']
-    else:
+    listed = description.get('groups')
+    if listed is None:
         listed = [{'share': 1.0, 'stitches': description['stitches']}]
     groups = []
     for group in listed:

@@ -77,7 +77,7 @@ def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> N
     config = read_config(folder)
     tensors = read_tensors(folder / WEIGHTS, config.sha256.get(WEIGHTS))
     for i, row in enumerate(config.anchors):
-        check_weights(row, tensors, f'anchors.{i}.model.', folder / WEIGHTS)
+        check_weights(row, tensors, f'anchors.{i}.model.', folder / WEIGHTS, config.dtype)
     rows = config.anchors
     if num_classes is not None and all(map(is_made_by_timm, rows)):
         rows = [with_classes(row, num_classes) for row in rows]

@@ -62,7 +62,7 @@ def with_classes(row: AnchorRow, num_classes: int) -> AnchorRow:
     return replace(row, args={**row.args, 'num_classes': num_classes}) if is_made_by_timm(row) else row
 
 
-def check_weights(row: AnchorRow, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
+def check_weights(row: AnchorRow, tensors: Mapping[str, Tensor], prefix: str, path: Path, dtype: str) -> None:
     """Compares the tensors of a file with what a row would build, before memory is taken for it.
 
     Args:
@@ -70,6 +70,7 @@ def check_weights(row: AnchorRow, tensors: Mapping[str, Tensor], prefix: str, pa
         tensors: of the file.
         prefix: of the anchor's tensors.
         path: of the file, for messages.
+        dtype: type of the net's floating-point weights, as its config.json says.
 
     Raises:
         NoWeights: names, shapes or types differ.
@@ -81,7 +82,7 @@ def check_weights(row: AnchorRow, tensors: Mapping[str, Tensor], prefix: str, pa
         return
     held = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     expect_biases(model, held)
-    own = model.state_dict()
+    own = model.to(getattr(torch, dtype)).state_dict()
     full = with_aliases(held, own)
     named_own, named_full = ({f'{prefix}{name}': tensor for name, tensor in found.items()} for found in (own, full))
     refuse_misfits(named_own, named_full, path)

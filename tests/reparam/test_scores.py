@@ -92,7 +92,7 @@ def test_scores_are_sums_over_the_batches_of_an_interval(score, of_batch):
         model.zero_grad()
         F.cross_entropy(model(images.double()), targets).backward()
         for name, module in convolutions(model).items():
-            expected[name] += float(of_batch(module.weight, module.weight.grad))
+            expected[name] += float(of_batch(module.weight, module.weight.grad).detach())
     assert values == pytest.approx(expected, rel=1e-9)
 
 

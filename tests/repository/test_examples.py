@@ -71,7 +71,7 @@ def test_the_digits_become_35_stitches():
 
 
 def test_a_plugin_that_is_not_there_is_named():
-    with pytest.raises(snnet.SnnetError, match=r"no plugin file 'nowhere\.py'"):
+    with pytest.raises(snnet.SnnetError, match=r"plugin file 'nowhere\.py' does not exist"):
         import_plugins(['nowhere.py'])
 
 
