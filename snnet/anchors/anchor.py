@@ -251,4 +251,5 @@ class Anchor(nn.Module):
 
 def _recomputed(module: nn.Module, x: Tensor) -> Tensor:
     """Runs a module without keeping its activations: the backward pass computes them again."""
-    return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), still_statistics(module)))
+    y: Tensor = checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), still_statistics(module)))
+    return y

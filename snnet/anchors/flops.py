@@ -111,13 +111,15 @@ def uncounted(analysis: FlopCountAnalysis) -> Counter[str]:
 def _attention_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """Query (..., L, E) times key (..., S, E), then times value (..., S, V)."""
     query, key, value = (x.type().sizes() for x in inputs[:3])
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    flops: int = math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return flops
 
 
 def _batched_product_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     """Matrices (N, L, K) times (N, K, M), added to a third."""
     left, right = (x.type().sizes() for x in inputs[1:3])
-    return math.prod(left) * right[-1]
+    flops: int = math.prod(left) * right[-1]
+    return flops
 
 
 def _places_of(analysis: FlopCountAnalysis, network: _Parts, op: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -45,7 +45,7 @@ def load_model(named: NamedNetwork, *, pretrained: bool, num_classes: int | None
         args['num_classes'] = num_classes
     pretrained = pretrained or named.is_local
     try:
-        model = timm.create_model(named.model, pretrained=pretrained, **args)
+        model: nn.Module = timm.create_model(named.model, pretrained=pretrained, **args)
     except Exception as error:  # whatever wrong arguments, no connection or a broken download lead to
         raise _explained(named, args, error) from error
     held = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
@@ -134,7 +134,7 @@ def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any
     if held is not None:
         args['num_classes'] = held
     try:
-        model: Any = _with_weights(named, state, args)
+        model = _with_weights(named, state, args)
     except Exception as error:  # whatever wrong arguments or foreign weights lead to
         if held is None and _lacks_only(str(error), _classifiers(named)):
             return _load_headless(named, state, num_classes, args)
@@ -144,7 +144,7 @@ def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any
             '%s: %s holds %d classes, so the classifier for %d classes is new',
             named.name, named.file, model.num_classes, num_classes,
         )  # fmt: skip
-        model.reset_classifier(num_classes)
+        cast('Any', model).reset_classifier(num_classes)  # a method of timm's networks
         mark_new_head(model)
     return model
 
@@ -177,11 +177,12 @@ def _load_headless(
     return model
 
 
-def _with_weights(named: NamedNetwork, state: Mapping[str, Tensor], args: Mapping[str, Any]) -> Any:
+def _with_weights(named: NamedNetwork, state: Mapping[str, Tensor], args: Mapping[str, Any]) -> nn.Module:
     overlay: dict[str, Any] = {'state_dict': dict(state)}
     if 'num_classes' in args:
         overlay['num_classes'] = args['num_classes']
-    return timm.create_model(named.model, pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    model: nn.Module = timm.create_model(named.model, pretrained=True, pretrained_cfg_overlay=overlay, **args)
+    return model
 
 
 def _shapes(named: NamedNetwork, args: Mapping[str, Any]) -> dict[str, torch.Size]:

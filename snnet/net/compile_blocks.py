@@ -131,7 +131,7 @@ def covering_stitches(net: StitchableNet) -> list[int]:
             inputs -= new
 
 
-class TensorDropPath(DropPath):
+class TensorDropPath(DropPath):  # type: ignore[misc]  # timm is not typed
     """timm's drop path with its rate in a tensor: with a plain number, every rate would get its own graph.
 
     Draws the same random bits as timm's from the same seed, compiled or not.
@@ -192,7 +192,7 @@ class _SharedGraph:
 
     def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
         """Runs a block on features (N, ...)."""
-        if self.eager or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if self.eager or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             return _call(block, x)
         torch._dynamo.maybe_mark_dynamic(x, 0)
         try:
@@ -208,7 +208,8 @@ class _SharedGraph:
 
 
 def _call(block: nn.Module, x: Tensor) -> Tensor:
-    return block._call_impl(x)  # a module's call, after the choice between compiled and eager
+    # a module's call, after the choice between compiled and eager; torch does not annotate it
+    return block._call_impl(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _share_drop_path(blocks: list[nn.Module]) -> None:

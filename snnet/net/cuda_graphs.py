@@ -51,7 +51,7 @@ class GraphedStitches:
             self._graphs[i] = self._capture(i)
             progress.update(1)
         progress.close()
-        self._done = torch.cuda.Event()
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self._done.record()
 
     @torch.inference_mode()
@@ -82,7 +82,7 @@ class GraphedStitches:
 
     @torch.inference_mode()
     def _capture(self, stitch: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not annotate it
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UP):

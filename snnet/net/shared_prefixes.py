@@ -85,4 +85,5 @@ def _finish(net: StitchableNet, entrants: list[_Entrant]) -> Iterator[_Entrant]:
     for position in range(starts[order[0][0]], last + 1):
         inside += [features for stitch, features in order if starts[stitch] == position]
         inside = [anchor.run(torch.cat(inside), position, position + 1 if position < last else None)]
-    yield from zip((stitch for stitch, _ in order), inside[0].split(len(order[0][1])), strict=True)
+    logits = torch.split(inside[0], len(order[0][1]))
+    yield from zip((stitch for stitch, _ in order), logits, strict=True)

@@ -21,9 +21,9 @@ PREFIX = 'statistics.'
 
 def carry_statistics(net: StitchableNet) -> None:
     """Lets the state dict of a net hold the BatchNorm statistics of its stitches, where there are any."""
-    net.register_state_dict_post_hook(_put_statistics)
-    net.register_load_state_dict_pre_hook(_take_statistics)
-    net.register_load_state_dict_post_hook(_set_loaded_statistics)
+    net.register_state_dict_post_hook(_put_statistics)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    net.register_load_state_dict_pre_hook(_take_statistics)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    net.register_load_state_dict_post_hook(_set_loaded_statistics)  # type: ignore[no-untyped-call]  # torch does not annotate it
 
 
 def _put_statistics(net: StitchableNet, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:

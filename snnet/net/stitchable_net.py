@@ -391,7 +391,7 @@ class StitchableNet(nn.Module):
         """Takes along what is known where the net is moved or converted (torch's hook for `to`, `half`, ...)."""
         self.known.verified(self)
         dtype = next(self.parameters()).dtype
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.known.moved(self, fn, converted=next(self.parameters()).dtype != dtype)
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +57,12 @@ def draw_arrivals(
     moments = np.sort(random.uniform(0, seconds, random.poisson(peak * seconds)))
     if shape == 'bursts':
         return moments[moments % period < share * period]
-    chance = {
+    chances: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         'diurnal': lambda at: (1 + 0.9 * np.sin(2 * np.pi * at / period)) / 1.9,
         'ramp': lambda at: at / period % 1,
         'flash': lambda at: np.where(np.abs(at / seconds - 0.5) < 0.05, 1.0, 1 / FLASH),
-    }.get(shape)
+    }
+    chance = chances.get(shape)
     return moments if chance is None else moments[random.random(len(moments)) < chance(moments)]
 
 
@@ -92,4 +94,5 @@ def read_arrivals(path: Path) -> np.ndarray:
     if not 0 < len(moments) <= MOST:
         raise SnnetError(f'{path} holds {len(moments)} arrivals; between 1 and {MOST} can be simulated')
     sorted_moments = np.sort(np.asarray(moments))
-    return sorted_moments - sorted_moments[0]
+    since_first: np.ndarray = sorted_moments - sorted_moments[0]
+    return since_first

@@ -129,7 +129,8 @@ class Backlog(NamedTuple):
         stops = range(self.choices.most, len(self.deadlines), self.choices.most)
         due = [*self.deadlines[self.choices.most - 1 : -1 : self.choices.most], self.deadlines[-1]]
         rests = [(deadline - self.begin) / self.scale + ROUNDING - kept for deadline in due]
-        return min(map(truediv, rests, [*stops, len(self.deadlines)]))
+        pace: float = min(map(truediv, rests, [*stops, len(self.deadlines)]))
+        return pace
 
     def suits(self, level: int, kept: float) -> bool:
         """Whether a level answers all in time with `kept` table seconds in reserve (`schedule.answers_all`)."""

@@ -39,4 +39,5 @@ class LevitAnchor(Anchor):
 
     def head(self, x: Tensor) -> Tensor:
         """Pooling and classifier(s)."""
-        return self.model.forward_head(x)
+        logits: Tensor = self.model.forward_head(x)
+        return logits

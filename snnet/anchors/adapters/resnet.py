@@ -13,7 +13,8 @@ class ResNetAnchor(Anchor):
     def stem(self, x: Tensor) -> Tensor:
         """First convolution(s) and max pooling."""
         model = self.model
-        return model.maxpool(model.act1(model.bn1(model.conv1(x))))
+        features: Tensor = model.maxpool(model.act1(model.bn1(model.conv1(x))))
+        return features
 
     def stages(self) -> list[Stage]:
         """The four layers."""
@@ -22,7 +23,8 @@ class ResNetAnchor(Anchor):
 
     def head(self, x: Tensor) -> Tensor:
         """Pooling, dropout and classifier."""
-        return self.model.forward_head(x)
+        logits: Tensor = self.model.forward_head(x)
+        return logits
 
     def stitch_stages(self) -> range:
         """The middle stages: the published space leaves out the first and the last."""

@@ -15,7 +15,8 @@ class SwinAnchor(Anchor):
 
     def stem(self, x: Tensor) -> Tensor:
         """Patches."""
-        return self.model.patch_embed(x)
+        features: Tensor = self.model.patch_embed(x)
+        return features
 
     def stages(self) -> list[Stage]:
         """Layers; the first has no patch merging."""
@@ -23,7 +24,8 @@ class SwinAnchor(Anchor):
 
     def head(self, x: Tensor) -> Tensor:
         """Final norm, pooling and classifier."""
-        return self.model.forward_head(self.model.norm(x))
+        logits: Tensor = self.model.forward_head(self.model.norm(x))
+        return logits
 
     def is_grid_bound(self, position: int, module: nn.Module) -> bool:
         """Shifted windows: their mask is made for one grid, and would hide the wrong neighbors on others."""

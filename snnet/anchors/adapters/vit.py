@@ -15,7 +15,8 @@ class ViTAnchor(Anchor):
     def stem(self, x: Tensor) -> Tensor:
         """Patches, prefix tokens and position embedding."""
         model = self.model
-        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        tokens: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        return tokens
 
     def stages(self) -> list[Stage]:
         """All blocks."""
@@ -23,8 +24,10 @@ class ViTAnchor(Anchor):
 
     def head(self, x: Tensor) -> Tensor:
         """Final norm, pooling and classifier."""
-        return self.model.forward_head(self.model.norm(x))
+        logits: Tensor = self.model.forward_head(self.model.norm(x))
+        return logits
 
     def published_head(self, x: Tensor) -> Tensor:
         """Without the final norm: the published stitches of DeiT leave it out (only whole anchors apply it)."""
-        return self.model.forward_head(x)
+        logits: Tensor = self.model.forward_head(x)
+        return logits
