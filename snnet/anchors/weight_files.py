@@ -30,7 +30,7 @@ _DEPTH = 4
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _MatchedCopy:
     """A copy of the network in a file: the table that holds it, the prefix of its keys, and how many keys fit."""
 
     where: str
@@ -123,7 +123,7 @@ def _tables(content: Any, where: str = '', depth: int = 0) -> Iterator[tuple[str
                 yield from _tables(value, f'{where}.{key}' if where else key, depth + 1)
 
 
-def _best_prefix(where: str, table: Mapping[str, Tensor], own: Mapping[str, torch.Size]) -> _Candidate:
+def _best_prefix(where: str, table: Mapping[str, Tensor], own: Mapping[str, torch.Size]) -> _MatchedCopy:
     """The prefix under which most of the network's tensors are found with their shapes."""
     fitting: collections.Counter[str] = collections.Counter()
     for key, tensor in table.items():
@@ -131,11 +131,11 @@ def _best_prefix(where: str, table: Mapping[str, Tensor], own: Mapping[str, torc
             if own.get(key[len(prefix) :]) == tensor.shape:
                 fitting[prefix] += 1
     if not fitting:
-        return _Candidate(where, '', table, 0)
+        return _MatchedCopy(where, '', table, 0)
     best = min(fitting, key=lambda prefix: (-fitting[prefix], not _is_preferred(prefix), len(prefix)))
     if fitting[best] == fitting['']:
         best = ''
-    return _Candidate(where, best, table, fitting[best])
+    return _MatchedCopy(where, best, table, fitting[best])
 
 
 def _prefixes(key: str) -> Iterator[str]:

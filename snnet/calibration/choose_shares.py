@@ -22,7 +22,7 @@ _ANCHOR_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
-class Choice:
+class ShareChoice:
     """What was chosen for a stitch.
 
     Attributes:
@@ -41,7 +41,7 @@ def choose_shares(
     held_out: Sequence[tuple[Tensor, Tensor]],
     all_reduce: Callable[[Tensor], object] | None = None,
     progress: Callable[[int], object] | None = None,
-) -> dict[int, Choice]:
+) -> dict[int, ShareChoice]:
     """The share of its own statistics that each stitch is best with.
 
     A stitch changes only where it gets more held-out images right than it does now, by more than one standard error
@@ -66,7 +66,7 @@ def choose_shares(
         gains.append(_scores(net, ids, held_out, progress) - now)
     net.set_statistics(before)
     if not gains:
-        return {stitch: Choice(None, 0.0) for stitch in ids}
+        return {stitch: ShareChoice(None, 0.0) for stitch in ids}
     gain = torch.stack(gains)  # (shares, stitches, images)
     sums = torch.stack([gain.sum(-1), gain.square().sum(-1), torch.ones_like(gain).sum(-1)])
     sums = sums.to(next(net.parameters()).device)
@@ -81,11 +81,11 @@ def choose_shares(
     for column, stitch in enumerate(ids):
         row = int(margin[:, column].argmax())
         kept = bool(margin[row, column] > 0)
-        choices[stitch] = Choice(tried[row], 100 * float(mean[row, column])) if kept else Choice(None, 0.0)
+        choices[stitch] = ShareChoice(tried[row], 100 * float(mean[row, column])) if kept else ShareChoice(None, 0.0)
     return choices
 
 
-def combined(net: StitchableNet, measured: Statistics, choices: Mapping[int, Choice], held_out: int) -> Statistics:
+def combined(net: StitchableNet, measured: Statistics, choices: Mapping[int, ShareChoice], held_out: int) -> Statistics:
     """The statistics of all stitches after a choice; of stitches that were not measured, those that they have."""
     before = net.statistics
     values: dict[str, Tensor] = {}
@@ -96,7 +96,9 @@ def combined(net: StitchableNet, measured: Statistics, choices: Mapping[int, Cho
         values |= measured.mixed(net, stitches, share) if share else {}
     kept = {stitch for stitch, choice in choices.items() if choice.share is None}
     for group in before.groups if before is not None else ():
-        stitches = tuple(stitch for stitch in group.stitches if choices.get(stitch, Choice(None, 0.0)).share is None)
+        stitches = tuple(
+            stitch for stitch in group.stitches if choices.get(stitch, ShareChoice(None, 0.0)).share is None
+        )
         kept -= set(stitches)
         if before is not None and stitches:
             groups.append(StatisticsGroup(group.share, stitches))
@@ -106,7 +108,7 @@ def combined(net: StitchableNet, measured: Statistics, choices: Mapping[int, Cho
     return Statistics(net, values, groups, measured.samples, held_out)
 
 
-def tell_choices(statistics: Statistics, choices: Mapping[int, Choice]) -> None:
+def tell_choices(statistics: Statistics, choices: Mapping[int, ShareChoice]) -> None:
     """Logs which stitches normalize with how much of their own statistics, and what that brings."""
     changed = {stitch: choice for stitch, choice in choices.items() if choice.share is not None}
     gain = math.fsum(choice.gain for choice in changed.values()) / max(1, len(changed))

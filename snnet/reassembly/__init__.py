@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .build_reassembled import reassemble
     from .cka import linear_cka
     from .fit_joins import initialize_joins
-    from .join import Join
+    from .join_layer import JoinLayer
     from .legs_text import parse_legs
     from .line_table import LineRow, format_line, line_rows
     from .naswot import CodeScore, naswot_score
@@ -33,7 +33,7 @@ else:
             'build_reassembled': ['reassemble'],
             'cka': ['linear_cka'],
             'fit_joins': ['initialize_joins'],
-            'join': ['Join'],
+            'join_layer': ['JoinLayer'],
             'legs_text': ['parse_legs'],
             'line_table': ['LineRow', 'format_line', 'line_rows'],
             'naswot': ['CodeScore', 'naswot_score'],
@@ -54,7 +54,7 @@ __all__ = [
     'Assembly',
     'AssemblyTables',
     'CodeScore',
-    'Join',
+    'JoinLayer',
     'LineRow',
     'PUBLISHED_NETWORKS',
     'Partition',

@@ -13,7 +13,7 @@ from ..anchors.boundary import Boundary
 from ..anchors.flops import PartFlops, part_flops
 from ..errors import SnnetError
 from .block_flops import flops_without_prefix
-from .join import boundary_behind_join
+from .join_layer import boundary_behind_join
 from .new_head import new_head_costs
 from .partition import Partition
 from .similarity import Similarity

@@ -12,7 +12,7 @@ from ..errors import CannotStitch, SnnetError
 from ..saving.anchor_rows import MAX_CLASSES, AnchorRow, register_maker
 from ..stitching.stitch import Leg
 from ..utils.typed_json import TypedTable
-from .join import KINDS, MAX_STRIDE
+from .join_layer import KINDS, MAX_STRIDE
 from .legs_text import parse_legs, unknown_network
 from .reassembled import Reassembled
 from .reassembled_anchor import REASSEMBLED, ReassembledAnchor
@@ -48,7 +48,7 @@ def reassemble(
         head: 'own' (of the network of the last leg: it must run to its end, the number of classes must fit, and the
             prefix tokens that the head looks at must be there), 'new' (pooling and a linear layer), or 'auto': its own
             where that is possible.
-        joins: 'published' or 'plain', see `Join`.
+        joins: 'published' or 'plain', see `JoinLayer`.
         strides: of the joins between the legs; by default what the text of the legs says, or 1.
         resample: give every leg the grid that it has in its own network: average pooling makes a grid smaller, bilinear
             interpolation larger. Otherwise it runs on the grid that arrives (as in the published networks), which

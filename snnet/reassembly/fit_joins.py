@@ -20,7 +20,7 @@ from ..calibration.least_squares import LayerFit, Sums
 from ..errors import SnnetError
 from ..stitching.layout import feature_vectors
 from ..utils.modes import eval_mode
-from .join import SLOPE, Join
+from .join_layer import SLOPE, JoinLayer
 from .reassembled import Reassembled
 from .relayout import relayout
 
@@ -116,7 +116,7 @@ def _conversion(net: Reassembled, own: Anchor) -> Callable[[Tensor], Tensor]:
     return Renormalize(given, wanted).to(next(net.parameters()))
 
 
-def _rows(join: Join, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _rows(join: JoinLayer, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """What the map should take and give, one row per output cell, in float64.
 
     Returns:
@@ -134,7 +134,7 @@ def _rows(join: Join, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return x, target
 
 
-def _assign(join: Join, sums: Sums, index: int, ridge: float) -> LayerFit:
+def _assign(join: JoinLayer, sums: Sums, index: int, ridge: float) -> LayerFit:
     """Sets the parameters of a join to the solution."""
     weight, bias, fit = sums.solve(index, ridge)  # (E, D), (E,)
     linear: Any = join.map

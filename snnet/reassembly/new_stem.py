@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..anchors.boundary import Boundary
 from ..utils.batch_norm import SafeBatchNorm2d
-from .join import boundary_behind_join
+from .join_layer import boundary_behind_join
 from .relayout import relayout, relayout_flops
 
 

@@ -9,7 +9,7 @@ from ..data.datasets import DataSettings
 from .build_reassembled import HEADS, STEMS
 from .candidate import RANKS
 from .cka import ESTIMATORS
-from .join import KINDS
+from .join_layer import KINDS
 from .partition import SETS, STARTS
 from .zoo import SIZES
 

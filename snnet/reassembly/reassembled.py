@@ -17,7 +17,7 @@ from ..errors import SnnetError
 from ..net.create import create_stitchable_net, load_folder
 from ..stitching.stitch import Leg
 from ..utils.seeds import generator
-from .join import Join, boundary_behind_join
+from .join_layer import JoinLayer, boundary_behind_join
 from .leg_boundaries import leg_boundaries
 from .make_part import make_part
 from .new_head import NewHead
@@ -72,7 +72,7 @@ class Reassembled(nn.Module):
                 assert leg.start is not None
                 stride = self.strides[i - 1]
                 front, given = given, boundary_behind_join(given, part.boundaries[leg.start], resample, stride)
-                new_join = partial(Join, front, given, options['joins'], stride)
+                new_join = partial(JoinLayer, front, given, options['joins'], stride)
                 self.seams.append(make_part(new_join, like, generator(seed, 'seam', i - 1)))
             behind = leg_boundaries(leg, part, given)
             boundaries += [given, *behind]
@@ -91,7 +91,7 @@ class Reassembled(nn.Module):
         return {**config, **own, 'first_conv': tuple(first) if self.stem is None else 'stem.conv'}
 
     @property
-    def joins(self) -> list[Join]:
+    def joins(self) -> list[JoinLayer]:
         """The joins, in order; join i leads from leg i to leg i + 1."""
         return [self.join(i) for i in range(len(self.seams))]
 
@@ -101,10 +101,10 @@ class Reassembled(nn.Module):
         assert isinstance(found, Anchor)
         return found
 
-    def join(self, index: int) -> Join:
+    def join(self, index: int) -> JoinLayer:
         """The join behind a leg."""
         found = self.seams[index]
-        assert isinstance(found, Join)
+        assert isinstance(found, JoinLayer)
         return found
 
     def line(self) -> list[nn.Module]:

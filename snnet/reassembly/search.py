@@ -33,7 +33,7 @@ from .candidate import Candidate
 from .check_reassemble_settings import check_reassemble_settings
 from .dynamic_program import DynamicProgram
 from .fit_joins import initialize_joins
-from .join import join_costs
+from .join_layer import join_costs
 from .legs_text import parse_legs
 from .network_builder import NetworkBuilder
 from .new_head import new_head_costs

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from snnet.anchors.anchor import Boundary
 from snnet.net.compile_blocks import TensorDropPath
-from snnet.reassembly.join import Join, boundary_behind_join
+from snnet.reassembly.join_layer import JoinLayer, boundary_behind_join
 from snnet.reassembly.new_stem import NewStem
 from snnet.reassembly.relayout import relayout
 from snnet.stitching.stitch_layer import StitchLayer
@@ -105,7 +105,7 @@ def joins():
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize(('kind', 'front', 'end'), [*joins()], ids=str)
 def test_every_seam_has_the_gradient_of_its_equation(kind, front, end, training):
-    join = shake(Join(front, boundary_behind_join(front, end, resample=True), kind).double(), 1).train(training)
+    join = shake(JoinLayer(front, boundary_behind_join(front, end, resample=True), kind).double(), 1).train(training)
     assert_gradients_equal(join, elementary(join), features(front), TOLERANCE, inputs=False)
 
 

@@ -20,7 +20,7 @@ from snnet.evaluation.evaluate import evaluate
 from snnet.net.create import load_folder, load_zoo
 from snnet.reassembly.build_reassembled import reassemble
 from snnet.reassembly.fit_joins import initialize_joins
-from snnet.reassembly.join import Join, boundary_behind_join
+from snnet.reassembly.join_layer import JoinLayer, boundary_behind_join
 from snnet.reassembly.legs_text import network_names, parse_legs
 from snnet.reassembly.line_table import format_line, line_rows, module_names
 from snnet.reassembly.published_flops import count_published_flops
@@ -149,7 +149,7 @@ def test_the_layouts_of_features_are_converted_and_their_grids_resampled():
      ('NLC', 'NHWC', nn.LayerNorm), ('NHWC', 'NHWC', nn.LayerNorm), ('NLC', 'NLC', nn.LayerNorm)],
 )  # fmt: skip
 def test_a_published_join_is_norm_map_and_leaky_relu(front, end, norm):
-    join = Join(Boundary(5, (4, 4), front), Boundary(6, (4, 4), end))
+    join = JoinLayer(Boundary(5, (4, 4), front), Boundary(6, (4, 4), end))
     assert isinstance(join.norm, norm)
     assert sum(p.numel() for p in join.parameters()) == 2 * 5 + 5 * 6
     given, maps = Boundary(5, (4, 4), front), torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -257,7 +257,7 @@ def test_frozen_blocks_do_not_train_and_keep_their_statistics(options, trained):
 def test_it_is_a_line_whose_stages_are_runs_of_one_grid_and_width():
     anchor = snnet.as_anchor(network(PLANS['maps to windows to maps']))
     assert [len(stage.blocks) for stage in anchor.stages()] == [2, 2, 2, 2, 1, 6, 2]
-    assert [isinstance(stage.entry, Join) for stage in anchor.stages()] == [
+    assert [isinstance(stage.entry, JoinLayer) for stage in anchor.stages()] == [
         False,
         False,
         True,

@@ -36,7 +36,7 @@ def boundary_behind_join(front: Boundary, end: Boundary, resample: bool, stride:
     return replace(end, grid=grid, prefix=prefix)
 
 
-class Join(nn.Module):
+class JoinLayer(nn.Module):
     """Maps the features that a leg gives to those that the next leg takes.
 
     The features are resampled if the grids differ, then mapped, then laid out as the next leg needs them. The
