@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -173,7 +175,8 @@ def solutions_by_hand(net, layer, x):
 
 @every_net
 def test_a_shared_layer_is_fitted_to_all_its_joins_at_once(name):
-    net, x = shared_net(name), images(shared_net(name).input_size[1], 24)
+    net = copy.deepcopy(shared_net(name))
+    x = images(net.input_size[1], 24)
     before = {key: value.clone() for key, value in net.state_dict().items() if key.startswith('anchors')}
     fits = snnet.initialize(net, [x], samples=24)
     assert [fit.layer for fit in fits] == list(range(len(net.stitch_layers)))

@@ -311,7 +311,7 @@ def test_the_example_compares_ways_at_equal_epochs_and_draws_the_structure(tmp_p
         write_images(tmp_path / 'images' / split, 10, 4)
     monkeypatch.setitem(grow.NETWORKS, 'vgg', {**grow.NETWORKS['vgg'], 'epochs': 1, 'batch_size': 2})
     rows = [grow.run('vgg', way, 1, tmp_path, tmp_path) for way in ('plain', 'DyRep, every 10 steps')]
-    assert [len(row['changes']) for row in rows] == [0, 2]
+    assert [len(row['changes']) for row in rows] == [0, 1]  # after 10 of 20 steps; the last step changes nothing
     assert rows[0]['flops'] == 1
     assert 1.01 < rows[1]['flops'] < 1.5
     row = grow.table(rows).splitlines()[-1]
