@@ -22,6 +22,7 @@ FEW = [
 ]
 
 
+@pytest.mark.slow
 def test_a_campaign_of_few_kinds_finds_no_defect(tmp_path):
     report = tmp_path / 'faults.md'
     command = [sys.executable, '-m', 'tools.faults', '--folder', tmp_path, '--report', report, '--kinds', *FEW]

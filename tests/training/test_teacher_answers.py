@@ -43,7 +43,8 @@ FREE = {
     'stitches_per_step', 'stitch_rank', 'init_ridge', 'protect_anchors', 'compile', 'grad_accum_steps', 'unused_grads',
     'fused', 'grad_checkpointing', 'model_ema', 'model_ema_decay', 'checkpoint_steps', 'checkpoint_minutes',
     'checkpoint_keep', 'max_bad_images', 'recalibrate', 'max_skips', 'check_steps', 'timeout', 'grow_every',
-    'grow_score', 'grow_cut', 'grow_budget', 'grow_kinds', 'grow_where', 'grow_static',
+    'grow_every_epochs', 'grow_until', 'grow_score', 'grow_cut', 'grow_budget', 'grow_kinds', 'grow_where',
+    'grow_static',
 }  # fmt: skip
 """Settings that change neither the images of a step nor what a teacher says to them."""
 
