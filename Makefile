@@ -21,10 +21,9 @@ clean-demo:
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-# Everything: the slow tests too, other instruction sets, and every fault.
+# The slow tests too, and every fault.
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2
-	$(MAKE) numerics
 	$(MAKE) faults
 
 # Tests with a tolerance, with the vector instructions of other processors and with other numbers of threads.
