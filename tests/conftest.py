@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import re
+from functools import cache
 
 os.environ['HF_HUB_OFFLINE'] = '1'
 
@@ -15,10 +16,15 @@ torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '1')))
 _COMPARES = re.compile(r'assert_close|allclose|approx\(|distance\(|farthest\(|rounding\(')
 
 
+@cache
+def _compares(function):
+    return _COMPARES.search(inspect.getsource(function)) is not None
+
+
 def pytest_collection_modifyitems(items):
     """Marks the tests that compare numbers with a tolerance, so that they can run on other instruction sets alone."""
     for item in items:
-        if _COMPARES.search(inspect.getsource(item.function)):
+        if _compares(item.function):
             item.add_marker(pytest.mark.tolerance)
 
 

@@ -278,9 +278,10 @@ class StitchableNet(nn.Module):
             ForeignTable: no latency table holds here.
         """
         self._follow_costs()
-        table = None if latency_ms is None and memory is None else self.table_for(batch)
+        tables = self.known.tables  # of the weights that `_follow_costs` has just looked at
+        table = None if latency_ms is None and memory is None else tables.for_batch(batch, setup_of(self))
         limits = {'flops': flops, 'params': params, 'latency_ms': latency_ms, 'memory': memory}
-        return self.known.tables.choose(self.known.records, table, **limits)
+        return tables.choose(self.known.records, table, **limits)
 
     def select_for_budget(
         self,
