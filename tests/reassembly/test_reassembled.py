@@ -339,7 +339,7 @@ def test_a_net_of_several_anchors_and_foreign_images_are_refused_as_an_anchor(tm
     with pytest.raises(CannotStitch, match='made for images of 64x64, not 32x32'):
         load_folder(str(tmp_path / 'one'), img_size=32)
     snnet.create_stitchable_net('test_vit', pretrained=False, img_size=32).save_pretrained(tmp_path / 'vit')
-    with pytest.raises(SnnetError, match='no reassembled network'):
+    with pytest.raises(SnnetError, match='holds a VisionTransformer, not a reassembled network'):
         Reassembled.from_pretrained(tmp_path / 'vit')
 
 
