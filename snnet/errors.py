@@ -47,6 +47,10 @@ class NoWeights(SnnetError):
     """Weights that are missing, unreadable or made for another network."""
 
 
+class NoClassifier(NoWeights):
+    """Weights without a classifier where one is needed."""
+
+
 class LostRanks(SnnetError):
     """Another process of the run is gone or silent."""
 

@@ -12,7 +12,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from ..errors import NoWeights, SnnetError, reason_of
+from ..errors import NoClassifier, NoWeights, SnnetError, reason_of
 from .anchor import Anchor, Source
 from .names import HUB, LOCAL, NamedNetwork, resolve
 from .new_head import mark_new_head
@@ -34,6 +34,7 @@ def load_model(named: NamedNetwork, *, pretrained: bool, num_classes: int | None
 
     Raises:
         NoWeights: the weights cannot be had, cannot be read, or belong to another network.
+        NoClassifier: they hold no classifier, and `num_classes` asks for no new one.
         SnnetError: timm does not take one of the arguments.
     """
     args = {key: value for key, value in args.items() if value is not None}
@@ -154,7 +155,7 @@ def _load_headless(
 ) -> nn.Module:
     """The network with all weights but the classifier's from a file without one, as self-supervised training leaves."""
     if num_classes is None:
-        raise NoWeights(
+        raise NoClassifier(
             f'{named.file} holds no classifier for {named.name} ({", ".join(_classifiers(named))}): '
             f'give num_classes= (--num-classes) for a new one'
         )

@@ -91,7 +91,8 @@ def read_yaml(path: Path, kind: type, recipe: bool = False) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        kind: dataclass of settings.
+        kind: dataclass of settings. A class attribute `noted` names keys that a program adds to its own file beside
+            the settings; they are left out.
         recipe: whether the file may name a recipe.
 
     Raises:
@@ -105,6 +106,7 @@ def read_yaml(path: Path, kind: type, recipe: bool = False) -> dict[str, Any]:
         raise SnnetError(f'config {path} is not valid YAML: {" ".join(str(error).split())}') from None
     if not isinstance(values, dict):
         raise SnnetError(f'config {path} is not a table of settings')
+    values = {key: value for key, value in values.items() if key not in getattr(kind, 'noted', ())}
     try:
         values = flattened(kind, values)
     except SnnetError as error:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..anchors.names import resolve, weights_file, without_file
 from ..anchors.new_head import has_new_head
 from ..anchors.weights import load_model
-from ..errors import SnnetError, reason_of
+from ..errors import NoClassifier, SnnetError, reason_of
 from ..net.stitchable_net import StitchableNet
 from ..utils.digest import digest_of_tensors
 from ..utils.files import sha256
@@ -86,7 +86,10 @@ def teacher_maker(name: str, net: StitchableNet) -> Callable[[], Teacher]:
     copy = largest.duplicate().cpu() if name == LARGEST else None
 
     def make() -> Teacher:
-        model: Any = load_model(resolve(name), pretrained=True) if copy is None else copy
+        try:
+            model: Any = load_model(resolve(name), pretrained=True) if copy is None else copy
+        except NoClassifier:
+            raise SnnetError(_other_classes(name, 0, classes)) from None
         config = resolve_data_config(model=model, verbose=False) if copy is None else student
         if model.num_classes != classes:
             raise SnnetError(_other_classes(name, model.num_classes, classes))
@@ -111,9 +114,10 @@ def _classes_of_weights(name: str) -> int | None:
 
 
 def _other_classes(name: str, known: int, classes: int) -> str:
+    has = f'{known} classes, but the anchors have {classes}' if known else 'no classifier, so it cannot answer'
+    these = 'these' if known else str(classes)
     return (
-        f'teacher {name} has {known} classes, but the anchors have {classes}: name a teacher of these classes as '
-        f'NAME=FILE, or train with --teacher none'
+        f'teacher {name} has {has}: name a teacher of {these} classes as NAME=FILE, or train with --teacher none'
     )
 
 

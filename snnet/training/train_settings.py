@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..config.process import SeedSettings
 from ..config.sections import option, section
@@ -24,7 +25,13 @@ from .weight_average import AverageSettings
 
 @dataclass
 class TrainSettings:
-    """Settings of train.py; names and meanings are timm's wherever timm has them."""
+    """Settings of train.py; names and meanings are timm's wherever timm has them.
+
+    Attributes:
+        noted: what `config.yaml` of a run holds beside the settings (`RunFolder.note_settings`).
+    """
+
+    noted: ClassVar[tuple[str, ...]] = ('world',)
 
     output: str = option('output/train', 'folder for checkpoints, logs and the net', free=True)
     resume: bool = option(True, 'continue the run in the output folder, if it holds one', free=True)

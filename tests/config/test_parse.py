@@ -7,9 +7,10 @@ import yaml
 
 from snnet import SnnetError
 from snnet.config.parse import parse, to_yaml
-from snnet.config.sections import from_flat, options_of, to_flat
+from snnet.config.sections import from_flat, options_of, to_flat, with_changes
 from snnet.evaluation.eval_settings import EvalSettings
 from snnet.training.recipes import RECIPES
+from snnet.training.run_folder import RunFolder
 from snnet.training.train_settings import TrainSettings
 
 CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.yaml'))
@@ -44,6 +45,13 @@ def test_a_wrong_key_or_value_in_a_file_is_one_sentence_that_names_it(tmp_path, 
     with pytest.raises(SnnetError, match='(?s)' + hint) as error:
         parsed(tmp_path, text)
     assert '\n' not in str(error.value)
+
+
+def test_the_file_that_a_run_wrote_is_a_config(tmp_path):
+    settings = parsed(tmp_path, 'lr: 1e-3\nanchors: a,b\n')
+    RunFolder(with_changes(settings, output=str(tmp_path / 'run')), 2).note_settings()
+    again = parse(TrainSettings, ['--config', str(tmp_path / 'run' / 'config.yaml'), '--epochs', '9'])
+    assert to_flat(again) == to_flat(settings) | {'output': str(tmp_path / 'run'), 'epochs': 9}
 
 
 @pytest.mark.parametrize('text', ['anchors: [a, b=w.pth]', 'anchors:\n- a\n- b=w.pth\n', 'anchors: a,b=w.pth'])

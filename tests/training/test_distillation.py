@@ -162,6 +162,14 @@ def test_any_timm_network_teaches_but_not_one_of_other_classes(net, tmp_path):
         teacher_maker(f'test_resnet={tmp_path}/9.safetensors', net)()
 
 
+@pytest.mark.parametrize('prefix', ['', 'module.encoder_q.'])
+def test_a_teacher_without_a_classifier_is_refused_with_what_helps(net, tmp_path, prefix):
+    weights = timm.create_model('test_resnet', num_classes=0).state_dict()
+    save_file({prefix + name: tensor for name, tensor in weights.items()}, tmp_path / 'headless.safetensors')
+    with pytest.raises(SnnetError, match='has no classifier, so it cannot answer: .* of 7 classes .*--teacher none'):
+        teacher_maker(f'test_resnet={tmp_path}/headless.safetensors', net)()
+
+
 def test_a_teacher_for_images_of_another_size_is_refused(net, tmp_path):
     save_file(timm.create_model('levit_128s', num_classes=7).state_dict(), tmp_path / 'levit.safetensors')
     with pytest.raises(SnnetError, match='teacher levit_128s.* does not take the images of 3x32x32'):

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from snnet.training.signals import StopRequest
+
 PATIENCE = 120.0
 """Seconds after which a pause ends by itself, so that no process outlives its observer for long."""
 
@@ -71,6 +73,15 @@ def _pause(fault: Fault, context: Any) -> Any:
     """Waits until the outside has done what it wants to do."""
     go, end = Path(f'{fault.marker}.go'), time.monotonic() + PATIENCE
     while not go.exists() and time.monotonic() < end:
+        time.sleep(0.002)
+    return context
+
+
+def _await_signal(fault: Fault, context: Any) -> Any:
+    """As `_pause`, and until a signal that asks the run to stop has come: torchrun passes it on after a while."""
+    _pause(fault, context)
+    request, end = getattr(signal.getsignal(signal.SIGTERM), '__self__', None), time.monotonic() + PATIENCE
+    while isinstance(request, StopRequest) and request.received is None and time.monotonic() < end:
         time.sleep(0.002)
     return context
 
@@ -133,6 +144,7 @@ def _nan_moment(fault: Fault, context: Any) -> Any:
 
 ACTIONS: dict[str, Callable[[Fault, Any], Any]] = {
     'pause': _pause,
+    'await signal': _await_signal,
     'hang': _hang,
     'crash': _crash,
     'kill': _kill,

@@ -95,7 +95,7 @@ def terminate_real_torchrun(lab: Lab) -> str:
 
 
 def _stop_torchrun(lab: Lab, workers: int, program: bool = False) -> str:
-    marker = lab.fault(lab.random.choice(POINTS), 'pause', rank=0, at=lab.random.randrange(STEPS - 1))
+    marker = lab.fault(lab.random.choice(POINTS), 'await signal', rank=0, at=lab.random.randrange(STEPS - 1))
     run = lab.train(2, restarts=3, program=program, workers=workers)
     run.reached(marker)
     run.signal(signal.SIGTERM)
