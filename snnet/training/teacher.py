@@ -116,9 +116,7 @@ def _classes_of_weights(name: str) -> int | None:
 def _other_classes(name: str, known: int, classes: int) -> str:
     has = f'{known} classes, but the anchors have {classes}' if known else 'no classifier, so it cannot answer'
     these = 'these' if known else str(classes)
-    return (
-        f'teacher {name} has {has}: name a teacher of {these} classes as NAME=FILE, or train with --teacher none'
-    )
+    return f'teacher {name} has {has}: name a teacher of {these} classes as NAME=FILE, or train with --teacher none'
 
 
 def teacher_identity(name: str, net: StitchableNet) -> tuple[str, str | None]:
