@@ -1,6 +1,7 @@
 """Evaluates every stitch of a saved net in one pass over the images and draws accuracy over FLOPs.
 
 python eval_stitches.py output/train/net --data-dir /imagenet
+python eval_stitches.py published_checkpoint.pth --data-dir /imagenet --stitches 0-2 --confusion 2
 torchrun --nproc_per_node=8 eval_stitches.py output/train/net --data-dir /imagenet --amp
 """
 
@@ -26,7 +27,7 @@ def main() -> int:
     if os.environ.get('RANK', '0') == '0':
         print(frontier_table(net.records))
         print(best_against_anchor(net.records, read_hits(output / HITS)) or 'no stitch to compare with an anchor')
-        print('wrote', output / 'stitches.jsonl')
+        print('wrote', output / 'stitches.jsonl', *sorted(output.glob('c*.csv')))
         try:
             print('wrote', *draw_curve(net.records, output / 'curve', net.title))
         except MissingExtra as error:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 COSTS = ('flops', 'params', 'latency_ms', 'memory')
 """Names of the costs that a budget can limit, in the order in which ties are broken."""
+RESULTS = ('top1', 'top5', 'loss', 'n', 'mean_per_class')
+"""What evaluation finds out about a stitch, which holds for its weights alone."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Record:
         anchor: whether the stitch is an anchor itself.
         recalibrated: share of its own BatchNorm statistics that the stitch normalizes with, 0 if they did not help;
             None if it was not recalibrated.
+        mean_per_class: mean over the classes of the accuracy within each, in percent; equal to `top1` where every class
+            has as many images.
     """
 
     stitch: int
@@ -40,6 +44,7 @@ class Record:
     n: int | None = None
     anchor: bool = False
     recalibrated: float | None = None
+    mean_per_class: float | None = None
 
 
 def accuracy(record: Record) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..budget.record import Record
+from ..budget.record import RESULTS, Record
 from ..errors import SnnetError
 from ..net.batchnorm import Statistics, StatisticsGroup, batch_norms
 from ..net.part_tree import build_part_tree
@@ -121,7 +121,7 @@ def recalibrate(
 def _keep_accuracies(net: StitchableNet, records: Sequence[Record], changed: Iterable[int]) -> None:
     """Keeps the accuracies of stitches that run as before, and takes away those of the others."""
     lost = set(changed)
-    unknown: dict[str, Any] = {'top1': None, 'top5': None, 'loss': None, 'n': None}
+    unknown: dict[str, Any] = dict.fromkeys(RESULTS)
     net.records = [
         replace(before, recalibrated=now.recalibrated, **(unknown if now.stitch in lost else {}))
         for before, now in zip(records, net.records, strict=True)

@@ -86,5 +86,12 @@ def classes_of(dataset: Any) -> int | None:
     return len(set(table.values())) if table else None
 
 
+def class_names(dataset: Any, classes: int) -> list[str]:
+    """The names of so many classes, by number; the number itself where the data set does not name a class."""
+    table = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or {}
+    names = {index: str(name) for name, index in table.items()}
+    return [names.get(i, str(i)) for i in range(classes)]
+
+
 def _place(data: DataSettings) -> str:
     return f"'{data.data_dir}'" if data.dataset in FOLDER_NAMES else f"'{data.dataset}' in '{data.data_dir}'"

@@ -14,13 +14,16 @@ from ..data.transforms import PreprocessingSettings
 class EvalSettings:
     """Settings of eval_stitches.py."""
 
-    net: str = option('', 'folder of a saved net, or its id on the Hub: OWNER/NAME or OWNER/NAME@REVISION')
+    net: str = option(
+        '', 'folder of a saved net, its id on the Hub (OWNER/NAME or OWNER/NAME@REVISION), or a published checkpoint'
+    )
     output: str = option(
-        '', 'folder for results (default: evaluation, in the folder of the net; output/evaluation/OWNER/NAME)'
+        '', 'folder for results (default: evaluation, in the folder of the net; output/evaluation/OWNER/NAME or FILE)'
     )
     overwrite: bool = option(False, 'discard results in the output folder instead of resuming')
     val_split: str = option('validation', 'name of the split to evaluate')
     stitches: str = option('', "ids to evaluate, such as '0-2,24' (default: all)")
+    confusion: int | None = option(None, 'id of a stitch: also write which classes it takes for which')
     images: int | None = option(None, 'number of images to evaluate, evenly spread (default: all)')
     recalibrate: int = option(
         0,

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..budget.record import Record
+from ..budget.record import RESULTS, Record
 from ..config.sections import check_ranges
 from ..data.clean_images import clean_loader
-from ..data.datasets import open_dataset
+from ..data.datasets import class_names, open_dataset
 from ..errors import SnnetError
 from ..net.compile_blocks import compile_blocks, warm_up
+from ..net.open_net import open_net
 from ..net.pretrained import write_preprocessing, write_records
 from ..net.shared_prefixes import all_logits
 from ..net.stitchable_net import StitchableNet
@@ -34,12 +35,11 @@ from ..utils.plugins import import_plugins
 from ..utils.progress import Progress
 from .eval_settings import EvalSettings
 from .held_out import refuse_training_images
-from .hits import HITS, Tally, read_hits, score, write_hits
+from .hits import HITS, Tally, note_answers, read_hits, read_targets, score, write_hits
+from .per_class import CLASSES, write_classes, write_confusion
 from .prepare_statistics import prepare_statistics
 
 _log = logging.getLogger(__name__)
-RESULTS = ('top1', 'top5', 'loss', 'n')
-"""What evaluation finds out about a stitch."""
 _SUFFIX_BATCH = 512
 """On a GPU, small batches of several stitches are merged up to so many images: larger ones fill it anyway."""
 
@@ -48,9 +48,10 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
     """Evaluates the stitches of a saved net; returns the net with its records and the folder of the results.
 
     The output folder receives `stitches.jsonl` (a JSON object per stitch), `hits.safetensors` (a bit per image and
-    stitch) and, during the pass, `progress.safetensors`: an evaluation that was stopped at any point is resumed there
-    and ends with the same results. The accuracies are also put into the net's config.json, and so are the statistics of
-    BatchNorm where they are recalibrated first (`recalibrate` in the settings).
+    stitch), `classes.csv` (accuracy of every class) and, during the pass, `progress.safetensors`: an evaluation that
+    was stopped at any point is resumed there and ends with the same results. The accuracies are also put into the net's
+    config.json, and so are the statistics of BatchNorm where they are recalibrated first (`recalibrate` in the
+    settings).
 
     Raises:
         SnnetError: with a sentence that says what was asked and what is possible.
@@ -60,14 +61,9 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
     import_plugins(settings.plugin)
     with ranks(settings.compute.device) as group:
         set_up_logging(quiet=not group.first)
-        folder, own = locate(settings.net), Path(settings.net).is_dir()  # the cache of the Hub is not ours to change
-        if settings.recalibrate > 0 and not own:
-            raise SnnetError(
-                f'recalibrated statistics are kept in the folder of the net, but {settings.net} is on the Hub: '
-                f'fetch it first (hf download {settings.net} --local-dir FOLDER)'
-            )
+        folder, own = _place_of(settings), Path(settings.net).is_dir()  # the cache of the Hub is not ours to change
         settings = replace(settings, net=str(folder), output=settings.output or _output(settings.net))
-        net = StitchableNet.from_pretrained(folder).to(group.device)
+        net = open_net(folder).to(group.device)
         net.preprocessing = {**net.preprocessing, **preprocessing}
         output = Path(settings.output)
         evaluation = Evaluation(settings, net, output, group)  # first, because it refuses bad settings
@@ -83,9 +79,21 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
         return net, output
 
 
+def _place_of(settings: EvalSettings) -> Path:
+    """The folder of a saved net, or the file of a published one."""
+    net = settings.net
+    if settings.recalibrate > 0 and not Path(net).is_dir():
+        fetch = f'fetch it first (hf download {net} --local-dir FOLDER)'
+        where, remedy = ('a file', 'save it as a folder first') if Path(net).is_file() else ('on the Hub', fetch)
+        raise SnnetError(f'recalibrated statistics are kept in the folder of the net, but {net} is {where}: {remedy}')
+    return Path(net) if Path(net).is_file() else locate(net)
+
+
 def _output(net: str) -> str:
-    """Where results go by default: into the folder of the net, or for a net on the Hub into output/evaluation."""
-    return str(Path(net) / 'evaluation' if Path(net).is_dir() else Path('output') / 'evaluation' / net)
+    """Where results go by default: into the folder of the net, or for others into output/evaluation."""
+    if Path(net).is_dir():
+        return str(Path(net) / 'evaluation')
+    return str(Path('output') / 'evaluation' / (Path(net).stem if Path(net).is_file() else net))
 
 
 class Evaluation:
@@ -104,6 +112,8 @@ class Evaluation:
         self.suffix_batch = default if settings.suffix_batch is None else settings.suffix_batch
         self.autocast = settings.compute.autocast(ranks.device)
         self.wanted = parse_ids(settings.stitches, len(net.stitches))
+        if settings.confusion is not None:
+            self.wanted = sorted({*self.wanted, net.checked(settings.confusion)})
         self.dataset = open_dataset(settings.data, settings.val_split, net)
         refuse_training_images(settings.data, settings.val_split, self.dataset, Path(settings.net))
         self.indices = spread(len(self.dataset), settings.images)  # type: ignore[arg-type]  # a Dataset with a length
@@ -114,7 +124,7 @@ class Evaluation:
     def run(self) -> None:
         """Evaluates what is missing and puts what the results file then holds into the net's records."""
         rows = self._earlier_results()
-        todo = [stitch for stitch in self.wanted if stitch not in rows]
+        todo = [stitch for stitch in self.wanted if stitch not in rows or stitch == self.settings.confusion]
         if todo:
             tally = self._pass(todo)
             for record in tally.records(self.net.records):
@@ -122,21 +132,36 @@ class Evaluation:
             if self.ranks.first:
                 hits = {stitch: row for stitch, row in read_hits(self.hits, self.fingerprint).items() if stitch in rows}
                 hits.update(zip(tally.stitches, tally.hits.numpy(), strict=True))
-                write_hits(self.hits, hits, self.fingerprint)
+                write_hits(self.hits, hits, self.fingerprint, tally.targets.numpy())
+                self._write_confusion(tally)
                 self.lines.rewrite([rows[stitch] for stitch in sorted(rows)])
         if self.ranks.first:
+            self._write_classes()
             self.partial.unlink(missing_ok=True)
         nothing = dict.fromkeys(RESULTS)
         for record in self.net.records:
             row = rows.get(record.stitch, nothing)
-            self.net.records[record.stitch] = replace(record, **{name: row[name] for name in RESULTS})
+            self.net.records[record.stitch] = replace(record, **{name: row.get(name) for name in RESULTS})
         self.ranks.barrier()
+
+    def _write_classes(self) -> None:
+        """Writes the accuracy of every class, unless results of an earlier version do not tell the classes."""
+        targets = read_targets(self.hits, self.fingerprint)
+        if targets is not None:
+            names = class_names(self.dataset, self.net.num_classes)
+            write_classes(self.output / CLASSES, read_hits(self.hits, self.fingerprint), targets, names)
+
+    def _write_confusion(self, tally: Tally) -> None:
+        if tally.confused is not None:
+            path = self.output / f'confusion-{tally.confused}.csv'
+            names = class_names(self.dataset, self.net.num_classes)
+            write_confusion(path, tally.answers.numpy(), tally.targets.numpy(), names)
 
     @torch.inference_mode()
     def _pass(self, todo: list[int]) -> Tally:
         """Runs the stitches over the images; each rank takes one batch of every window, and none is padded."""
         batch, total = self.settings.data.batch_size, len(self.indices)
-        tally = Tally(todo, total)
+        tally = Tally(todo, total, self.settings.confusion)
         tally.take_up(self.partial, self.fingerprint)
         done = tally.done
         _log.info('evaluating %d stitches on %d images, %d of them done', len(todo), total, done)
@@ -166,10 +191,13 @@ class Evaluation:
         """Puts a batch of this rank into its place in the scores of a window."""
         images, targets = (x.to(self.ranks.device) for x in batch)
         first = self.settings.data.batch_size * self.ranks.rank
-        row = {stitch: i for i, stitch in enumerate(todo)}
+        row, answers = {stitch: i for i, stitch in enumerate(todo)}, None
         for count, (stitch, logits) in enumerate(all_logits(self.net, images, todo, self.suffix_batch), start=1):
             score(logits, targets, scores[row[stitch]], first)
+            if stitch == self.settings.confusion:
+                answers = logits.argmax(dim=1)
             progress.update(0, f'{count} of {len(todo)} stitches of a batch')
+        note_answers(targets, answers, scores, first)
 
     def _earlier_results(self) -> dict[int, dict[str, Any]]:
         """Results in the output folder; refuses those of other weights or images."""
@@ -202,7 +230,8 @@ class Evaluation:
         precision = (compute.amp_dtype if compute.amp else 'float32', compute.compile)
         held = self.net.statistics
         statistics = held.digest() if held is not None and held.values else None
-        weights, split = sha256(Path(self.settings.net) / WEIGHTS), self.settings.val_split
+        place, split = Path(self.settings.net), self.settings.val_split
+        weights = sha256(place if place.is_file() else place / WEIGHTS)
         changed = [self.net.preprocessing] if self.net.preprocessing else []
         facts = (weights, statistics, names, split, list(self.indices), precision, *changed)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -18,12 +18,15 @@ from torch.nn import functional as F
 
 from ..budget.record import Record
 from ..utils.files import write_atomically, write_tensors
+from .per_class import mean_per_class
 
 HITS = 'hits.safetensors'
 """File with one bit per image and stitch, beside the results: 444 kB for 71 stitches and 50,000 images."""
 
 _SUMS = 4
 """Columns before those of the images: right answers, right ones among the best five, loss, images."""
+_ROWS = 2
+"""Rows behind those of the stitches, with a column per image: its class, and the answer of the confused stitch."""
 
 
 def score(logits: Tensor, targets: Tensor, row: Tensor, first: int) -> None:
@@ -42,63 +45,97 @@ def score(logits: Tensor, targets: Tensor, row: Tensor, first: int) -> None:
     row[_SUMS + first : _SUMS + first + len(targets)] = best[:, 0]
 
 
+def note_answers(targets: Tensor, answers: Tensor | None, window: Tensor, first: int) -> None:
+    """Puts the classes of a batch into a window, and the answers of the stitch whose confusion was asked for.
+
+    Args:
+        targets: classes (N,).
+        answers: classes that the stitch takes for the most likely (N,), if one was asked for.
+        window: see `Tally.window`.
+        first: place of the batch among the images of the window.
+    """
+    place = slice(_SUMS + first, _SUMS + first + len(targets))
+    window[-2, place] = targets.to(window.dtype)
+    if answers is not None:
+        window[-1, place] = answers.to(window.dtype)
+
+
 class Tally:
     """What is known of some stitches after the first `done` images.
 
     Args:
         stitches: ids.
         images: how many there are in all.
+        confused: the stitch whose answers are kept, if any.
+
+    Attributes:
+        targets: classes of the images so far (images,).
+        answers: of the confused stitch to them (images,).
     """
 
-    def __init__(self, stitches: Sequence[int], images: int) -> None:
-        self.stitches, self.images, self.done = list(stitches), images, 0
+    def __init__(self, stitches: Sequence[int], images: int, confused: int | None = None) -> None:
+        self.stitches, self.images, self.done, self.confused = list(stitches), images, 0, confused
         self.sums = torch.zeros(len(self.stitches), _SUMS, dtype=torch.float64)
         self.hits = torch.zeros(len(self.stitches), images, dtype=torch.bool)
+        self.targets, self.answers = (torch.zeros(images, dtype=torch.int64) for _ in range(2))
 
     def window(self, width: int, device: torch.device) -> Tensor:
         """An empty window of the next `width` images: a row per stitch, with sums and then a column per image.
 
-        Its numbers add up over ranks; adding windows rather than ranks makes the sums the same after a resumption.
+        Two more rows hold the classes and the answers of the confused stitch. Its numbers add up over ranks; adding
+        windows rather than ranks makes the sums the same after a resumption.
         """
-        return torch.zeros(len(self.stitches), _SUMS + width, dtype=torch.float64, device=device)
+        return torch.zeros(len(self.stitches) + _ROWS, _SUMS + width, dtype=torch.float64, device=device)
 
     def add(self, window: Tensor) -> None:
         """Adds a window, summed over all ranks."""
-        sums, hits = window.cpu().tensor_split([_SUMS], dim=1)
-        self.sums += sums
-        self.hits[:, self.done : self.done + hits.shape[1]] = hits > 0
-        self.done += hits.shape[1]
+        sums, images = window.cpu().tensor_split([_SUMS], dim=1)
+        place = slice(self.done, self.done + images.shape[1])
+        self.sums += sums[:-_ROWS]
+        self.hits[:, place] = images[:-_ROWS] > 0
+        self.targets[place], self.answers[place] = images[-2].long(), images[-1].long()
+        self.done += images.shape[1]
 
     def records(self, records: Sequence[Record]) -> list[Record]:
-        """The records of the tallied stitches with top-1, top-5, loss and the number of images."""
+        """The records of the tallied stitches with all results."""
         found = []
-        for stitch, (top1, top5, loss, n) in zip(self.stitches, self.sums.tolist(), strict=True):
-            found.append(replace(records[stitch], top1=100 * top1 / n, top5=100 * top5 / n, loss=loss / n, n=int(n)))
+        for stitch, sums, hits in zip(self.stitches, self.sums.tolist(), self.hits.numpy(), strict=True):
+            top1, top5, loss, n = sums
+            record = replace(records[stitch], top1=100 * top1 / n, top5=100 * top5 / n, loss=loss / n, n=int(n))
+            found.append(replace(record, mean_per_class=mean_per_class(hits, self.targets.numpy())))
         return found
 
     def save(self, path: Path, of: str) -> None:
         """Writes the state, whole or not at all; `of` identifies what it belongs to."""
-        tensors = {'sums': self.sums, 'hits': pack(self.hits.numpy())}
-        _write(path, tensors, {'of': of, 'stitches': self.stitches, 'done': self.done})
+        tensors = {'sums': self.sums, 'hits': pack(self.hits.numpy()), 'targets': self.targets, 'answers': self.answers}
+        _write(path, tensors, {**self._identity(of), 'done': self.done})
 
     def take_up(self, path: Path, of: str) -> None:
         """Loads the state of an interrupted pass over the same stitches and images; without one, nothing happens."""
         about, tensors = _read(path)
-        if about.get('of') == of and about['stitches'] == self.stitches:
+        if about and self._identity(of).items() <= about.items():
             self.sums, self.done = tensors['sums'], about['done']
             self.hits = torch.from_numpy(unpack(tensors['hits'], self.images))
+            self.targets, self.answers = tensors['targets'], tensors['answers']
+
+    def _identity(self, of: str) -> dict[str, Any]:
+        """What a file must say for its state to be this pass's; earlier versions kept no classes."""
+        return {'of': of, 'stitches': self.stitches, 'confused': self.confused}
 
 
-def write_hits(path: Path, hits: Mapping[int, np.ndarray], of: str) -> None:
+def write_hits(path: Path, hits: Mapping[int, np.ndarray], of: str, targets: np.ndarray | None = None) -> None:
     """Writes one bit per image and stitch, whole or not at all.
 
     Args:
         path: of the file.
         hits: of each stitch, whether it is right (images,).
         of: identifies what the hits belong to.
+        targets: classes of the images (images,), which `read_targets` finds again.
     """
     ids = sorted(hits)
     tensors = {'stitches': torch.tensor(ids), 'hits': pack(np.stack([hits[stitch] for stitch in ids]))}
+    if targets is not None:
+        tensors['targets'] = torch.from_numpy(targets)
     _write(path, tensors, {'of': of, 'images': len(hits[ids[0]])})
 
 
@@ -113,6 +150,19 @@ def read_hits(path: Path, of: str | None = None) -> dict[int, np.ndarray]:
     if not about or (of is not None and about['of'] != of):
         return {}
     return dict(zip(tensors['stitches'].tolist(), unpack(tensors['hits'], about['images']), strict=True))
+
+
+def read_targets(path: Path, of: str | None = None) -> np.ndarray | None:
+    """Classes of the images (images,); None where the file does not hold them or belongs to other results.
+
+    Args:
+        path: of the file.
+        of: what the hits must belong to; anything where None.
+    """
+    about, tensors = _read(path)
+    if 'targets' not in tensors or (of is not None and about['of'] != of):
+        return None
+    return np.asarray(tensors['targets'])
 
 
 @dataclass(frozen=True)

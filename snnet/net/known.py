@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..budget.latency_table import LatencyTable
-from ..budget.record import Record
+from ..budget.record import RESULTS, Record
 from ..budget.tables_at_hand import TablesAtHand
 from ..errors import ForeignTable
 from ..reparam.structure import refresh_anchors
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
-_ACCURACY: dict[str, Any] = {'top1': None, 'top5': None, 'loss': None, 'n': None}
+_ACCURACY: dict[str, Any] = dict.fromkeys(RESULTS)
 
 
 class Known:

@@ -141,7 +141,7 @@ def test_an_interrupted_pass_goes_on_where_it_was_and_gives_the_same(saved, tmp_
 
 
 def same_results(first, second):
-    names = {'stitches.jsonl', 'hits.safetensors'}
+    names = {'stitches.jsonl', 'hits.safetensors', 'classes.csv'}
     assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()} == names
     return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
@@ -151,7 +151,7 @@ def test_a_kill_at_any_file_loses_nothing_and_changes_no_byte(saved, tmp_path, m
     options = {'stitches': '0-1', 'batch_size': 5}
     evaluate(eval_settings(saved, output=str(tmp_path / 'whole'), **options))
     replace_file, killed = os.replace, []
-    for number in range(6):  # two batches, hits, lines, the net's config.json; then nothing is left to kill
+    for number in range(7):  # two batches, hits, lines, classes, the net's config.json; then nothing is left to kill
         settings = eval_settings(saved, output=str(tmp_path / str(number)), **options)
         written = []
 
@@ -171,7 +171,7 @@ def test_a_kill_at_any_file_loses_nothing_and_changes_no_byte(saved, tmp_path, m
                 killed.append(written[-1])
         evaluate(settings)
         assert same_results(tmp_path / str(number), tmp_path / 'whole')
-    assert killed == [*['progress.safetensors'] * 2, 'hits.safetensors', 'stitches.jsonl', 'config.json']
+    assert killed == [*['progress.safetensors'] * 2, 'hits.safetensors', 'stitches.jsonl', 'classes.csv', 'config.json']
 
 
 def test_a_torn_line_is_evaluated_again_and_only_it(saved, tmp_path, monkeypatch):
