@@ -22,10 +22,13 @@ def _compares(function):
 
 
 def pytest_collection_modifyitems(items):
-    """Marks the tests that compare numbers with a tolerance, so that they can run on other instruction sets alone."""
+    """Marks the tests that compare numbers with a tolerance, and the slow cases of sweeps."""
     for item in items:
         if _compares(item.function):
             item.add_marker(pytest.mark.tolerance)
+        quick = item.get_closest_marker('quick')
+        if quick and item.callspec.id not in quick.args:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..anchors.anchor import Anchor
 from ..errors import SnnetError, reason_of
 from ..reparam import expect_biases
+from ..utils.skip_random_weights import SkipRandomWeights
 from .anchor_rows import AnchorRow, describe_anchor, is_made_by_timm
 from .tensor_files import refuse_misfits, with_aliases
 
@@ -91,7 +92,7 @@ def check_weights(row: AnchorRow, tensors: Mapping[str, Tensor], prefix: str, pa
 def build_on_meta(row: AnchorRow) -> Any:
     """timm's network without memory for its tensors; None where it can only be built with."""
     try:
-        with torch.device('meta'):
+        with torch.device('meta'), SkipRandomWeights():
             return row.build_model()
     except SnnetError:
         raise

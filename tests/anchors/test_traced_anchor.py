@@ -294,6 +294,7 @@ def test_a_traced_swin_is_the_adapters_swin():
     assert [(s.entry, list(s.blocks)) for s in ours.stages()] == [(s.entry, list(s.blocks)) for s in theirs.stages()]
 
 
+@pytest.mark.quick('deit_small_patch16_224-12', 'mixer_b16_224-12', 'mobilenetv2_100-16')
 @pytest.mark.parametrize(
     ('name', 'blocks'),
     [
@@ -411,6 +412,7 @@ def test_networks_without_adapter_are_known_by_name():
         load_anchor('crossvit_9_240', pretrained=False)
 
 
+@pytest.mark.quick('mobilenet')
 @pytest.mark.parametrize(
     ('small', 'large'),
     [(mobilenet, partial(mobilenet, 'mobilenetv2_050')), (pvt, partial(pvt, 12))],
@@ -434,6 +436,7 @@ def test_traced_networks_are_stitched(small, large, tmp_path):
         assert all(torch.allclose(net(x, stitch=i), y, atol=1e-5) for i, y in enumerate(expected))
 
 
+@pytest.mark.slow
 def test_a_net_of_traced_networks_is_saved_and_loaded(tmp_path):
     names = 'mobilenetv3_small_050,mobilenetv3_small_075'
     net = snnet.create_stitchable_net(names, pretrained=False, num_classes=7, img_size=64).eval()

@@ -271,6 +271,7 @@ def test_without_accuracies_the_dearest_in_latency_is_chosen_with_a_warning(net)
         assert net.select_for_budget(latency_ms=6.0) == 4
 
 
+@pytest.mark.slow
 def test_many_threads_choose_what_one_chooses(net):
     for batch in (1, 4):
         net.add_table(own(net, [batch * (1.0 + i) for i in range(7)], batch=batch))

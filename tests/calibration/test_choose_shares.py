@@ -41,6 +41,7 @@ def exact(plain):
     return net
 
 
+@pytest.mark.quick('0')
 @pytest.mark.parametrize('stitch', [0, 1, 4])
 def test_statistics_that_give_the_right_answers_are_kept_whole(plain, exact, stitch):
     classes = logits(exact, stitch, X).argmax(1)
@@ -53,6 +54,7 @@ def test_statistics_that_give_the_right_answers_are_kept_whole(plain, exact, sti
     assert net.records[stitch].recalibrated == 1
 
 
+@pytest.mark.quick('1')
 @pytest.mark.parametrize('stitch', [0, 1, 4])
 def test_a_stitch_that_is_right_already_keeps_its_outputs_bit_for_bit(plain, stitch):
     net = copy.deepcopy(plain)
@@ -72,6 +74,7 @@ def test_without_classes_the_largest_anchor_judges_and_so_never_changes(plain):
         assert after > before if share else after == before
 
 
+@pytest.mark.quick('0')
 @pytest.mark.parametrize('seed', range(3))
 def test_no_stitch_gets_fewer_held_out_images_right_whatever_the_classes(plain, seed):
     classes = torch.randint(0, 7, (48,), generator=torch.Generator().manual_seed(seed))
@@ -82,6 +85,7 @@ def test_no_stitch_gets_fewer_held_out_images_right_whatever_the_classes(plain, 
         assert gain > 0 if share else gain == 0
 
 
+@pytest.mark.slow
 def test_shares_of_classes_judge_like_the_classes_that_they_single_out(plain, exact):
     classes = logits(exact, 4, X).argmax(1)
     nets = [copy.deepcopy(plain), copy.deepcopy(plain)]
@@ -140,6 +144,7 @@ def test_a_mixture_lies_between_the_anchors_statistics_and_the_stitches_own(mixe
     torch.testing.assert_close(between, 0.7 * old.running_mean + 0.3 * new)
 
 
+@pytest.mark.slow
 def test_all_ranks_choose_the_same(plain, exact):
     classes = logits(exact, 4, X).argmax(1)
     alone = copy.deepcopy(plain)

@@ -19,6 +19,7 @@ def initialized(net, batches, **options):
     return layers_of(net), fits
 
 
+@pytest.mark.quick('sizes1')
 @pytest.mark.parametrize('sizes', [[24], [5, 19], [16, 8], [1] * 24])
 def test_it_does_not_matter_how_images_are_batched(sizes):
     net, x = family_net('vit'), images(32, 24)
@@ -28,6 +29,7 @@ def test_it_does_not_matter_how_images_are_batched(sizes):
     assert all(fit.rows % (24 * 17) == 0 for fit in fits)
 
 
+@pytest.mark.quick('17')
 @pytest.mark.parametrize('samples', [1, 7, 16, 17])
 def test_exactly_so_many_images_are_used_as_were_asked_for(samples):
     net = family_net('vit of other depth')
@@ -53,6 +55,7 @@ def test_batches_may_come_with_labels():
     assert torch.equal(initialized(net, [(x, torch.zeros(8))], samples=8)[0], expected)
 
 
+@pytest.mark.quick('joint')
 @pytest.mark.parametrize('method', ['joint', 'mean'])
 def test_ranks_that_add_their_sums_up_all_get_what_one_rank_gets(method):
     x = images(32, 20)
@@ -81,6 +84,7 @@ def test_ranks_that_add_their_sums_up_all_get_what_one_rank_gets(method):
     assert torch.equal(found[0][0], found[1][0])
 
 
+@pytest.mark.quick('nan-0-small', 'inf-1-large')
 @pytest.mark.parametrize(('which', 'name'), [(0, 'small'), (1, 'large')])
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
 def test_features_that_are_not_finite_are_refused_naming_the_anchor_and_change_nothing(which, name, bad):

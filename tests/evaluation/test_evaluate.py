@@ -146,6 +146,7 @@ def same_results(first, second):
     return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
+@pytest.mark.quick('True')
 @pytest.mark.parametrize('placed', [False, True])
 def test_a_kill_at_any_file_loses_nothing_and_changes_no_byte(saved, tmp_path, monkeypatch, placed):
     options = {'stitches': '0-1', 'batch_size': 5}

@@ -166,6 +166,7 @@ def command(folder: Path, *argv: object) -> None:
     run(parse(ExportSettings, [str(folder), *map(str, argv)], positional='folder'))
 
 
+@pytest.mark.slow
 def test_the_command_exports_the_choice_within_a_budget_beside_the_net(folder, capsys):
     net = snnet.StitchableNet.from_pretrained(folder)
     stitch = net.select_for_budget(net.records[1].flops)

@@ -51,6 +51,7 @@ def is_compiled(net: nn.Module) -> bool:
     return any(module._compiled_call_impl is not None for module in net.modules())
 
 
+@pytest.mark.quick('vit')
 @pytest.mark.parametrize('name', ['vit', 'maps to tokens'])
 def test_after_the_warm_up_no_stitch_and_no_batch_size_compiles_again(name):
     net = copy.deepcopy(shared_net(name))
@@ -64,6 +65,7 @@ def test_after_the_warm_up_no_stitch_and_no_batch_size_compiles_again(name):
     assert all(close(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.quick('resnet-eager-10')
 @pytest.mark.parametrize(('kind', 'backend', 'shapes'), [('vit', 'aot_eager', 2), ('resnet', 'eager', 10)])
 def test_training_makes_one_graph_a_shape_and_draws_the_bits_that_eager_draws(kind, backend, shapes):
     net = dropping(kind).train()
@@ -160,6 +162,7 @@ def single(kind: str) -> nn.Module:
     return makers[kind]().eval()
 
 
+@pytest.mark.quick('extracted stitch')
 @pytest.mark.parametrize('kind', ['swin', 'levit', 'extracted stitch'])
 def test_an_anchor_and_an_extracted_stitch_compile_too(kind):
     net = single(kind)

@@ -27,6 +27,7 @@ from snnet.net.official import _recognize
 from snnet.net.official_file import OfficialFile
 from snnet.net.official_names import names_today
 from snnet.net.official_space import window_space
+from snnet.utils.skip_random_weights import SkipRandomWeights
 from tests.helpers.families import images, levit, resnet, shake, swin, vit
 
 
@@ -268,6 +269,7 @@ def with_settings(state):
     }
 
 
+@pytest.mark.quick('deit', 'resnet', 'levit')
 @pytest.mark.parametrize('name', CASES)
 def test_every_stitch_of_a_published_file_computes_what_its_legs_do_by_hand(tmp_path, name):
     published = Published(name)
@@ -484,6 +486,7 @@ def test_the_paper_s_own_window_needs_no_words_on_twelve_blocks(tmp_path):
         load_official(tmp_path / 'x.pth', anchors, window=3, step=3)
 
 
+@pytest.mark.quick('False')
 @pytest.mark.parametrize('together', [True, False])
 def test_a_file_without_the_nearest_rule_has_a_pair_more(tmp_path, deit, together):
     """Whether the pair of the outer anchors comes last, or second as the first anchor's other one."""
@@ -620,7 +623,7 @@ REAL = {
 
 @pytest.mark.parametrize(('names', 'known'), REAL.items())
 def test_networks_of_the_paper_are_known_by_their_shapes(names, known):
-    with torch.device('meta'):
+    with torch.device('meta'), SkipRandomWeights():
         models = [timm.create_model(ALIASES[name], num_classes=11) for name in known]
         state = {f'anchors.{i}.{name}': value for i, m in enumerate(models) for name, value in names(m).items()}
     file = OfficialFile(Path('x.pth'), state, [names_today(names(model)) for model in models], {})
@@ -632,6 +635,7 @@ def test_networks_of_the_paper_are_known_by_their_shapes(names, known):
         }
 
 
+@pytest.mark.slow
 def test_a_levit_file_of_real_size_needs_no_names(tmp_path):
     models = [
         shake(timm.create_model(name, num_classes=10, distilled=d))

@@ -19,6 +19,7 @@ from tests.helpers.families import family_net, images, shared_net, three_vits
 SAVABLE = ['registers', 'deit-3', 'swin', 'resnet kin', 'convnext', 'regnet z', 'three legs', 'official']
 
 
+@pytest.mark.quick('swin', 'resnet kin', 'deit-3', 'registers', 'three legs', 'official', 'windows to maps')
 @pytest.mark.parametrize('name', [*SAVABLE, 'windows to maps'])
 def test_a_saved_net_comes_back_with_the_same_outputs_and_records(tmp_path, name):
     net = shared_net(name)

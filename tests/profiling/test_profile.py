@@ -171,6 +171,7 @@ def test_minutes_bound_the_run(net, clock, caplog):
     assert '57 of 57 latencies are less precise than usual' in caplog.text
 
 
+@pytest.mark.quick('0.0-False')
 @pytest.mark.parametrize(('minutes', 'all_of_them'), [(0.0, False), (1e6, True)])
 def test_auto_measures_all_where_time_allows(net, minutes, all_of_them):
     (table,) = profile(net, minutes=minutes, quiet=True)
@@ -198,6 +199,7 @@ def test_a_finished_table_is_loaded_with_the_net_and_not_measured_again(made, tm
     assert len(seen) >= LEAST_VISITS
 
 
+@pytest.mark.quick('options1-True')
 @pytest.mark.parametrize(
     ('options', 'killed'), [({'stitches': 'frontier'}, False), ({'stitches': [3, 7, 9], 'predict': False}, True)]
 )
@@ -368,6 +370,7 @@ def test_memory_is_that_of_own_tensors_and_of_the_features_that_a_call_holds_at_
         assert table.rows[i].memory == 4 * (own + batch * most)
 
 
+@pytest.mark.quick('vit', 'resnet', 'swin', 'levit', 'official', 'three legs')
 @pytest.mark.parametrize('name', [*FAMILIES, 'three legs', 'maps to tokens', 'official'])
 def test_own_bytes_are_those_of_the_extracted_stitch(name):
     net = shared_net(name)
@@ -392,6 +395,7 @@ def test_a_smaller_type_needs_less_memory(made):
     assert rows[0] / 2 <= rows[1] < 0.7 * rows[0]
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_measured_without_compiling_again(made):
     net = snnet.compile_blocks(copy.deepcopy(made), 'eager')
     (table,) = profile(net, batches=[2], stitches=[0, 9], predict=False, quiet=True)

@@ -84,6 +84,7 @@ def test_small_zoos_are_partitioned_as_by_brute_force(lengths, blocks, epsilon, 
     assert found.objective == pytest.approx(brute_force(similarity, blocks, sizes, epsilon, sets), abs=1e-9)
 
 
+@pytest.mark.quick('1-alternating-free', '0-alternating-stage')
 @pytest.mark.parametrize('sets', ['free', 'stage'])
 @pytest.mark.parametrize('method', ['alternating', 'published'])
 @pytest.mark.parametrize('seed', range(2))
@@ -168,6 +169,7 @@ def test_no_set_of_given_cuts_is_left_empty_or_without_its_center():
     assert found.objective == 8
 
 
+@pytest.mark.quick('0-stage', '0-free')
 @pytest.mark.parametrize('sets', ['free', 'stage'])
 @pytest.mark.parametrize('seed', range(2))
 def test_a_planted_zoo_is_partitioned_exactly(sets, seed):

@@ -202,6 +202,7 @@ def test_tables_hold_the_costs_of_real_networks_to_the_last_unit():
     assert not tables.joins[:, range(3), range(3)].any()
 
 
+@pytest.mark.slow
 def test_new_stems_heads_and_layers_are_costed_as_told():
     anchors = zoo()
     partition, similarity = example(anchors)
@@ -256,6 +257,7 @@ def test_pictures_are_drawn(tmp_path):
     assert all(file.stat().st_size > 1000 for file in files)
 
 
+@pytest.mark.slow
 def test_a_block_without_its_class_token_is_costed_as_it_runs():
     anchors = zoo()
     partition, similarity = example(anchors)

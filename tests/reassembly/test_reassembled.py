@@ -28,6 +28,7 @@ from snnet.reassembly.published_networks import PUBLISHED_NETWORKS, published_ne
 from snnet.reassembly.reassembled import Reassembled
 from snnet.reassembly.relayout import relayout
 from snnet.training.trainer import train
+from snnet.utils.skip_random_weights import SkipRandomWeights
 from tests.helpers.families import FAMILIES, images, levit, shake, swin, vit
 from tests.helpers.published_numbers import published_table
 from tests.helpers.runs import eval_settings, train_settings
@@ -84,7 +85,7 @@ class MobileNetLine(Anchor):
 @cache
 def on_paper(name: str) -> Anchor:
     """A network of real size without memory for its weights."""
-    with torch.device('meta'):
+    with torch.device('meta'), SkipRandomWeights():
         model = timm.create_model(name)
     kind = MobileNetLine if name.startswith('mobilenet') else snnet.as_anchor
     return kind(model, name, input_size=(3, 224, 224))
@@ -290,6 +291,7 @@ def test_it_is_an_anchor_of_a_stitchable_net_that_is_saved(tmp_path):
         torch.testing.assert_close(net.extract(stitch)(x), expected)
 
 
+@pytest.mark.quick('options0')
 @pytest.mark.parametrize(
     'options', [{}, {'joins': 'plain'}, {'stem': 'new', 'head': 'new', 'resample': False, 'num_classes': 3}]
 )
@@ -355,6 +357,7 @@ def trained(folder, output, **changes):
     return train(train_settings(output, **options))
 
 
+@pytest.mark.quick('True')
 @pytest.mark.parametrize('frozen', [True, False])
 def test_it_is_trained_evaluated_and_used_by_name(tmp_path, frozen):
     net = network()

@@ -89,6 +89,7 @@ def test_one_command_ranks_builds_fits_saves_and_draws(script, tmp_path, capsys)
     assert pictures < {path.name for path in output.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_network_is_trained_with_frozen_blocks_and_evaluated(tmp_path):
     made = shop(tmp_path / 'out')
     folder = made.finish(found(made)[0].network)
@@ -113,6 +114,7 @@ def test_the_network_is_trained_with_frozen_blocks_and_evaluated(tmp_path):
     assert {name.partition('.')[0] for name in moved} == {'seams'}
 
 
+@pytest.mark.slow
 def test_the_same_command_takes_up_the_similarity_and_other_facts_measure_anew(tmp_path, monkeypatch):
     first = [c.row(0) for c in found(shop(tmp_path))]
     measured = dery.measure_similarity
@@ -129,6 +131,7 @@ def test_the_same_command_takes_up_the_similarity_and_other_facts_measure_anew(t
     assert len(names) == len(facts)
 
 
+@pytest.mark.quick('options1')
 @pytest.mark.parametrize(
     'options', [{'count': 8}, {'stem': 'new', 'head': 'new', 'joins': 'published', 'zoo': 'test_resnet,test_convnext'}]
 )
@@ -140,6 +143,7 @@ def test_costs_from_tables_are_those_of_the_networks_built_to_the_last_unit(tmp_
     assert behind or 'zoo' in options  # these run without the class token of their network
 
 
+@pytest.mark.slow
 def test_assemblies_that_miss_the_budget_once_built_or_do_not_run_are_left_out_with_a_line(tmp_path, caplog):
     made = shop(tmp_path, zoo='test_vit,test_convnext', resample=False, count=6)
     logging.getLogger('snnet').propagate = True
@@ -217,6 +221,7 @@ def test_kendalls_tau_counts_pairs_in_and_out_of_order():
     assert error > 0
 
 
+@pytest.mark.slow
 def test_another_pick_for_other_classes_is_saved_and_the_printed_command_trains_it(script, tmp_path, capsys):
     output = tmp_path / 'out'
     write_images(tmp_path / 'images', classes=2, each=6)

@@ -170,6 +170,7 @@ def _on_one_rank(ranks):
     return [tuple(change) for change in grower.history], float(sum(p.double().sum() for p in model.parameters()))
 
 
+@pytest.mark.slow
 def test_ranks_that_saw_other_images_grow_alike():
     first, second = on_two_ranks(_on_one_rank)
     assert first == second

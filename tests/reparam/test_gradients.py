@@ -76,6 +76,7 @@ def test_every_branch_of_a_convolution_has_the_gradient_of_its_equation(kind, tr
         assert_gradients_equal(block, elementary(block), values(*size), TOLERANCE, inputs=kind == 'identity')
 
 
+@pytest.mark.quick('3x3-True', '3x3-False', 'depthwise-True', '3x3 of stride 2-True')
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('options', CONVOLUTIONS)
 def test_every_grown_convolution_has_the_gradient_of_its_equation(options, training):

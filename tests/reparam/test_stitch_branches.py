@@ -76,6 +76,7 @@ def test_a_stitch_layer_grows_and_folds_without_a_trace(layout, kinds):
     assert layer.flops == flops
 
 
+@pytest.mark.slow
 def test_every_stitch_keeps_its_output_at_every_change():
     net = resnets()
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
@@ -105,6 +106,7 @@ def test_parameters_of_new_branches_take_part_in_the_stitches_that_run_them():
             assert any(name.startswith(f'{grown}.branches') for name in used) == (f'{grown}.weight' in before)
 
 
+@pytest.mark.quick('three_vits', 'resnets')
 @pytest.mark.parametrize('make', [resnets, three_vits, cross_net])
 def test_costs_are_those_of_the_plain_net_to_the_unit(make):
     net = make()

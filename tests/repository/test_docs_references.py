@@ -156,6 +156,7 @@ def dotted_names() -> set[str]:
     return {found for text in texts for found in re.findall(r'(?<![\w./-])snnet(?:\.[A-Za-z_]\w*)+', text)}
 
 
+@pytest.mark.slow
 def test_every_dotted_name_resolves_in_a_fresh_process():
     code = (
         'import functools, sys, snnet\n'

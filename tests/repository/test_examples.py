@@ -75,6 +75,7 @@ def test_a_plugin_that_is_not_there_is_named():
         import_plugins(['nowhere.py'])
 
 
+@pytest.mark.slow
 @needs_public_files
 def test_the_public_weights_reach_their_accuracy_on_the_test_images(tmp_path):
     script = ROOT / 'examples' / 'cifar10_resnet.py'

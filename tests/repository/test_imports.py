@@ -134,6 +134,7 @@ def test_no_two_classes_share_a_name():
     assert {name for name, count in names.items() if count > 1} == set()
 
 
+@pytest.mark.slow
 def test_importing_the_package_prints_nothing_and_changes_nothing():
     code = (
         'import logging, torch; seed = torch.initial_seed()\n'

@@ -56,6 +56,7 @@ def test_bad_input_ends_with_one_sentence_and_exit_code_2(tmp_path, command, hin
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_two_processes_initialize_as_one_does(debug_run, tmp_path):
     one, two = tmp_path / 'one', tmp_path / 'two'
     run_script('train.py', *DEBUG, '--output', one, '--epochs', '0')
@@ -65,6 +66,7 @@ def test_two_processes_initialize_as_one_does(debug_run, tmp_path):
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_told_to_end_lose_no_step_and_go_on_with_the_same_command(tmp_path):
     command = ['train.py', *DEBUG, '--stitch-per-rank', '--dataset', 'generated/40', '--batch-size', '4']
     command += ['--epochs', '4', '--log-interval', '1', '--teacher', 'none', '--output', tmp_path]
@@ -81,6 +83,7 @@ def test_two_processes_that_are_told_to_end_lose_no_step_and_go_on_with_the_same
     assert [row['step'] for row in rows_of(log)] == list(range(20))
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(debug_run, tmp_path):
     folder, _ = debug_run
     options = ['--dataset', 'generated/21', '--batch-size', '4', '--workers', '0', '--stitches', '0-5']

@@ -82,6 +82,7 @@ def test_a_line_that_is_no_moment_is_told(tmp_path, text, told):
         read_arrivals(path)
 
 
+@pytest.mark.quick('poisson', 'bursts')
 @pytest.mark.parametrize('shape', SHAPES)
 def test_within_capacity_nearly_all_are_in_time_and_more_accurate_than_by_any_fixed_network(shape):
     moments = draw_arrivals(shape, 0.25 * CAPACITY, 15, seed=11, period=4)

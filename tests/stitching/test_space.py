@@ -231,6 +231,7 @@ def test_two_ways_of_two_blocks_by_hand():
     ]
 
 
+@pytest.mark.quick('True-71-139')
 @pytest.mark.parametrize(('nearest', 'there', 'both'), [(True, 71, 139), (False, 732, 4569)])
 def test_two_ways_of_three_anchors_of_twelve_blocks(nearest, there, both):
     """139 = 3 + 4 * 34; 4569 = 732 + 729 + 3 pairs * 2 * 518 chains that return.

@@ -64,6 +64,7 @@ def test_a_weight_out_of_range_is_refused(weight):
         AnchorTeachers(three_vits(), weight)
 
 
+@pytest.mark.slow
 def test_a_protected_anchor_ends_nearer_to_what_it_was(tmp_path):
     x, logits = images(32, 8), {}
     for name, changes in {'start': {'epochs': 0}, 'free': {}, 'protected': {'protect_anchors': 0.9}}.items():

@@ -94,6 +94,7 @@ BUSY = {
 }  # fmt: skip
 
 
+@pytest.mark.quick('one network')
 @pytest.mark.parametrize('name', BUSY)
 def test_a_run_that_is_killed_after_a_growth_ends_bit_for_bit_as_one_that_is_not(tmp_path, monkeypatch, name):
     options = dict(BUSY[name])
@@ -128,6 +129,7 @@ def grow_on(rank, store, folder, number):
         return 'lost'
 
 
+@pytest.mark.slow
 def test_two_ranks_grow_alike_and_go_on_after_a_kill_bit_for_bit(tmp_path):
     def on_two(folder, number=None):
         store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)

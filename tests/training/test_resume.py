@@ -98,6 +98,7 @@ BUSY = {
 }  # fmt: skip
 
 
+@pytest.mark.quick('plain', 'half precision')
 @pytest.mark.parametrize('name', BUSY)
 def test_a_run_that_is_stopped_anywhere_ends_bit_for_bit_as_one_that_is_not(tmp_path, monkeypatch, name):
     changes = dict(BUSY[name])
@@ -158,6 +159,7 @@ def train_on(rank, store, folder, number, how):
         return error.args[0]
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_told_to_end_or_killed_takes_no_bit_away(tmp_path):
     def on_two(folder, number=None, how=None):
         store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
