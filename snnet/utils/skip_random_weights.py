@@ -25,7 +25,8 @@ class SkipRandomWeights(TorchFunctionMode):
     """Inside this context, random draws into a tensor set it to zero.
 
     A network is built several times as fast, and the global random numbers do not move. For weights that a file
-    overwrites, or that nobody looks at: on the meta device, where tensors have no values, their arithmetic is skipped too.
+    overwrites, or that nobody looks at. On the meta device, where tensors have no values, the arithmetic after a draw
+    is skipped too.
     """
 
     def __torch_function__(
