@@ -8,7 +8,6 @@ README.md is the model card. A repository on the Hugging Face Hub holds the same
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,7 +35,6 @@ from ..saving.tensor_files import (
 )
 from ..stitching.stitch_layer import merged_state
 from ..utils.files import write_text
-from ..utils.skip_random_weights import SkipRandomWeights
 from ..utils.typed_json import TypedTable
 from .batchnorm import Statistics, statistics_groups
 from .costs import measure_costs
@@ -83,8 +81,8 @@ def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> N
     rows = config.anchors
     if num_classes is not None and all(map(is_made_by_timm, rows)):
         rows = [with_classes(row, num_classes) for row in rows]
-    with SkipRandomWeights() if num_classes is None else nullcontext():  # new classifiers are random
-        net = kind([row.build() for row in rows], config.stitches).to(getattr(torch, config.dtype))
+    random = num_classes is not None  # new classifiers
+    net = kind([row.build(random) for row in rows], config.stitches).to(getattr(torch, config.dtype))
     net.preprocessing = config.preprocessing
     changed = _load_weights(net, tensors, folder / WEIGHTS, num_classes)
     net.eval()

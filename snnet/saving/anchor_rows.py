@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -16,6 +17,7 @@ from ..anchors.anchor import Anchor, Source
 from ..anchors.normalization import Normalization
 from ..anchors.registry import as_anchor
 from ..errors import SnnetError, reason_of
+from ..utils.skip_random_weights import SkipRandomWeights
 from ..utils.typed_json import TypedTable
 from .model_arguments import check_arguments
 
@@ -98,8 +100,11 @@ class AnchorRow:
             values |= {'mean': list(self.normalization.mean), 'std': list(self.normalization.std)}
         return values
 
-    def build(self) -> Anchor:
+    def build(self, random: bool = True) -> Anchor:
         """The anchor, with random weights.
+
+        Args:
+            random: False leaves zeros instead, for weights that are loaded at once.
 
         Raises:
             SnnetError: the network is not known, or cannot be built with these arguments.
@@ -110,9 +115,9 @@ class AnchorRow:
             if self.model in _makers:
                 return _makers[self.model](self)
             source = Source(self.model, self.args)
-            anchor = as_anchor(
-                self.build_model(), self.name, input_size=self.input_size, source=source, official=self.official
-            )
+            with nullcontext() if random else SkipRandomWeights():
+                model = self.build_model()
+            anchor = as_anchor(model, self.name, input_size=self.input_size, source=source, official=self.official)
             anchor.normalization = self.normalization
             return anchor
         except SnnetError:

@@ -38,6 +38,7 @@ class SkipRandomWeights(TorchFunctionMode):
             if not tensor.is_meta:
                 tensor.detach().zero_()
             return tensor
-        if func is Tensor.erfinv_ or (func in _SHAPES_OF_DRAWS and args[0].is_meta):
+        shapes_a_draw = func in _SHAPES_OF_DRAWS and isinstance(args[0], nn.Parameter)
+        if shapes_a_draw and (func is Tensor.erfinv_ or args[0].is_meta):
             return args[0]
         return func(*args, **kwargs)
