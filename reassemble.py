@@ -1,7 +1,7 @@
 """Reassembles a new network from the blocks of a zoo, under a budget (DeRy).
 
 python reassemble.py --zoo resnet50,swin_tiny,vit_small --data-dir /imagenet --params 30e6 --flops 6e9
-python train.py --anchors output/reassemble/net --freeze-anchors --data-dir /imagenet
+python train.py --from output/reassemble/net --data-dir /imagenet
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Trains a stitchable network.
 
 python train.py --config configs/debug.yaml
+python train.py --from deit_tiny,deit_small --data-dir my_images
 torchrun --nproc_per_node=8 train.py --anchors deit_tiny,deit_small,deit_base --data-dir /imagenet
 """
 
@@ -8,7 +9,7 @@ import sys
 
 from snnet.config.parse import parse
 from snnet.errors import SnnetError
-from snnet.training.recipes import RECIPES
+from snnet.training.recipes import IMPLIED, RECIPES
 from snnet.training.train_settings import TrainSettings
 from snnet.training.trainer import train
 
@@ -16,7 +17,7 @@ from snnet.training.trainer import train
 def main() -> int:
     """Runs the training; returns the exit code, which is 2 for bad input."""
     try:
-        train(parse(TrainSettings, recipes=RECIPES))
+        train(parse(TrainSettings, recipes=RECIPES, implied=IMPLIED))
     except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
         print(f'train.py: {error}', file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ from ..errors import CannotStitch
 from ..utils.modes import still_statistics
 from .boundary import Boundary
 from .cut import cut_copy
-from .new_head import new_head_modules
+from .new_head import classifier_modules, new_head_modules
 from .normalization import Normalization, Renormalize
 from .survey import Survey, survey_line
 from .weightless import meta_tensors
@@ -62,6 +62,7 @@ class Anchor(nn.Module):
         normalization: how its images were normalized in training; None where that is unknown.
         renormalize: the map from the net's normalization to its own; None where they agree.
         frozen: whether `freeze` was called.
+        trains_head: whether the classifier of a frozen anchor is trained though it is not new.
         checkpointing: whether blocks run again in the backward pass instead of keeping their activations.
     """
 
@@ -86,6 +87,7 @@ class Anchor(nn.Module):
         self.normalization = Normalization.of_model(model, input_size[0])
         self.renormalize: Renormalize | None = None
         self.frozen = False
+        self.trains_head = False
         self.checkpointing = False
 
     # The four answers of an adapter (layout is an attribute), and two that have a default.
@@ -221,21 +223,29 @@ class Anchor(nn.Module):
         self.clear_caches()
         return copy.deepcopy(self, memo)
 
-    def freeze(self) -> None:
-        """Freezes what is pretrained: only a new classifier is trained, and eval mode stays even after `train()`."""
+    def freeze(self, head: bool = True) -> None:
+        """Freezes what is pretrained, and keeps it in eval mode even after `train()`.
+
+        Args:
+            head: freeze the classifier, too, unless it is new.
+        """
         self.requires_grad_(False)
-        for module in new_head_modules(self.model):
+        self.frozen, self.trains_head = True, not head
+        for module in self._trained_head():
             module.requires_grad_(True)
-        self.frozen = True
         self.eval()
 
     def train(self, mode: bool = True) -> Anchor:
         """Train or eval mode; a frozen anchor stays in eval mode (batch norms, drop path)."""
         super().train(mode and not self.frozen)
         if self.frozen:
-            for module in new_head_modules(self.model):
+            for module in self._trained_head():
                 module.train(mode)
         return self
+
+    def _trained_head(self) -> list[nn.Module]:
+        """The modules that a frozen anchor trains."""
+        return classifier_modules(self.model) if self.trains_head else new_head_modules(self.model)
 
     def clear_caches(self) -> None:
         """Drops what the model has derived from its weights and would keep using after they change."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import NoClassifier, NoWeights, SnnetError, reason_of
 from .anchor import Anchor, Source
 from .names import HUB, LOCAL, NamedNetwork, resolve
+from .nearest_network import nearest_network
 from .new_head import mark_new_head
 from .registry import as_anchor, image_channels
 from .weight_files import read_weights
@@ -22,7 +23,9 @@ from .weight_files import read_weights
 _log = logging.getLogger(__name__)
 
 
-def load_model(named: NamedNetwork, *, pretrained: bool, num_classes: int | None = None, **args: Any) -> nn.Module:
+def load_model(
+    named: NamedNetwork, *, pretrained: bool, num_classes: int | None = None, headless: bool = False, **args: Any
+) -> nn.Module:
     """Makes the network as timm does, with the weights that were asked for.
 
     Args:
@@ -30,6 +33,7 @@ def load_model(named: NamedNetwork, *, pretrained: bool, num_classes: int | None
         pretrained: load weights (always the case with a local file or folder).
         num_classes: width of the logits; by default what the weights hold. A classifier of another width is new, as
             in timm, and the log says so.
+        headless: let a file without a classifier give a network without one, where `num_classes` is None.
         args: further arguments of `timm.create_model`.
 
     Raises:
@@ -41,7 +45,7 @@ def load_model(named: NamedNetwork, *, pretrained: bool, num_classes: int | None
     if num_classes is not None and num_classes < 1:
         raise SnnetError(f'{named.name} needs at least one class, num_classes={num_classes} was asked for')
     if named.file is not None:
-        return _load_file(named, num_classes, args)
+        return _load_file(named, num_classes, args, headless)
     if num_classes is not None:
         args['num_classes'] = num_classes
     pretrained = pretrained or named.is_local
@@ -65,6 +69,7 @@ def load_anchor(
     img_size: int | None = None,
     drop_path_rate: float | None = None,
     official: bool = False,
+    headless: bool = False,
 ) -> Anchor:
     """The anchor that a user names (see `resolve` and `load_model`).
 
@@ -75,6 +80,7 @@ def load_anchor(
         img_size: height and width of an image in pixels.
         drop_path_rate: stochastic depth in training.
         official: end stitches as the published implementation did.
+        headless: see `load_model`.
     """
     named = resolve(text)
     config = get_pretrained_cfg(named.model) if _is_registered(named) else None
@@ -83,6 +89,7 @@ def load_anchor(
         named,
         pretrained=pretrained,
         num_classes=num_classes,
+        headless=headless,
         drop_path_rate=drop_path_rate,
         img_size=img_size if fixed else None,  # networks that take any size know no such argument
     )
@@ -127,7 +134,7 @@ def _is_registered(named: NamedNetwork) -> bool:
     return not named.model.startswith((HUB, LOCAL, 'hf_hub:'))
 
 
-def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any]) -> nn.Module:
+def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any], headless: bool) -> nn.Module:
     """The network with the weights of a local file, every one of them; then a new classifier if that was asked for."""
     assert named.file is not None
     state = read_weights(named.file, named.name, _shapes(named, args))
@@ -138,8 +145,8 @@ def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any
         model = _with_weights(named, state, args)
     except Exception as error:  # whatever wrong arguments or foreign weights lead to
         if held is None and _lacks_only(str(error), _classifiers(named)):
-            return _load_headless(named, state, num_classes, args)
-        raise _explained(named, args, error) from error
+            return _load_headless(named, state, 0 if headless and num_classes is None else num_classes, args)
+        raise _explained(named, args, error, state) from error
     if num_classes is not None and num_classes != model.num_classes:
         _log.warning(
             '%s: %s holds %d classes, so the classifier for %d classes is new',
@@ -168,7 +175,10 @@ def _load_headless(
     try:
         model = _with_weights(named, {**known, **new}, args)
     except Exception as error:
-        raise _explained(named, args, error) from error
+        raise _explained(named, args, error, state) from error
+    if num_classes == 0:
+        _log.info('%s: %s holds no classifier, and gets none', named.name, named.file)
+        return model
     _log.warning(
         '%s: %s holds no classifier, so the one for %d classes is new%s',
         named.name, named.file, num_classes,
@@ -207,7 +217,9 @@ def _lacks_only(message: str, modules: tuple[str, ...]) -> bool:
     return bool(missing) and not shapes and all(key.rpartition('.')[0] in modules for key in missing)
 
 
-def _explained(named: NamedNetwork, args: dict[str, Any], error: Exception) -> SnnetError:
+def _explained(
+    named: NamedNetwork, args: dict[str, Any], error: Exception, state: Mapping[str, Tensor] | None = None
+) -> SnnetError:
     """The error of `timm.create_model` in one sentence: wrong arguments, weights that do not fit, or no weights."""
     if _is_registered(named):
         try:
@@ -216,7 +228,9 @@ def _explained(named: NamedNetwork, args: dict[str, Any], error: Exception) -> S
             listed = ', '.join(f'{key}={value}' for key, value in args.items())
             return SnnetError(f'{named.name} does not take one of the arguments {listed}: {reason_of(cause)}')
     if named.is_local or 'loading state_dict' in str(error):
-        return NoWeights(_misfit(named, str(error)))
+        other = nearest_network(state, named.model) if state and _is_registered(named) else ''
+        hint = f'; it fits {other}: {other}={named.file}' if other else ''
+        return NoWeights(_misfit(named, str(error)) + hint)
     if not _is_registered(named):
         repository = named.model.partition(':')[2]
         return NoWeights(

@@ -11,9 +11,9 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 from ..errors import SnnetError, did_you_mean
-from .sections import Option, Settings, flattened, from_flat, options_of, plain, sections_of, to_flat
+from .sections import Option, Settings, flattened, from_flat, options_of, plain, sections_of, shown, to_flat
 
-NAME_LISTS = ('anchors', 'zoo')
+NAME_LISTS = ('anchors', 'from_', 'zoo')
 """Settings that name several networks: separated by commas, or a list in YAML."""
 Recipes = Mapping[str, Mapping[str, Any]]
 
@@ -24,6 +24,7 @@ def parse(
     positional: str = '',
     recipes: Recipes | None = None,
     prog: str | None = None,
+    implied: Mapping[str, str] | None = None,
 ) -> Settings:
     """Settings from the defaults, then the file named by --config, then the command line, each after its recipe.
 
@@ -33,6 +34,7 @@ def parse(
         positional: name of the setting that is given without a flag.
         recipes: settings by the name that --recipe, or `recipe` in the file, selects.
         prog: name of the program in help and usage; its file name by default.
+        implied: the recipe by the name of a setting that implies it, where no recipe is named.
 
     Raises:
         SnnetError: the file is missing or is not YAML, a key is unknown, a value has the wrong type, or there is no
@@ -40,8 +42,9 @@ def parse(
     """
     given = vars(_parser(kind, positional, recipes, prog).parse_args(argv))
     file = given.pop('config', None)
-    values: dict[str, Any] = {}
-    for layer in (read_yaml(Path(file), kind, recipes is not None) if file else {}, given):
+    layers = [read_yaml(Path(file), kind, recipes is not None) if file else {}, given]
+    values = _implied(layers, implied or {}, recipes or {})
+    for layer in layers:
         recipe = layer.pop('recipe', None)
         if recipe is not None:
             if not recipes or recipe not in recipes:
@@ -50,6 +53,14 @@ def parse(
         values.update(layer)
     options = options_of(kind)
     return from_flat(kind, {name: convert(name, value, options[name].hint) for name, value in values.items()})
+
+
+def _implied(layers: Sequence[Mapping[str, Any]], implied: Mapping[str, str], recipes: Recipes) -> dict[str, Any]:
+    """The settings of a recipe that nobody named, because another setting implies it."""
+    if any('recipe' in layer for layer in layers):
+        return {}
+    found = (recipe for name, recipe in implied.items() if any(layer.get(name) for layer in layers))
+    return dict(recipes.get(next(found, ''), {}))
 
 
 def convert(name: str, value: Any, hint: Any) -> Any:
@@ -83,7 +94,7 @@ def convert(name: str, value: Any, hint: Any) -> Any:
             return kind(float(value))
     except (TypeError, ValueError, OverflowError):
         pass
-    raise SnnetError(f"setting '{name}' expects {getattr(kind, '__name__', str(kind))}, but got {value!r}")
+    raise SnnetError(f"setting '{shown(name)}' expects {getattr(kind, '__name__', str(kind))}, but got {value!r}")
 
 
 def read_yaml(path: Path, kind: type, recipe: bool = False) -> dict[str, Any]:
@@ -127,7 +138,7 @@ def to_yaml(settings: Any) -> str:
     for name, value in to_flat(settings).items():
         part = options[name].section
         table = nested.setdefault(part, {}) if part else nested
-        table[name] = plain(value)
+        table[shown(name)] = plain(value)
     return str(yaml.safe_dump(nested, sort_keys=False))
 
 
@@ -152,7 +163,7 @@ def _add_argument(parser: Any, known: Option, positional: bool) -> None:
     if positional:
         parser.add_argument(known.name, help=text)
         return
-    flag = '--' + known.name.replace('_', '-')
+    flag = '--' + shown(known.name).replace('_', '-')
     more: dict[str, Any] = {'default': argparse.SUPPRESS, 'dest': known.name, 'help': text}
     if kind is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, **more)

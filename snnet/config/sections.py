@@ -12,7 +12,8 @@ A program's settings are a dataclass whose fields are options, or sections that 
         '''Settings of train.py.'''
         optimizer: OptimizerSettings = section(OptimizerSettings)
 
-Every option has a name that no other option of the program has, so `lr` and `optimizer.lr` mean the same.
+Every option has a name that no other option of the program has, so `lr` and `optimizer.lr` mean the same. A field whose
+name would be a keyword of Python ends in an underscore, which flags, files and messages leave out: `from_` is `--from`.
 """
 
 from __future__ import annotations
@@ -136,12 +137,13 @@ def flattened(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SnnetError: a setting is given twice, or a section is not a table.
     """
-    sections, flat = sections_of(kind), dict[str, Any]()
+    sections, flat, options = sections_of(kind), dict[str, Any](), options_of(kind)
     for name, value in values.items():
         inner = value if name in sections else {name: value}
         if not isinstance(inner, Mapping):
             raise SnnetError(f"'{name}' is a section, so it needs a table of settings, not {value!r}")
-        for key, entry in inner.items():
+        for given, entry in inner.items():
+            key = f'{given}_' if f'{given}_' in options else given
             if key in flat:
                 raise SnnetError(f"setting '{key}' is given twice")
             if name in sections and key not in options_of(sections[name]):
@@ -180,8 +182,13 @@ def changes(settings: Any, before: Mapping[str, Any]) -> list[str]:
         known = options[name]
         now, then = plain(value), before.get(name, plain(known.default))
         if not known.free and now != then:
-            found.append(f'{name} was {then!r}, is {now!r}')
+            found.append(f'{shown(name)} was {then!r}, is {now!r}')
     return found
+
+
+def shown(name: str) -> str:
+    """The name of an option in flags, files and messages."""
+    return name.removesuffix('_')
 
 
 def plain(value: Any) -> Any:

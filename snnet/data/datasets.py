@@ -14,6 +14,7 @@ from ..config.sections import option
 from ..errors import SnnetError, reason_of
 from ..net.stitchable_net import StitchableNet
 from .folder_checks import check_folders
+from .labels import LabelledImages
 
 GENERATED = 'generated/'
 FOLDER_NAMES = ('', 'folder', 'tar', 'ImageFolder')
@@ -29,6 +30,7 @@ class DataSettings:
     data_dir: str = option('', 'folder with one folder of images per class in each split', free=True)
     dataset: str = option('', "timm's name of a data set (default: the folder); 'generated/N' makes N random images")
     class_map: str = option('', 'file that maps class names to indices')
+    labels: str = option('', 'CSV file with several labels per image: a path, then 0 or 1 for every class')
     batch_size: int = option(128, 'images per step and process', least=1)
     workers: int = option(4, 'processes that load images', free=True, least=0)
 
@@ -51,6 +53,37 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
             raise SnnetError(f"'{data.dataset}' needs a number of images, as in {GENERATED}256")
         generated: Dataset[Any] = FakeData(int(count), net.input_size, net.num_classes)
         return generated
+    dataset = _found(data, split, classes_matter)
+    classes = classes_of(dataset) if classes_matter else None
+    if classes is not None and classes != net.num_classes:
+        raise SnnetError(
+            f"the split '{split}' of '{data.data_dir}' has {classes} classes, the net {net.num_classes}: "
+            f'train.py --from fits new heads for these images, --num-classes {classes} starts from random ones, and a '
+            f'--class-map names other classes'
+        )
+    found: Dataset[Any] = dataset
+    return found
+
+
+def count_classes(data: DataSettings, split: str) -> int | None:
+    """The number of classes of a split, before there is a net; None where the data set does not say.
+
+    Raises:
+        SnnetError: the folder is missing or holds no images.
+    """
+    if data.dataset.startswith(GENERATED):
+        return None
+    classes = classes_of(_found(data, split, True))
+    if classes == 1:
+        raise SnnetError(
+            f"'{data.data_dir}' has images of one class only: put each class into a folder by itself, or name a table "
+            f'with --labels where images have several labels'
+        )
+    return classes
+
+
+def _found(data: DataSettings, split: str, classes_matter: bool) -> Any:
+    """timm's data set of a split that holds images."""
     if data.dataset not in FOLDER_NAMES and not data.dataset.startswith(SOURCES):
         raise SnnetError(
             f"there is no data set '{data.dataset}': leave --dataset out to read a folder, or give a name that starts "
@@ -60,6 +93,8 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
         raise SnnetError('no images: name their folder with --data-dir')
     if data.dataset in FOLDER_NAMES and not Path(data.data_dir).is_dir():
         raise SnnetError(f"there is no folder '{data.data_dir}' (--data-dir)")
+    if data.labels:
+        return LabelledImages(Path(data.labels), Path(data.data_dir), split)
     try:
         dataset: Any = create_dataset(data.dataset, root=data.data_dir, split=split, class_map=data.class_map or None)
     except Exception as error:  # whatever the reader of a data set raises, or a package that it needs and lacks
@@ -68,22 +103,24 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
         raise SnnetError(f"'{data.dataset}' is a stream, but images are drawn by number: use a folder or hfds/")
     if classes_matter and hasattr(getattr(dataset, 'reader', None), 'samples') and Path(data.data_dir).is_dir():
         check_folders(dataset, Path(data.data_dir), split, data.class_map)
-    classes = classes_of(dataset) if classes_matter else None
     if len(dataset) == 0:
         raise SnnetError(f"no images in the split '{split}' of '{data.data_dir}'")
-    if classes is not None and classes != net.num_classes:
-        raise SnnetError(
-            f"the split '{split}' of '{data.data_dir}' has {classes} classes, the anchors {net.num_classes}: "
-            f'give anchors with --num-classes {classes} or a --class-map'
-        )
-    found: Dataset[Any] = dataset
-    return found
+    return dataset
 
 
 def classes_of(dataset: Any) -> int | None:
     """The number of classes, if the data set says."""
     table = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None)
     return len(set(table.values())) if table else None
+
+
+def targets_of(dataset: Any) -> list[int] | None:
+    """The class of every image, if the data set lists them."""
+    samples = getattr(getattr(dataset, 'reader', dataset), 'samples', None)
+    if samples is not None and all(isinstance(sample[1], int) for sample in samples):
+        return [sample[1] for sample in samples]
+    targets = getattr(dataset, 'targets', None)
+    return None if targets is None else [int(target) for target in targets]
 
 
 def class_names(dataset: Any, classes: int) -> list[str]:

@@ -113,6 +113,8 @@ class Evaluation:
         self.autocast = settings.compute.autocast(ranks.device)
         self.wanted = parse_ids(settings.stitches, len(net.stitches))
         if settings.confusion is not None:
+            if settings.data.labels:
+                raise SnnetError('a confusion needs images of one class each: leave --confusion out with --labels')
             self.wanted = sorted({*self.wanted, net.checked(settings.confusion)})
         self.dataset = open_dataset(settings.data, settings.val_split, net)
         refuse_training_images(settings.data, settings.val_split, self.dataset, Path(settings.net))

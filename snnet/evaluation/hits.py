@@ -34,14 +34,20 @@ def score(logits: Tensor, targets: Tensor, row: Tensor, first: int) -> None:
 
     Args:
         logits: (N, classes).
-        targets: classes (N,).
+        targets: classes (N,); or labels (N, classes), any of which is right, with the binary loss.
         row: of the stitch.
         first: place of the batch among the images of the window.
     """
     logits = logits.float()
-    best = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
-    row[0], row[1], row[3] = best[:, 0].sum(), best.sum(), len(targets)
-    row[2] = F.cross_entropy(logits, targets, reduction='none').double().sum()
+    top = logits.topk(min(5, logits.shape[1])).indices
+    if targets.ndim == 1:
+        best = top == targets[:, None]
+        losses = F.cross_entropy(logits, targets, reduction='none')
+    else:
+        best = targets.gather(1, top) > 0
+        losses = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction='none').mean(dim=1)
+    row[0], row[1], row[3] = best[:, 0].sum(), best.any(dim=1).sum(), len(targets)
+    row[2] = losses.double().sum()
     row[_SUMS + first : _SUMS + first + len(targets)] = best[:, 0]
 
 
@@ -49,13 +55,13 @@ def note_answers(targets: Tensor, answers: Tensor | None, window: Tensor, first:
     """Puts the classes of a batch into a window, and the answers of the stitch whose confusion was asked for.
 
     Args:
-        targets: classes (N,).
+        targets: classes (N,); several labels of an image are not kept, but noted as -1.
         answers: classes that the stitch takes for the most likely (N,), if one was asked for.
         window: see `Tally.window`.
         first: place of the batch among the images of the window.
     """
     place = slice(_SUMS + first, _SUMS + first + len(targets))
-    window[-2, place] = targets.to(window.dtype)
+    window[-2, place] = targets.to(window.dtype) if targets.ndim == 1 else -1.0
     if answers is not None:
         window[-1, place] = answers.to(window.dtype)
 
@@ -98,11 +104,12 @@ class Tally:
 
     def records(self, records: Sequence[Record]) -> list[Record]:
         """The records of the tallied stitches with all results."""
-        found = []
+        found, targets = [], self.targets.numpy()
+        known = bool((targets >= 0).all())
         for stitch, sums, hits in zip(self.stitches, self.sums.tolist(), self.hits.numpy(), strict=True):
             top1, top5, loss, n = sums
             record = replace(records[stitch], top1=100 * top1 / n, top5=100 * top5 / n, loss=loss / n, n=int(n))
-            found.append(replace(record, mean_per_class=mean_per_class(hits, self.targets.numpy())))
+            found.append(replace(record, mean_per_class=mean_per_class(hits, targets) if known else None))
         return found
 
     def save(self, path: Path, of: str) -> None:
@@ -153,7 +160,7 @@ def read_hits(path: Path, of: str | None = None) -> dict[int, np.ndarray]:
 
 
 def read_targets(path: Path, of: str | None = None) -> np.ndarray | None:
-    """Classes of the images (images,); None where the file does not hold them or belongs to other results.
+    """Classes of the images (images,); None where they have several, or the file is older or of other results.
 
     Args:
         path: of the file.
@@ -162,7 +169,8 @@ def read_targets(path: Path, of: str | None = None) -> np.ndarray | None:
     about, tensors = _read(path)
     if 'targets' not in tensors or (of is not None and about['of'] != of):
         return None
-    return np.asarray(tensors['targets'])
+    targets = np.asarray(tensors['targets'])
+    return targets if (targets >= 0).all() else None
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ def load_zoo(
     Args:
         names: in a list or separated by commas: NAME, NAME=FILE or FOLDER as for `create_stitchable_net`.
         pretrained: load weights (files and folders always do).
-        num_classes: width of the logits; what the weights hold by default.
+        num_classes: width of the logits; what the weights hold by default. A file without a classifier then gives a
+            network of 0 classes, which can be cut, but not end a new network with its own head.
         img_size: height and width of an image in pixels; by default what the networks were trained at, and the
             largest of these sizes where they differ.
 
@@ -134,7 +135,7 @@ def load_zoo(
         if is_net_folder(name):
             anchor = load_folder(name, num_classes=num_classes, img_size=img_size)
         else:
-            anchor = load_anchor(name, pretrained=pretrained, num_classes=num_classes, img_size=img_size)
+            anchor = load_anchor(name, pretrained=pretrained, num_classes=num_classes, img_size=img_size, headless=True)
         anchor.name = name
         zoo[name] = anchor
     return zoo

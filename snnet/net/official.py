@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..anchors.anchor import Anchor, Source
 from ..anchors.names import ALIASES, resolve, split_names
+from ..anchors.new_head import mark_new_head
 from ..anchors.registry import as_anchor
 from ..anchors.weights import classes_held, load_model
 from ..errors import NoWeights, SnnetError
@@ -175,6 +176,7 @@ def _replace_classifiers(net: StitchableNet, num_classes: int) -> None:
     )  # fmt: skip
     for anchor in map(net.anchor, range(len(net.anchors))):
         anchor.model.reset_classifier(num_classes)
+        mark_new_head(anchor.model)
         if anchor.source is not None:
             anchor.source = replace(anchor.source, args={**anchor.source.args, 'num_classes': num_classes})
         anchor.clear_caches()

@@ -58,6 +58,7 @@ class AssemblySettings:
     head: str = option('auto', "'own' (of the last block's network), 'new', or 'auto': own if possible", choices=HEADS)
     joins: str = option('plain', "'plain' (map) or 'published' (norm, map, LeakyReLU)", choices=KINDS)
     resample: bool = option(True, 'give every block the grid that it has in its own network')
+    random_weights: bool = option(False, 'save the same network with random weights, in net-random')
     init_samples: int = option(100, 'images for least squares', least=1)
     init_ridge: float = option(0.0, 'least squares: ridge, as a share of the variance of a channel', least=0)
 

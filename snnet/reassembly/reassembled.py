@@ -172,6 +172,13 @@ class Reassembled(nn.Module):
         like = next(self.parameters())
         self.head = make_part(partial(NewHead, self.boundaries[-1], num_classes), like, generator(0, 'head'))
 
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
+        """The classifier of the new head, or that of the last leg's network, as timm's networks give it."""
+        if self.head is not None:
+            return self.head.fc
+        found: nn.Module | tuple[nn.Module, ...] = self.part(len(self.plan) - 1).model.get_classifier()
+        return found
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that do not decay, as the networks of the legs list them."""
         return {
@@ -183,7 +190,7 @@ class Reassembled(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors: a stitchable net whose one anchor and one stitch is this network.
 
-        `eval_stitches.py FOLDER`, `train.py --anchors FOLDER` and `StitchableNet.from_pretrained` read it as well.
+        `eval_stitches.py FOLDER`, `train.py --from FOLDER` and `StitchableNet.from_pretrained` read it as well.
 
         Raises:
             SnnetError: a network of the zoo that `timm.create_model` could not make again, or weights that are not

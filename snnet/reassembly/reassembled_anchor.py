@@ -68,8 +68,8 @@ class ReassembledAnchor(Anchor):
         for i in range(len(self.network.plan)):
             self.network.part(i).clear_caches()
 
-    def freeze(self) -> None:
-        """Frozen-tuning: only joins, head and a new stem train."""
+    def freeze(self, head: bool = True) -> None:
+        """Frozen-tuning: only joins, head and a new stem train, whatever `head` says."""
         self.network.freeze_blocks()
 
     def layout_at(self, position: int) -> tuple[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shlex
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..anchors.flops import PartFlops, part_flops
 from ..anchors.normalization import align_normalization
 from ..config.parse import to_yaml
 from ..data.clean_images import drawn_images
-from ..data.datasets import classes_of, open_dataset
+from ..data.datasets import open_dataset
 from ..errors import BudgetInfeasible, CannotStitch, SnnetError
 from ..net.create import create_stitchable_net, load_zoo
 from ..net.stitchable_net import StitchableNet
@@ -38,12 +37,13 @@ from .legs_text import parse_legs
 from .network_builder import NetworkBuilder
 from .new_head import new_head_costs
 from .new_stem import new_stem_costs
+from .next_command import next_command
 from .partition import Partition, partition_zoo
 from .plot import draw_assemblies, draw_partition, draw_similarity
 from .ranking import rank_assemblies
 from .reassemble_settings import ReassembleSettings
 from .similarity import Similarity
-from .zoo import check_zoo, line_sizes, weight_digests
+from .zoo import check_zoo, line_sizes, weight_digests, with_random_weights
 from .zoo_similarity import measure_similarity
 
 _log = logging.getLogger(__name__)
@@ -211,6 +211,8 @@ class Search:
     def finish(self, legs: str) -> Path:
         """Fits the joins of a network by least squares and saves it; returns the folder.
 
+        With `random_weights` the network is built from untrained networks instead, and nothing is fitted.
+
         Args:
             legs: of the network, see `parse_legs`.
 
@@ -221,6 +223,8 @@ class Search:
         network, net = self._builder.build(legs)
         flops, params = self._builder.costs(net)
         _log.info('%s: %.4g GFLOPs, %.4g M parameters', network, flops / 1e9, params / 1e6)
+        if wanted.random_weights:
+            return self._save(self._random(legs), random=True)
         images = self._builder.images_for(net, wanted.init_samples)
         samples = sum(map(len, images))
         progress = Progress(samples * len(network.joins), 'images for least squares')
@@ -228,9 +232,23 @@ class Search:
         progress.close()
         for fit, join in zip(fits, network.joins, strict=True):
             _log.info('join %d, %s: residual %.3f', fit.layer, join.extra_repr(), fit.residual)
-        net.save_pretrained(self.output / 'net')
-        _log.info('next: %s', self._next_command(net))
-        return self.output / 'net'
+        return self._save(net)
+
+    def _random(self, legs: str) -> StitchableNet:
+        """The network of these legs from untrained networks."""
+        zoo = {
+            name: anchor.to(self.device) for name, anchor in with_random_weights(self.zoo, self.settings.seed).items()
+        }
+        return NetworkBuilder(self.settings, zoo, self.images, self.device).build(legs)[1]
+
+    def _save(self, net: StitchableNet, random: bool = False) -> Path:
+        folder = self.output / ('net-random' if random else 'net')
+        net.save_pretrained(folder)
+        split = self.settings.similarity.split
+        _log.info(
+            'next: %s', next_command(folder, self.settings.data, split, self.images, self.settings.plugin, random)
+        )
+        return folder
 
     def draw(self, similarity: Similarity, partition: Partition, candidates: Sequence[Candidate]) -> list[Path]:
         """Draws similarity, partition and assemblies.
@@ -242,22 +260,6 @@ class Search:
         drawn = draw_similarity(similarity, self.output / 'similarity', 'similarity of the features')
         drawn += draw_partition(partition, self.output / 'partition', f'J = {partition.objective:.2f}')
         return drawn + draw_assemblies(assemblies, partition, self.output / 'assemblies', 'assemblies')
-
-    def _next_command(self, net: StitchableNet) -> str:
-        """The command that trains the network on the same images."""
-        data = self.settings.data
-        words = ['python', 'train.py', '--anchors', str(self.output / 'net'), '--freeze-anchors']
-        given = {'dataset': data.dataset, 'data-dir': data.data_dir, 'class-map': data.class_map}
-        for flag, value in given.items():
-            words += [f'--{flag}', str(value)] if value else []
-        for plugin in self.settings.plugin:
-            words += ['--plugin', plugin]
-        classes = classes_of(self.images) or net.num_classes
-        if classes != net.num_classes:
-            words += ['--num-classes', str(classes)]
-        if classes != 1000:  # the default teacher's
-            words += ['--teacher', 'none']
-        return shlex.join(words)
 
     @property
     def _unmeasured(self) -> Similarity:

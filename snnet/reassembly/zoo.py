@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from ..anchors.anchor import Anchor
 from ..anchors.flops import PartFlops, part_flops
 from ..errors import SnnetError
+from ..saving.anchor_rows import describe_anchor
 from ..utils.digest import digest_of_tensors
+from ..utils.seeds import key, seeded_libraries
 
 SIZES = ('flops', 'nodes', 'params')
 """Measures of the size of a block: multiply-adds, modules of the line (the paper's nodes), or parameters."""
@@ -81,3 +83,20 @@ def weight_digests(anchors: Sequence[Anchor]) -> dict[str, str]:
             raise SnnetError(f'{same} and {anchor.name} are the same network under two names: a zoo holds each once')
         found[anchor.name] = digest
     return found
+
+
+def with_random_weights(zoo: Mapping[str, Anchor], seed: int) -> dict[str, Anchor]:
+    """The networks of a zoo as they are before any training, also those whose weights came from a file.
+
+    Args:
+        zoo: networks by name.
+        seed: of the random weights.
+
+    Raises:
+        SnnetError: nothing says how a network was made.
+    """
+    fresh = {}
+    for i, (name, anchor) in enumerate(zoo.items()):
+        with seeded_libraries(key(seed, 'random zoo', i)):
+            fresh[name] = describe_anchor(anchor).build().eval()
+    return fresh

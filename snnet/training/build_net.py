@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..anchors.anchor import Anchor
 from ..anchors.names import has_local_weights, split_names
+from ..anchors.new_head import classifier_modules
 from ..config.sections import option
+from ..data.datasets import count_classes
+from ..data.train_images import TrainDataSettings
 from ..net.create import create_stitchable_net
 from ..net.stitchable_net import StitchableNet
 from ..utils.seeds import generator
+from .low_rank import start_updates
+from .start_from import is_whole_net, start_net
+
+TUNED = ('heads', 'stitches', 'lora', 'all')
+"""What may be trained of a net, from little to all."""
 
 
 @dataclass
@@ -20,6 +29,18 @@ class NetSettings:
         'networks to stitch, separated by commas (or a list in YAML): NAME, NAME=FILE, FOLDER, hf-hub:OWNER/NAME or '
         'local-dir:FOLDER',
     )
+    from_: str = option(
+        '',
+        'in place of --anchors: networks as there, a saved net, or a published checkpoint, to tune to the classes of '
+        'the images (implies --recipe own)',
+    )
+    tune: str = option(
+        '',
+        'heads; stitches: heads and stitch layers; lora: also low-rank updates of linear layers; all '
+        '(default: stitches with --from, else all)',
+        choices=('', *TUNED),
+    )
+    lora_rank: int = option(8, 'rank of the updates of linear layers (with --tune lora)', least=1)
     plugin: list[str] = option([], 'Python files that register networks and adapters', free=True)
     pretrained: bool = option(True, 'load weights (NAME=FILE always does)')
     num_classes: int | None = option(None, 'classes (default: those of the weights)')
@@ -37,11 +58,33 @@ class NetSettings:
     @property
     def learned(self) -> bool:
         """Whether any anchor starts from learned weights."""
-        return self.pretrained or any(has_local_weights(name) for name in split_names(self.anchors))
+        if self.from_ and is_whole_net(self.from_):
+            return True
+        return self.pretrained or any(has_local_weights(name) for name in split_names(self.from_ or self.anchors))
+
+    @property
+    def tuned(self) -> str:
+        """What is trained."""
+        return self.tune or ('stitches' if self.from_ else 'all')
+
+    @property
+    def moves_anchors(self) -> bool:
+        """Whether anchors change below their heads."""
+        return self.tuned in ('lora', 'all') and not self.freeze_anchors
 
 
-def build_net(settings: NetSettings) -> StitchableNet:
-    """The net that the settings name."""
+def build_net(settings: NetSettings, data: TrainDataSettings | None = None) -> StitchableNet:
+    """The net that the settings name.
+
+    Args:
+        settings: which.
+        data: the training images; a net with --from is made for their classes.
+    """
+    if settings.from_:
+        classes = settings.num_classes
+        if classes is None and data is not None:
+            classes = count_classes(data, data.train_split)
+        return start_net(settings, classes)
     return create_stitchable_net(
         settings.anchors,
         pretrained=settings.pretrained,
@@ -56,9 +99,27 @@ def build_net(settings: NetSettings) -> StitchableNet:
 
 
 def choose_trained_weights(settings: NetSettings, net: StitchableNet, seed: int) -> None:
-    """Freezes the anchors, and starts low-rank updates of the stitch layers, where the settings say so."""
-    if settings.freeze_anchors:
-        for i in range(len(net.anchors)):
-            net.anchor(i).freeze()
+    """Freezes what is not trained, and starts low-rank updates, as the settings say.
+
+    Raises:
+        SnnetError: updates of linear layers were asked for, and an anchor has none.
+    """
+    tuned = settings.tuned
+    for i in range(len(net.anchors)):
+        if settings.freeze_anchors or tuned != 'all':
+            net.anchor(i).freeze(head=settings.freeze_anchors)
+        if tuned == 'lora':
+            start_updates(net.anchor(i), settings.lora_rank, seed, i)
+        if tuned == 'heads':
+            train_only_head(net.anchor(i))
+    if tuned == 'heads':
+        net.stitch_layers.requires_grad_(False)
     for i in range(len(net.stitch_layers) if settings.stitch_rank else 0):
         net.layer(i).start_update(settings.stitch_rank, generator(seed, 'update', i))
+
+
+def train_only_head(anchor: Anchor) -> None:
+    """Leaves nothing but the classifier to be trained, also in a reassembled network, which trains its joins else."""
+    anchor.requires_grad_(False)
+    for module in classifier_modules(anchor.model):
+        module.requires_grad_(True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ..config.sections import check_ranges
+from ..config.sections import check_ranges, with_changes
 from ..errors import SnnetError
+from .build_net import NetSettings
 from .growth import check_growth
 from .optimizer import check_schedule
+from .teacher import LARGEST, NONE, PUBLISHED
 from .train_settings import TrainSettings
 
 _LONGEST = 1e9
@@ -29,5 +31,39 @@ def check_settings(settings: TrainSettings) -> None:
         raise SnnetError(f'mixup and cutmix pair the images of a batch: batch_size {batch_size} is odd')
     check_schedule(settings.schedule)
     check_growth(settings.growth, settings.compute.compile)
-    if not settings.net.anchors:
-        raise SnnetError('name the networks to stitch with --anchors, such as deit_tiny,deit_small,deit_base')
+    _check_net(settings.net)
+    _check_labels(settings)
+
+
+def _check_net(net: NetSettings) -> None:
+    if not (net.anchors or net.from_):
+        raise SnnetError('name the networks to stitch with --anchors or --from, such as deit_tiny,deit_small,deit_base')
+    if net.anchors and net.from_:
+        raise SnnetError('--anchors and --from both say what to start from: give one of them')
+    if net.freeze_anchors and net.tune:
+        raise SnnetError('--freeze-anchors and --tune both say what is trained: leave --freeze-anchors out')
+    if net.from_ and net.tuned != 'all' and not net.learned:
+        raise SnnetError(f'anchors with random weights are not worth freezing: --tune {net.tuned} needs weights')
+
+
+def _check_labels(settings: TrainSettings) -> None:
+    """Refuses what takes every image for one of one class where images have several labels."""
+    if not settings.data.labels:
+        return
+    if settings.mixing.loss != 'bce':
+        raise SnnetError('images with several labels (--labels) need --loss bce')
+    if settings.mixing.mixes:
+        raise SnnetError('mixup and cutmix take images of one class each: leave them out with --labels')
+    if settings.distillation.teacher not in ('', NONE):
+        raise SnnetError("a teacher's answer is one class per image: leave --teacher out with --labels")
+    if settings.distillation.protect_anchors:
+        raise SnnetError('protected anchors answer with one class per image: leave --protect-anchors out with --labels')
+
+
+def with_defaults(settings: TrainSettings) -> TrainSettings:
+    """The settings with what follows from others filled in, so that the folder of a run says it."""
+    if settings.distillation.teacher:
+        return settings
+    if settings.data.labels:
+        return with_changes(settings, teacher=NONE)
+    return with_changes(settings, teacher=LARGEST if settings.net.from_ else PUBLISHED)

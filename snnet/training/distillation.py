@@ -18,7 +18,11 @@ KINDS = ('hard', 'soft')
 class DistillationSettings:
     """Who teaches the stitches, and how much."""
 
-    teacher: str = option('regnety_160', "NAME or NAME=FILE, 'largest' for the largest anchor, 'none'")
+    teacher: str = option(
+        '',
+        "NAME or NAME=FILE, 'largest' for the largest anchor, 'none' "
+        '(default: regnety_160; with --from the largest anchor with its fitted head)',
+    )
     distill: str = option('hard', 'hard or soft')
     distill_alpha: float = option(0.5, 'weight of the teacher')
     distill_tau: float = option(1.0, 'temperature of soft distillation')

@@ -105,4 +105,5 @@ def next_command(net: Path, data: DataSettings, plugins: list[str], undivided: b
         return f'{shlex.join(words)} --data-dir FOLDER, a folder of images that the net was not trained on'
     words += ['--data-dir', data.data_dir] if data.data_dir else []
     words += ['--class-map', data.class_map] if data.class_map else []
+    words += ['--labels', data.labels] if data.labels else []
     return shlex.join(words)

@@ -1,12 +1,12 @@
-"""The loss of a stitch without a teacher: cross entropy with label smoothing, on images that may be mixed up."""
+"""The loss of a stitch without a teacher: with smoothed labels and weighted classes, on images that may be mixed up."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from torch import nn
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor, nn
 
 from ..config.sections import option
 
@@ -20,6 +20,10 @@ class MixupSettings:
     mixup_prob: float = option(1.0, 'probability of mixup or cutmix')
     mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on')
     smoothing: float = option(0.1, 'label smoothing')
+    loss: str = option('ce', 'ce (cross entropy), or bce (each class by itself, yes or no)', choices=('ce', 'bce'))
+    class_weights: str = option(
+        '', "'balanced' (every class counts the same), or a CSV file with the name and the weight of every class"
+    )
 
     @property
     def mixes(self) -> bool:
@@ -37,11 +41,29 @@ def make_mixup(settings: MixupSettings, classes: int) -> Mixup | None:
     )  # fmt: skip
 
 
-def make_loss(settings: MixupSettings) -> nn.Module:
-    """The criterion for logits and targets; targets are shares of classes where images are mixed up."""
-    loss: nn.Module = nn.CrossEntropyLoss()
-    if settings.mixes:
+def make_loss(settings: MixupSettings, mixed: bool, weights: Tensor | None = None) -> nn.Module:
+    """The criterion for logits (N, classes) and targets.
+
+    Args:
+        settings: which.
+        mixed: whether images are mixed up, so that targets are shares of classes (N, classes) instead of classes (N,).
+        weights: of the classes (classes,); equal ones where None.
+    """
+    smoothing = 0.0 if mixed else settings.smoothing  # mixing has smoothed the labels
+    loss: nn.Module = nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)
+    if settings.loss == 'bce':
+        loss = BinaryLoss(smoothing, weight=weights)
+    elif weights is None and mixed:
         loss = SoftTargetCrossEntropy()
-    elif settings.smoothing > 0:
-        loss = LabelSmoothingCrossEntropy(settings.smoothing)
+    elif weights is None and smoothing > 0:
+        loss = LabelSmoothingCrossEntropy(smoothing)
     return loss
+
+
+class BinaryLoss(BinaryCrossEntropy):
+    """timm's binary cross entropy, also for labels that are whole numbers: 0 or 1 for every class (N, classes)."""
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """Mean loss of logits (N, classes) and classes (N,) or labels (N, classes)."""
+        loss: Tensor = super().forward(x, target.to(x.dtype) if target.shape == x.shape else target)
+        return loss

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+
+from torch import nn
 
 from ..data.train_images import TrainImages
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 from .anchor_teachers import AnchorTeachers
+from .class_weights import class_weights
 from .distillation import DistillationLoss
-from .loss import make_loss, make_mixup
+from .loss import MixupSettings, make_loss, make_mixup
 from .optimizer import make_optimizer, make_schedule
 from .samplers import make_sampler
-from .teacher import LARGEST
+from .teacher import LARGEST, NONE
 from .teacher_answers import make_answers
 from .train_settings import TrainSettings
 from .train_step import TrainStep
@@ -39,8 +43,11 @@ def make_step(settings: TrainSettings, net: StitchableNet, ranks: Ranks, images:
     if not trainable:
         raise SnnetError(f'there is nothing to train: {net.title} is frozen and has no stitch layers')
     sampling, distillation = settings.sampling, settings.distillation
+    if settings.net.from_ and len(net.stitches) == 1 and distillation.teacher == LARGEST:
+        distillation = replace(distillation, teacher=NONE)  # a single network would only learn from itself
     sampler = make_sampler(sampling, net, trainable, settings.seeds.seed)
-    criterion = DistillationLoss(make_loss(settings.mixing), distillation.distill_alpha, distillation.distill_tau)
+    base = base_loss(settings.mixing, net, images, settings.mixing.mixes)
+    criterion = DistillationLoss(base, distillation.distill_alpha, distillation.distill_tau)
     answers = make_answers(
         distillation, settings.mixing, settings.compute, settings.schedule.epochs, net, images, ranks
     )
@@ -63,6 +70,22 @@ def make_step(settings: TrainSettings, net: StitchableNet, ranks: Ranks, images:
         answers=answers,
         protect=protect,
     )
+
+
+def base_loss(settings: MixupSettings, net: StitchableNet, images: TrainImages, mixed: bool) -> nn.Module:
+    """The loss without a teacher, with the class weights that the settings ask for.
+
+    Args:
+        settings: of the loss.
+        net: gives the number of classes.
+        images: that it is trained on, whose classes are counted.
+        mixed: whether images are mixed up.
+
+    Raises:
+        SnnetError: class weights that cannot be had.
+    """
+    asked = settings.class_weights
+    return make_loss(settings, mixed, class_weights(asked, images.dataset, net.num_classes) if asked else None)
 
 
 def updates_per_epoch(batches: int, together: int) -> int:

@@ -34,4 +34,25 @@ statistics of its own. The transformers there need uniform draws, anchors slower
 and stitches from large to small (`direction`), as their config says.
 """
 
-RECIPES = {'paper': PAPER, 'snnet': SNNET}
+OWN: dict[str, Any] = {
+    **SNNET,
+    'model_ema': False,
+    'batch_size': 32,
+    'epochs': 20,
+    'warmup_epochs': 2,
+    'lr': 1e-4,
+    'stitch_lr': 1e-3,
+    'scale': (0.35, 1.0),
+    'distill': 'soft',
+    'distill_topk': 0,
+}
+"""For some thousand images of your own: what --from implies.
+
+Short, in small batches, and with large crops. Heads are fitted before the first step, so they move slowly, with the
+anchors; stitch layers move ten times as fast. The teacher is the largest anchor with its fitted head.
+"""
+
+IMPLIED = {'from_': 'own'}
+"""Settings that imply a recipe where none is named."""
+
+RECIPES = {'own': OWN, 'paper': PAPER, 'snnet': SNNET}

@@ -20,6 +20,8 @@ from ..utils.files import sha256
 
 LARGEST = 'largest'
 NONE = 'none'
+PUBLISHED = 'regnety_160'
+"""The teacher of the papers."""
 
 
 class Teacher(nn.Module):

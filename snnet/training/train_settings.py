@@ -15,6 +15,7 @@ from .compute_settings import TrainComputeSettings
 from .distillation import DistillationSettings
 from .gradient_exchange import RanksSettings
 from .growth import GrowthSettings
+from .head_settings import HeadSettings
 from .initialize_layers import InitializationSettings
 from .loss import MixupSettings
 from .optimizer import OptimizerSettings, ScheduleSettings
@@ -40,6 +41,7 @@ class TrainSettings:
         1000, 'training images for BatchNorm statistics of every stitch, at the end; 0 for none', least=0
     )
     net: NetSettings = section(NetSettings)
+    heads: HeadSettings = section(HeadSettings)
     initialization: InitializationSettings = section(InitializationSettings)
     data: TrainDataSettings = section(TrainDataSettings)
     augmentation: AugmentationSettings = section(AugmentationSettings)

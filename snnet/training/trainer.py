@@ -22,15 +22,18 @@ from ..utils.progress import Progress
 from ..utils.seeds import key, seed_libraries
 from .build_net import build_net, choose_trained_weights
 from .check_batch_norms import check_batch_norms
-from .check_settings import check_settings
+from .check_settings import check_settings, with_defaults
 from .checkpoint import Checkpoints
 from .finish import give_statistics, is_saved, next_command, save_net, settle_grown_layers
+from .fitted_heads import make_fitted_heads
 from .growth import as_log_entry, make_grower
 from .initialize_layers import initialize_layers
+from .low_rank import merge_updates
 from .make_step import make_step
 from .run_folder import RunFolder
 from .run_state import RunState
 from .signals import StopRequest, Watchdog
+from .start_from import is_whole_net
 from .train_settings import TrainSettings
 from .train_step import TrainBatch
 from .weight_average import make_average
@@ -52,6 +55,7 @@ def train(settings: TrainSettings) -> Path | None:
             runs wrote is left as it was.
     """
     check_settings(settings)
+    settings = with_defaults(settings)
     import_plugins(settings.net.plugin)
     timeout = settings.ranks.timeout
     with ranks(settings.compute.device, timeout) as group, Watchdog(timeout) as watchdog:
@@ -85,7 +89,7 @@ class Trainer:
         self.settings, self.ranks, self.folder, self.stop, self.watchdog = settings, ranks, folder, stop, watchdog
         seed = settings.seeds.seed
         seed_libraries(key(seed, 'build'))  # for weights that are not loaded
-        self.net = build_net(settings.net).to(ranks.device)
+        self.net = build_net(settings.net, settings.data).to(ranks.device)
         self.images = TrainImages(
             settings.data, settings.augmentation, settings.seeds.of_data, folder.path, self.net, ranks
         )
@@ -93,6 +97,7 @@ class Trainer:
             self.net.to(memory_format=torch.channels_last)
         for i in range(len(self.net.anchors)):
             self.net.anchor(i).checkpointing = settings.compute.grad_checkpointing
+        self.write_heads = make_fitted_heads(settings, self.net, self.images, ranks, watchdog.alive)
         choose_trained_weights(settings.net, self.net, seed)
         check_batch_norms(self.net, settings.data.batch_size)
         self.step = make_step(settings, self.net, ranks, self.images)
@@ -155,7 +160,9 @@ class Trainer:
     def _start(self) -> None:
         """Initializes the stitch layers, and the branches that are there from the start."""
         data, initialization, seed = self.settings.data, self.settings.initialization, self.settings.seeds.seed
-        initialize_layers(initialization, data, seed, self.net, self.ranks, self.watchdog.alive)
+        self.write_heads()
+        if not is_whole_net(self.settings.net.from_):  # its stitch layers are the start
+            initialize_layers(initialization, data, seed, self.net, self.ranks, self.watchdog.alive)
         if self.grower is not None and self.settings.growth.grow_static:
             images, _ = initialization_images(data, self.net, self.ranks, initialization.init_samples, seed)
             self.grower.grow_all(next((batch for batch, _ in images), None))
@@ -281,6 +288,7 @@ class Trainer:
         """Folds branches, gives every stitch its BatchNorm statistics where anchors moved, and saves the net."""
         self.watchdog.alive()
         settings, net = self.settings, self.average.module if self.average else self.net
+        merge_updates(net)
         if self.grower is not None:
             settle_grown_layers(net, settings.recalibrate, self.images, settings.seeds.seed, self.ranks)
             self.grower.fold()

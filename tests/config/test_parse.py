@@ -9,6 +9,7 @@ from snnet import SnnetError
 from snnet.config.parse import parse, to_yaml
 from snnet.config.sections import from_flat, options_of, to_flat, with_changes
 from snnet.evaluation.eval_settings import EvalSettings
+from snnet.training.check_settings import with_defaults
 from snnet.training.recipes import RECIPES
 from snnet.training.run_folder import RunFolder
 from snnet.training.train_settings import TrainSettings
@@ -99,7 +100,8 @@ def test_every_config_is_read_and_is_headed_by_the_command_that_uses_it(file):
     ],
 )
 def test_the_recipes_hold_the_published_values(name, recipe):
-    settings = parse(TrainSettings, ['--config', str(CONFIGS[0].parent / f'{name}.yaml')], recipes=RECIPES)
+    file = CONFIGS[0].parent / f'{name}.yaml'
+    settings = with_defaults(parse(TrainSettings, ['--config', str(file)], recipes=RECIPES))
     published = {'teacher': 'regnety_160', 'distill': 'hard', 'distill_alpha': 0.5, 'batch_size': 128, **recipe}
     assert to_flat(settings).items() >= published.items()
 

@@ -179,7 +179,7 @@ def test_classes_in_nested_folders_are_the_leaves(net, tmp_path):
 
 def test_another_number_of_classes_is_refused_and_says_what_helps(net, tmp_path):
     write_images(tmp_path / 'train', classes=3, each=2)
-    with pytest.raises(SnnetError, match='has 3 classes, the anchors 4.*--num-classes 3'):
+    with pytest.raises(SnnetError, match='has 3 classes, the net 4: train.py --from fits new heads.*--num-classes 3'):
         open_dataset(settings_of(tmp_path).data, 'train', net)
 
 

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from safetensors.torch import save_file
+from timm.data import create_dataset
 
 import snnet
 from snnet import SnnetError
 from snnet.config.parse import parse
 from snnet.config.sections import from_flat
+from snnet.data.datasets import DataSettings
 from snnet.evaluation.evaluate import evaluate
 from snnet.reassembly import Reassembled, search as dery
+from snnet.reassembly.next_command import next_command
 from snnet.reassembly.reassemble_settings import ReassembleSettings
 from snnet.reassembly.search import Search
 from snnet.training.train_settings import TrainSettings
@@ -232,7 +236,8 @@ def test_another_pick_for_other_classes_is_saved_and_the_printed_command_trains_
     assert str(Reassembled.from_pretrained(output / 'net')) == rows[1]['network']
     printed = next(line for line in capsys.readouterr().err.splitlines() if line.startswith('next: '))
     words = shlex.split(printed.removeprefix('next: python train.py'))
-    assert '--num-classes' not in words  # the net knows two classes already
+    assert words[:2] == ['--from', str(output / 'net')]
+    assert words[-2:] == ['--batch-size', '12'], 'there are fewer images than one batch of the recipe'
     small = {'epochs': 1, 'warmup-epochs': 0, 'batch-size': 4, 'workers': 0, 'recalibrate': 0, 'device': 'cpu'}
     words += [f'--{name}={value}' for name, value in {**small, 'output': tmp_path / 'run'}.items()]
     train(parse(TrainSettings, words))
@@ -249,3 +254,42 @@ def test_a_network_of_given_legs_is_saved_without_a_search(script, tmp_path, cap
     assert saved.num_classes == 3
     assert script(output, zoo='test_resnet,test_convnext', legs=legs, params=10) == 2
     assert re.search(r'has params = \d+ once built, .* times the budget', capsys.readouterr().err)
+
+
+def test_a_checkpoint_without_a_classifier_gives_blocks_and_the_same_legs_are_saved_with_random_weights(
+    script, tmp_path, capsys
+):
+    headless = {
+        f'module.{k}': v for k, v in timm.create_model('test_convnext').state_dict().items() if 'head.fc' not in k
+    }
+    save_file(headless, tmp_path / 'ssl.safetensors')
+    save_file(timm.create_model('test_resnet').state_dict(), tmp_path / 'sup.safetensors')
+    zoo = f'test_resnet={tmp_path}/sup.safetensors,test_convnext={tmp_path}/ssl.safetensors'
+    first, last = zoo.split(',')
+    given = {'zoo': zoo, 'legs': f'{first}[:layer2.0] > {last}[stages.2.blocks.0:]', 'num_classes': 3}
+    assert script(tmp_path / 'out', **given) == 0
+    assert script(tmp_path / 'out', **given, random_weights=True) == 0
+    assert '--tune all' in capsys.readouterr().err
+    trained, random = (Reassembled.from_pretrained(tmp_path / 'out' / name) for name in ('net', 'net-random'))
+    assert str(trained) == str(random)
+    assert trained.num_classes == random.num_classes == 3
+    own, fresh = trained.state_dict(), random.state_dict()
+    assert {name: tensor.shape for name, tensor in own.items()} == {n: tensor.shape for n, tensor in fresh.items()}
+    block = 'legs.1.model.stages.2.blocks.0.mlp.fc1.weight'
+    assert torch.equal(own[block], headless[f'module.{block.removeprefix("legs.1.model.")}'])
+    assert not torch.equal(own[block], fresh[block])
+
+
+def test_the_next_command_names_what_training_needs(tmp_path):
+    write_images(tmp_path / 'flat' / 'only', 1, 1)
+    data = DataSettings(data_dir='images', class_map='map.txt')
+    images = create_dataset('', str(tmp_path / 'flat'))
+    assert next_command(Path('net'), data, 'train', images, ['a.py'], False) == (
+        'python train.py --from net --plugin a.py --data-dir FOLDER, a folder with one folder of images per class in '
+        'each split'
+    )
+    write_images(tmp_path / 'two', 2, 20)
+    images = create_dataset('', str(tmp_path / 'two'))
+    assert next_command(Path('net'), data, 'val', images, [], True) == (
+        'python train.py --from net --tune all --data-dir images --class-map map.txt --train-split val'
+    )

@@ -29,6 +29,7 @@ from tests.helpers.runs import write_images
 from tests.helpers.scripts import run_script
 
 STAND_INS = {
+    '--from deit_tiny,deit_small,deit_base': '--from NET',
     'deit_tiny,deit_small,deit_base': 'digits_small,digits_medium,digits_large',
     'pretrained=True': 'pretrained=False',
     '/imagenet': 'images',

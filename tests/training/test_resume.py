@@ -41,7 +41,11 @@ def built(*values):
 @pytest.fixture(autouse=True)
 def built_once(monkeypatch):
     """Spares the time to build the same net again, most of that of a short run; `test_engine` has runs build it."""
-    monkeypatch.setattr(engine, 'build_net', lambda s: copy.deepcopy(built(*(getattr(s, name) for name in NET))))
+
+    def copied(settings, data):
+        return copy.deepcopy(built(*(getattr(settings, name) for name in NET)))
+
+    monkeypatch.setattr(engine, 'build_net', copied)
 
 
 class Killed(BaseException):

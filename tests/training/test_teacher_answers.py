@@ -32,7 +32,7 @@ DECIDING = {
 """Settings that decide images or answers by their value."""
 SEEN = {
     'data_dir', 'class_map', 'anchors', 'img_size', 'num_classes', 'seed', 'data_seed', 'amp', 'amp_dtype', 'teacher',
-    'distill_tau', 'distill_topk',
+    'distill_tau', 'distill_topk', 'from_', 'labels',
 }  # fmt: skip
 """Settings that decide images or answers by way of something that the fingerprint holds in their place."""
 FREE = {
@@ -44,7 +44,7 @@ FREE = {
     'fused', 'grad_checkpointing', 'model_ema', 'model_ema_decay', 'checkpoint_steps', 'checkpoint_minutes',
     'checkpoint_keep', 'max_bad_images', 'recalibrate', 'max_skips', 'check_steps', 'timeout', 'grow_every',
     'grow_every_epochs', 'grow_until', 'grow_score', 'grow_cut', 'grow_budget', 'grow_kinds', 'grow_where',
-    'grow_static',
+    'grow_static', 'tune', 'lora_rank', 'fit_heads', 'head_samples', 'loss', 'class_weights',
 }  # fmt: skip
 """Settings that change neither the images of a step nor what a teacher says to them."""
 
