@@ -90,8 +90,8 @@ def fit_heads(
 ) -> list[HeadFit]:
     """Gives each anchor the better of two classifiers: its own, or a linear probe.
 
-    A classifier that is new is always replaced. What decides otherwise is the loss on held-out images, so that a
-    classifier that was learned for the same classes stays.
+    A classifier that is new is always replaced. What decides otherwise is the accuracy on held-out images, or the
+    loss where they are equally accurate; so a classifier that was learned for the same classes stays.
 
     Args:
         net: its anchors' classifiers change.
@@ -113,8 +113,8 @@ def _fit_head(anchor: Anchor, found: AnchorFeatures, targets: Tensor, held: Tens
         return HeadFit(anchor.name, 'random' if has_new_head(anchor.model) else 'kept', before, before, 0.0)
     probes = [fit_probe(x, targets, anchor.num_classes, held, criterion) for x in found.inputs]
     after = _accuracy(torch.stack([probe.judged for probe in probes]).mean(dim=0), targets[held])
-    loss = float(criterion(found.logits[held].double(), targets[held]))
-    if not has_new_head(anchor.model) and loss <= min(probe.loss for probe in probes):
+    own = before, -float(criterion(found.logits[held].double(), targets[held]))
+    if not has_new_head(anchor.model) and own >= (after, -min(probe.loss for probe in probes)):
         return HeadFit(anchor.name, 'kept', before, after, probes[0].ridge)
     for module, probe in zip(linear_classifiers(anchor.model), probes, strict=True):
         _fill(module, probe.weight, probe.bias)
