@@ -14,7 +14,7 @@ from torch import Tensor
 from .names import ALIASES
 
 _SECONDS = 6.0
-"""Names are tried for so long: the common ones first, then those in timm's file of the one that was named."""
+"""Names are tried for so much CPU time: the common ones first, then those in timm's file of the one that was named."""
 _ALIKE = 0.9
 """Share of the tensors that must have their names and shapes."""
 _NEARLY = 0.95
@@ -38,9 +38,9 @@ def nearest_network(state: Mapping[str, Tensor], model: str) -> str:
     named = model.partition('.')[0]
     if _likeness(held, _shapes(named)) > _NEARLY:
         return ''  # it is the network that was named, damaged or changed
-    end, best = time.monotonic() + _SECONDS, (_ALIKE, '')
+    end, best = time.process_time() + _SECONDS, (_ALIKE, '')
     for name in _candidates(held, named):
-        if best[0] == 1 or time.monotonic() > end:
+        if best[0] == 1 or time.process_time() > end:
             break
         likeness = _likeness(held, _shapes(ALIASES.get(name, name).partition('.')[0]))
         best = max(best, (likeness, name), key=lambda found: found[0])
