@@ -26,7 +26,8 @@ def open_net(where: str | Path, num_classes: int | None = None) -> StitchableNet
     try:
         return load_official(where, num_classes=num_classes)
     except NoWeights as error:
+        if 'window' not in str(error):
+            raise
         raise NoWeights(
-            f'{error}; snnet.load_official takes anchors=, window=, step= and nearest= where a file leaves them open, '
-            f'and save_pretrained makes a folder of the net'
+            f'{error}: snnet.load_official takes them, and save_pretrained makes a folder of the net'
         ) from None

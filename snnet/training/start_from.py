@@ -44,7 +44,10 @@ def start_net(settings: NetSettings, classes: int | None) -> StitchableNet:
         return open_net(settings.from_, classes)
     except NoWeights as error:
         if os.path.isfile(settings.from_):
-            raise NoWeights(f'{error}; the weights of a single network are named NAME={settings.from_}') from None
+            raise NoWeights(
+                f'name the network that the weights in {settings.from_} belong to, as NAME={settings.from_}, unless '
+                f'it is a whole net ({error})'
+            ) from None
         raise
 
 

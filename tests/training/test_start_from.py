@@ -230,7 +230,7 @@ def test_a_saved_net_has_decided_its_space(data, weights, tmp_path):
 
 
 def test_a_file_of_a_single_network_asks_for_its_name(data, weights, tmp_path):
-    with pytest.raises(NoWeights, match=r'the weights of a single network are named NAME=.*ssl\.pth'):
+    with pytest.raises(NoWeights, match=r'name the network .* as NAME=.*ssl\.pth, unless it is a whole net'):
         train(settings_of(tmp_path / 'run', data, weights / 'ssl.pth', img_size=None))
 
 
