@@ -126,6 +126,22 @@ def is_net_folder(text: str) -> bool:
     return not known and os.path.isdir(text) and not is_timm_folder(text)
 
 
+def is_whole_net(text: str) -> bool:
+    """Whether a user means one whole net: its folder, a file that holds one, or a repository on the Hub."""
+    names = split_names(text)
+    if len(names) != 1:
+        return False
+    if is_net_folder(names[0]) or os.path.isfile(names[0]):
+        return True
+    if '=' in names[0] or names[0].count('/') != 1 or ':' in names[0]:
+        return False
+    try:
+        resolve(names[0])
+    except SnnetError:
+        return True  # OWNER/NAME on the Hub; what is neither is named in the error of fetching it
+    return False
+
+
 def has_local_weights(text: str) -> bool:
     """Whether a name stands for weights on this machine, which are loaded whether or not others are pretrained."""
     return weights_file(text) is not None or is_net_folder(text)

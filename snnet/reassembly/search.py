@@ -37,12 +37,12 @@ from .legs_text import parse_legs
 from .network_builder import NetworkBuilder
 from .new_head import new_head_costs
 from .new_stem import new_stem_costs
-from .next_command import next_command
 from .partition import Partition, partition_zoo
 from .plot import draw_assemblies, draw_partition, draw_similarity
 from .ranking import rank_assemblies
 from .reassemble_settings import ReassembleSettings
 from .similarity import Similarity
+from .training_command import training_command
 from .zoo import check_zoo, line_sizes, weight_digests, with_random_weights
 from .zoo_similarity import measure_similarity
 
@@ -246,7 +246,7 @@ class Search:
         net.save_pretrained(folder)
         split = self.settings.similarity.split
         _log.info(
-            'next: %s', next_command(folder, self.settings.data, split, self.images, self.settings.plugin, random)
+            'next: %s', training_command(folder, self.settings.data, split, self.images, self.settings.plugin, random)
         )
         return folder
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, fields
 
 from ..anchors.anchor import Anchor
-from ..anchors.names import has_local_weights, split_names
+from ..anchors.names import has_local_weights, is_whole_net, split_names
 from ..anchors.new_head import classifier_modules
 from ..config.sections import option
 from ..data.datasets import count_classes
 from ..data.train_images import TrainDataSettings
+from ..errors import NoWeights, SnnetError
 from ..net.create import create_stitchable_net
+from ..net.open_net import open_net
 from ..net.stitchable_net import StitchableNet
 from ..utils.seeds import generator
 from .low_rank import start_updates
-from .start_from import is_whole_net, start_net
 
 TUNED = ('heads', 'stitches', 'lora', 'all')
 """What may be trained of a net, from little to all."""
+_OF_THE_SPACE = ('window', 'step', 'nearest', 'direction', 'drop_path', 'img_size')
+"""Settings that a net which is there already has decided."""
 
 
 @dataclass
@@ -96,6 +100,38 @@ def build_net(settings: NetSettings, data: TrainDataSettings | None = None) -> S
         direction=settings.direction,
         drop_path_rate=settings.drop_path,
     )
+
+
+def start_net(settings: NetSettings, classes: int | None) -> StitchableNet:
+    """The net with heads for so many classes; heads that are new are marked as such.
+
+    Args:
+        settings: `from_` says where it comes from.
+        classes: width of the logits; what the weights hold where None.
+
+    Raises:
+        SnnetError: nothing is there, or a setting that a saved net has decided already.
+    """
+    if not is_whole_net(settings.from_):
+        return create_stitchable_net(
+            settings.from_, pretrained=settings.pretrained, num_classes=classes, img_size=settings.img_size,
+            window=settings.window, step=settings.step, nearest=settings.nearest, direction=settings.direction,
+            drop_path_rate=settings.drop_path,
+        )  # fmt: skip
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name in _OF_THE_SPACE:
+        if getattr(settings, name) != defaults[name]:
+            flag = name.replace('_', '-')
+            raise SnnetError(f'{settings.from_} is a whole net, which has decided that already: leave --{flag} out')
+    try:
+        return open_net(settings.from_, classes)
+    except NoWeights as error:
+        if os.path.isfile(settings.from_):
+            raise NoWeights(
+                f'name the network that the weights in {settings.from_} belong to, as NAME={settings.from_}, unless '
+                f'it is a whole net ({error})'
+            ) from None
+        raise
 
 
 def choose_trained_weights(settings: NetSettings, net: StitchableNet, seed: int) -> None:

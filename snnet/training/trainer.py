@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..anchors.names import is_whole_net
 from ..data.clean_images import initialization_images
 from ..data.train_images import TrainImages
 from ..errors import SnnetError
@@ -33,7 +34,6 @@ from .make_step import make_step
 from .run_folder import RunFolder
 from .run_state import RunState
 from .signals import StopRequest, Watchdog
-from .start_from import is_whole_net
 from .train_settings import TrainSettings
 from .train_step import TrainBatch
 from .weight_average import make_average

@@ -21,9 +21,9 @@ from snnet.config.sections import from_flat
 from snnet.data.datasets import DataSettings
 from snnet.evaluation.evaluate import evaluate
 from snnet.reassembly import Reassembled, search as dery
-from snnet.reassembly.next_command import next_command
 from snnet.reassembly.reassemble_settings import ReassembleSettings
 from snnet.reassembly.search import Search
+from snnet.reassembly.training_command import training_command
 from snnet.training.train_settings import TrainSettings
 from snnet.training.trainer import train
 from snnet.utils.plugins import import_plugins
@@ -280,16 +280,16 @@ def test_a_checkpoint_without_a_classifier_gives_blocks_and_the_same_legs_are_sa
     assert not torch.equal(own[block], fresh[block])
 
 
-def test_the_next_command_names_what_training_needs(tmp_path):
+def test_the_training_command_names_what_training_needs(tmp_path):
     write_images(tmp_path / 'flat' / 'only', 1, 1)
     data = DataSettings(data_dir='images', class_map='map.txt')
     images = create_dataset('', str(tmp_path / 'flat'))
-    assert next_command(Path('net'), data, 'train', images, ['a.py'], False) == (
+    assert training_command(Path('net'), data, 'train', images, ['a.py'], False) == (
         'python train.py --from net --plugin a.py --data-dir FOLDER, a folder with one folder of images per class in '
         'each split'
     )
     write_images(tmp_path / 'two', 2, 20)
     images = create_dataset('', str(tmp_path / 'two'))
-    assert next_command(Path('net'), data, 'val', images, [], True) == (
+    assert training_command(Path('net'), data, 'val', images, [], True) == (
         'python train.py --from net --tune all --data-dir images --class-map map.txt --train-split val'
     )

@@ -13,7 +13,7 @@ _BATCH = 32
 """Images per step of the recipe that --from implies."""
 
 
-def next_command(
+def training_command(
     folder: Path, data: DataSettings, split: str, images: Any, plugins: Sequence[str], all_weights: bool
 ) -> str:
     """The command that tunes a saved network to the classes of the images that it was made with.
