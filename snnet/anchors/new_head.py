@@ -32,9 +32,10 @@ def classifier_modules(model: nn.Module) -> list[nn.Module]:
 
 def linear_classifiers(model: Any) -> list[nn.Linear | nn.Conv2d]:
     """The linear maps with bias whose outputs are the logits: usually one, two in a distilled network."""
-    found = []
+    found: list[nn.Linear | nn.Conv2d] = []
     for part in (part for module in classifier_modules(model) for part in module.modules()):
-        linear = isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1))
-        if linear and part.bias is not None and len(part.bias) == model.num_classes:
+        if not isinstance(part, nn.Linear | nn.Conv2d) or part.bias is None or len(part.bias) != model.num_classes:
+            continue
+        if isinstance(part, nn.Linear) or part.kernel_size == (1, 1):
             found.append(part)
     return found

@@ -61,7 +61,7 @@ def hold_out(targets: Tensor, seed: int = 0) -> Tensor:
     held = torch.zeros(len(targets), dtype=torch.bool)
     if targets.ndim > 1:
         targets = targets.new_zeros(len(targets))
-    for label in targets.unique().tolist():
+    for label in sorted(set(targets.tolist())):
         places = (targets == label).nonzero()[:, 0]
         if len(places) < 2:
             raise SnnetError(
@@ -126,5 +126,5 @@ def _minimized(
         return loss
 
     with torch.enable_grad():
-        solver.step(closure)  # type: ignore[no-untyped-call, arg-type]  # nor this
+        solver.step(closure)  # type: ignore[no-untyped-call]  # nor this
     return weight.detach(), bias.detach(), mean, std

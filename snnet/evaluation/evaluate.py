@@ -143,7 +143,8 @@ class Evaluation:
         nothing = dict.fromkeys(RESULTS)
         for record in self.net.records:
             row = rows.get(record.stitch, nothing)
-            self.net.records[record.stitch] = replace(record, **{name: row.get(name) for name in RESULTS})
+            results: dict[str, Any] = {name: row.get(name) for name in RESULTS}
+            self.net.records[record.stitch] = replace(record, **results)
         self.ranks.barrier()
 
     def _write_classes(self) -> None:

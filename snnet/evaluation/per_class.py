@@ -26,7 +26,9 @@ def accuracy_per_class(hits: np.ndarray, targets: np.ndarray, classes: int) -> n
     """
     images = np.bincount(targets, minlength=classes)
     right = np.bincount(targets, weights=hits, minlength=classes)
-    return np.divide(100 * right, images, out=np.full(classes, np.nan), where=images > 0)
+    accuracies = np.full(classes, np.nan)
+    accuracies[images > 0] = 100 * right[images > 0] / images[images > 0]
+    return accuracies
 
 
 def mean_per_class(hits: np.ndarray, targets: np.ndarray) -> float:

@@ -60,7 +60,7 @@ def make_loss(settings: MixupSettings, mixed: bool, weights: Tensor | None = Non
     return loss
 
 
-class BinaryLoss(BinaryCrossEntropy):
+class BinaryLoss(BinaryCrossEntropy):  # type: ignore[misc]  # timm does not annotate it
     """timm's binary cross entropy, also for labels that are whole numbers: 0 or 1 for every class (N, classes)."""
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
