@@ -16,6 +16,14 @@ torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '1')))
 _COMPARES = re.compile(r'assert_close|allclose|approx\(|distance\(|farthest\(|rounding\(')
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        '--device',
+        choices=('cuda', 'cpu'),
+        help='of the tests marked gpu (default: a GPU; without one, skipped)',
+    )
+
+
 @cache
 def _compares(function):
     return _COMPARES.search(inspect.getsource(function)) is not None

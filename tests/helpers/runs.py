@@ -61,7 +61,7 @@ def train_images(settings: TrainSettings, net: StitchableNet, ranks: Ranks) -> T
 @contextmanager
 def trainer(settings: TrainSettings) -> Iterator[Trainer]:
     """A trainer of one process, as `train` makes it."""
-    with ranks('cpu') as group, StopRequest() as stop, Watchdog(settings.ranks.timeout) as watchdog:
+    with ranks(settings.compute.device) as group, StopRequest() as stop, Watchdog(settings.ranks.timeout) as watchdog:
         folder = RunFolder(settings, group.world)
         try:
             yield Trainer(settings, group, folder, stop, watchdog)

@@ -106,7 +106,8 @@ def check_command(words: list[str]) -> None:
 def every_flag() -> frozenset[str]:
     scripts = [path for pattern in ('*.py', 'examples/*.py', 'benchmarks/*.py') for path in ROOT.glob(pattern)]
     programs = [(str(path.relative_to(ROOT)),) for path in scripts] + [('snnet', command) for command in COMMANDS]
-    return frozenset().union(*(flags_of(*program) for program in [*programs, ('tools.faults',), ('snnet',)]))
+    programs += [('tools.faults',), ('benchmarks.gpu',), ('snnet',)]
+    return frozenset().union(*(flags_of(*program) for program in programs))
 
 
 @EVERY_PAGE

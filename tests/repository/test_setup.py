@@ -39,7 +39,8 @@ def imported(*places: str) -> set[str]:
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level and node.module}
-    own = {'snnet', 'tests', 'tools', *(file.stem for place in ('*.py', 'examples/*.py') for file in ROOT.glob(place))}
+    scripts = {file.stem for place in ('*.py', 'examples/*.py') for file in ROOT.glob(place)}
+    own = {'snnet', 'tests', 'tools', 'benchmarks'} | scripts
     return {name.split('.')[0] for name in names} - set(sys.stdlib_module_names) - own
 
 
@@ -53,7 +54,7 @@ def test_the_package_imports_what_it_declares_and_nothing_else(setup):
 
 def test_everything_else_imports_what_an_extra_declares(setup):
     extras = set().union(*(modules_of(text) for text in setup['options.extras_require'].values()))
-    needed = imported('*.py', 'examples/*.py', 'benchmarks/*.py', 'tests/**/*.py', 'tools/**/*.py')
+    needed = imported('*.py', 'examples/*.py', 'benchmarks/**/*.py', 'tests/**/*.py', 'tools/**/*.py')
     assert needed - modules_of(setup['options']['install_requires']) <= extras
 
 

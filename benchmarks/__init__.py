@@ -1,0 +1,1 @@
+"""Comparisons with straightforward ways of doing the same; each file is a script."""

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # for deterministic products; read when CUDA starts
+
+
+@pytest.fixture
+def device(request) -> torch.device:
+    """Where the tests of this folder run: a GPU, or the CPU where `--device cpu` says so."""
+    named = request.config.getoption('--device')
+    if named != 'cpu' and not torch.cuda.is_available():
+        pytest.skip('needs a GPU, or --device cpu')
+    return torch.device(named or 'cuda')
+
+
+@pytest.fixture
+def gpu(device) -> torch.device:
+    """For what exists on a GPU only."""
+    if device.type != 'cuda':
+        pytest.skip('exists on a GPU only')
+    return device
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """Products of float32 numbers in float32 (not in TF32), as on a CPU."""
+    torch.set_float32_matmul_precision('highest')
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        yield
