@@ -139,7 +139,7 @@ def _accumulate(
     with eval_mode(net):
         for images, _ in image_chunks(batches, samples, CHUNK):
             features = {
-                (name, position): x
+                (name, position): x.double()  # once, although most of them take part in several fits
                 for name, positions in wanted.items()
                 for position, x in _features(net.anchor(name), images.to(device), positions)
             }
@@ -153,14 +153,14 @@ def _accumulate(
 def _add_features(
     features: dict[tuple[str, int], Tensor], groups: Sequence[Sequence[FittedJoin]], sums: Sequence[Sums]
 ) -> None:
-    """Adds the features (N, D) of one chunk, by anchor and position; each front's Gram matrix is computed once."""
+    """Adds the float64 features (N, D) of one chunk, by anchor and position; each front's Gram matrix comes once."""
     grams: dict[tuple[str, int], Tensor] = {}
     for group, total in zip(groups, sums, strict=True):
         for position in dict.fromkeys(join.front for join in group):
-            front = features[position].double()  # (N, D)
+            front = features[position]  # (N, D)
             if position not in grams:
                 grams[position] = front.T @ front  # (D, D)
-            total.add(front, grams[position], [features[j.end].double() for j in group if j.front == position])
+            total.add(front, grams[position], [features[j.end] for j in group if j.front == position])
 
 
 def _features(anchor: Anchor, images: Tensor, positions: set[int]) -> Iterator[tuple[int, Tensor]]:

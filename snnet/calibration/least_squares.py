@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -87,13 +88,13 @@ class Sums:
             gram: A^T A (D, D), which the caller may share among several fits.
             ends: one or more B (n, E).
         """
-        total = ends[0] if len(ends) == 1 else torch.stack(list(ends)).sum(0)  # (n, E)
+        total = reduce(torch.add, ends)  # (n, E)
         self.rows += len(front) * len(ends)
         self.front += front.sum(0) * len(ends)
         self.end += total.sum(0)
         self.front_front += gram * len(ends)
         self.front_end += front.T @ total
-        self.end_end += sum(end.square().sum() for end in ends)
+        self.end_end += sum(torch.dot(flat, flat) for flat in (end.reshape(-1) for end in ends))
 
     def solve(self, layer: int = 0, ridge: float = 0.0) -> tuple[Tensor, Tensor, LayerFit]:
         """The weight and bias with the least squared error.
