@@ -77,7 +77,8 @@ class Family:
         shape = {'img_size': 32, 'embed_dim': width, 'num_heads': max(1, width // 32), 'num_classes': 10}
         model: Any = timm.create_model('vit_tiny_patch16_224', **shape, **small)
         model.pretrained_cfg = {**model.pretrained_cfg, 'mean': MEAN, 'std': STD, 'crop_pct': 1.0}
-        return model.to(self.device)  # type: ignore[no-any-return]
+        moved: nn.Module = model.to(self.device)
+        return moved
 
     def train_anchor(self, width: int, wanted: float, seconds: float) -> nn.Module:
         """One cycle of the learning rate over as many steps as the seconds allow."""
@@ -99,8 +100,13 @@ class Family:
         for group in optimizer.param_groups:
             group['lr'] = 0.0  # the first steps only show how long one takes
         few = 2 if self.options.tiny else 20
-        each = took(lambda: [step() for _ in range(few)], self.device) / few
-        each = took(lambda: [step() for _ in range(few)], self.device) / few if self.device.type == 'cuda' else each
+
+        def few_steps() -> None:
+            for _ in range(few):
+                step()
+
+        few_steps()  # warm
+        each = took(few_steps, self.device) / few
         total = 4 if self.options.tiny else max(100, int(seconds / each))
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total, pct_start=0.15)
         for _ in range(total):

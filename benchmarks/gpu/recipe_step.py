@@ -76,7 +76,7 @@ class Bench:
 
     def __init__(self, options: Options) -> None:
         self.options, self.device = options, torch.device(options.device)
-        own = {'anchors': 'test_vit,test_vit2', 'img_size': 32} if options.tiny else {}
+        own: dict[str, Any] = {'anchors': 'test_vit,test_vit2', 'img_size': 32} if options.tiny else {}
         self.flat = {**RECIPE, 'anchors': 'deit_tiny,deit_small,deit_base', **own, 'device': options.device}
         torch.manual_seed(0)
         self.net = snnet.create_stitchable_net(
@@ -107,7 +107,7 @@ class Bench:
         step = make_step(settings, net, Ranks(0, 1, self.device), range(self.steps))  # type: ignore[arg-type]
         step.sampler = lambda number, rank, turn: self.drawn[number % self.steps]
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
-        teacher = copy.deepcopy(self.teacher).to(memory_format=layout)  # type: ignore[call-overload]
+        teacher = copy.deepcopy(self.teacher).to(memory_format=layout)
         store = Store(folder, {}) if variant.teacher == 'stored' else None
         step.answers = Answers(lambda: teacher, settings.distillation.question, store, range(self.steps))
         step.compute = replace(step.compute, channels_last=variant.channels_last)
@@ -199,7 +199,7 @@ def alone(bench: Bench, report: Report) -> dict[str, float]:
     """Images per second of the teacher alone, in both layouts."""
     found = {}
     for layout, memory in (('contiguous', torch.contiguous_format), ('channels_last', torch.channels_last)):
-        teacher: nn.Module = copy.deepcopy(bench.teacher).to(memory_format=memory)  # type: ignore[call-overload]
+        teacher: nn.Module = copy.deepcopy(bench.teacher).to(memory_format=memory)
         x: Tensor = bench.images[0].contiguous(memory_format=memory)
         with torch.no_grad(), torch.autocast(bench.device.type, torch.bfloat16):
             rate = per_second(lambda teacher=teacher, x=x: teacher(x), bench.device, bench.batch)  # type: ignore[misc]
