@@ -13,6 +13,7 @@ from .. import __version__
 COMMANDS = {
     'profile': 'measure latency and memory of the stitches on this machine',
     'export': 'write a stitch, or a set of them, as torch.export or ONNX',
+    'serve': 'answer requests over HTTP and keep their deadlines (several FOLDERs are possible)',
     'simulate': 'show how a controller keeps deadlines as the load changes',
     'info': 'print the anchors, the frontier and the latency tables',
     'line': 'print the positions of a network (NETWORK instead of FOLDER)',

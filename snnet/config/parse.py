@@ -161,7 +161,7 @@ def _add_argument(parser: Any, known: Option, positional: bool) -> None:
     text = text.replace('%', '%%')
     kind = _alternatives(known.hint)[0]
     if positional:
-        parser.add_argument(known.name, help=text)
+        parser.add_argument(known.name, help=text, nargs='+' if get_origin(kind) is list else None)
         return
     flag = '--' + shown(known.name).replace('_', '-')
     more: dict[str, Any] = {'default': argparse.SUPPRESS, 'dest': known.name, 'help': text}

@@ -47,10 +47,10 @@ class Pictures:
             reader = getattr(self.dataset, 'reader', None)
             if reader is None:
                 image, target = self.dataset[index]
-                return _rgb(image), target
+                return to_rgb(image), target
             file, target, *_ = reader[index]
             with file:
-                return _rgb(Image.open(file)), -1 if target is None else target
+                return to_rgb(Image.open(file)), -1 if target is None else target
         except MemoryError:  # says something about the machine, not about the image
             raise
         except Exception as error:  # decoders raise what they like: SyntaxError, struct.error, zlib.error ...
@@ -139,7 +139,7 @@ class Quarantine:
             )
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Decodes an image to RGB."""
     if image.mode == 'RGB':
         image.load()

@@ -14,9 +14,19 @@ import pytest
 import snnet
 
 ROOT = Path(__file__).parents[2]
-MODULES = {'Pillow': 'PIL', 'PyYAML': 'yaml', 'scikit-learn': 'sklearn', 'onnx-ir': 'onnx_ir'}
+MODULES = {
+    'Pillow': 'PIL',
+    'PyYAML': 'yaml',
+    'onnx-ir': 'onnx_ir',
+    'python-multipart': 'python_multipart',
+    'scikit-learn': 'sklearn',
+}
 """Distributions whose module has another name."""
-OPTIONAL = {'matplotlib': 'plot', 'onnx_ir': 'export', 'onnxruntime': 'export', 'onnxscript': 'export'}
+OPTIONAL = {
+    **dict.fromkeys(('onnx_ir', 'onnxruntime', 'onnxscript'), 'export'),
+    **dict.fromkeys(('fastapi', 'prometheus_client', 'python_multipart', 'starlette', 'uvicorn'), 'serve'),
+    'matplotlib': 'plot',
+}
 """Modules that the package imports inside functions, and the extra that installs each."""
 
 

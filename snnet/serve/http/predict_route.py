@@ -1,0 +1,85 @@
+"""POST /v1/predict: images to labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..service.refusal import Refusal
+from ..service.served_net import ServedNet
+from .context import Context
+from .read_body import read_body
+from .read_images import read_images, split_form
+from .replies import json_reply, prediction_of
+from .request_options import RequestOptions, options_of
+
+if TYPE_CHECKING:
+    from fastapi import Request, Response
+
+
+async def predict(context: Context, request: Request) -> Response:
+    """Answers a request of /v1/predict.
+
+    Raises:
+        Refusal: it gets no answer.
+    """
+    service, served = context.service, None
+    arrived = service.clock()
+    try:
+        query = request.query_params.multi_items()
+        options = options_of(query, service.plan.deadline_ms)
+        served = service.net(options.model)
+        service.check(served, options.demand, arrived)
+        body = await read_body(request, context.limits)
+        kind = request.headers.get('content-type', '')
+        options, served, images = await context.pool.run(_parse, context, body, kind, query)
+        request.state.model = served.name
+        answers = await context.answers(served, images, options, arrived)
+    except Refusal as refusal:
+        context.telemetry.refused(served, refusal)
+        raise
+    request.state.stitch = answers[0].stitch
+    return json_reply(prediction_of(served, answers, options, arrived, service.clock()))
+
+
+def _parse(
+    context: Context, body: bytes, content_type: str, query: list[tuple[str, str]]
+) -> tuple[RequestOptions, ServedNet, list[Tensor]]:
+    """Returns options, net and prepared images of a request; runs in a thread of the pool."""
+    fields, files = split_form(body, content_type, context.limits)
+    options = options_of([*query, *fields], context.service.plan.deadline_ms)
+    served = context.service.net(options.model)
+    return options, served, read_images(files, served, context.limits)
+
+
+def openapi_of_predict() -> dict[str, Any]:
+    """The body of a request and its options, as OpenAPI describes them."""
+    binary = {'schema': {'type': 'string', 'format': 'binary'}}
+    form = {
+        'schema': {
+            'type': 'object',
+            'properties': {'image': {'type': 'array', 'items': {'type': 'string', 'format': 'binary'}}},
+        }
+    }
+    texts = {
+        'model': ('string', 'name of the net (default: the first one)', 'net'),
+        'deadline_ms': ('number', 'milliseconds from arrival to answer', 50),
+        'min_top1': ('number', 'lowest acceptable accuracy in percent', 75),
+        'flops': ('number', 'most multiply-adds per image', 1e9),
+        'stitch': ('integer', 'the only stitch that may answer', 24),
+        'top': ('integer', 'how many labels per image', 5),
+    }
+    return {
+        'parameters': [
+            {'name': name, 'in': 'query', 'schema': {'type': kind}, 'description': text, 'example': example}
+            for name, (kind, text, example) in texts.items()
+        ],
+        'requestBody': {
+            'required': True,
+            'content': {
+                **dict.fromkeys(('image/jpeg', 'image/png', 'image/webp', 'application/x-npy'), binary),
+                'multipart/form-data': form,
+            },
+        },
+    }

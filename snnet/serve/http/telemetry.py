@@ -1,0 +1,83 @@
+"""Metrics of the service for Prometheus, and the last seconds for the page."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from ..service.demand import Demand
+from ..service.refusal import Refusal
+from ..service.served_net import ServedNet
+from ..service.service import Service
+from ..service.worker import ImageAnswer
+from .recent import Happening, Recent
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Telemetry:
+    """Counts what happens to the images of requests.
+
+    Args:
+        service: whose requests they are.
+    """
+
+    def __init__(self, service: Service) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+
+        self.registry, self._service = CollectorRegistry(), service
+        self.recent: defaultdict[str, Recent] = defaultdict(Recent)
+        shared = {'registry': self.registry}
+        self._images = Counter('snnet_images', 'Images by what happened to them', ['model', 'outcome'], **shared)
+        self._answers = Counter('snnet_answers', 'Answered images by stitch', ['model', 'stitch'], **shared)
+        self._latency = Histogram(
+            'snnet_latency_seconds', 'From arrival to answer', ['model'], buckets=SECONDS, **shared
+        )
+        self._waiting = Histogram(
+            'snnet_queue_seconds', 'From admission to batch', ['model'], buckets=SECONDS, **shared
+        )
+        self._batch = Histogram('snnet_batch_size', 'Batch of an image', ['model'], buckets=BATCHES, **shared)
+        self._top1 = Summary('snnet_served_top1', 'Accuracy by the records of the stitch that answered, in percent',
+                             ['model'], **shared)  # fmt: skip
+        attainment = Gauge('snnet_attainment', 'Share answered in time over ten seconds', ['model'], **shared)
+        for name in service.nets:
+            attainment.labels(name).set_function(lambda name=name: self._attainment(name))
+        Gauge('snnet_queue_length', 'Images that wait', **shared).set_function(lambda: float(service.worker.waiting))
+        Gauge('snnet_ready', 'Whether requests are answered', **shared).set_function(lambda: float(service.ready))
+        Gauge('snnet_workers_lost', 'Workers that hung or died', **shared).set_function(
+            lambda: float(service.worker.lost)
+        )
+
+    def answered(self, served: ServedNet, demand: Demand, arrived: float, answers: Sequence[ImageAnswer]) -> None:
+        """Notes the answers to the images of a request."""
+        for answer in answers:
+            seconds = answer.moment - arrived
+            in_time = seconds <= demand.deadline_ms / 1000
+            self._images.labels(served.name, 'in_time' if in_time else 'late').inc()
+            self._answers.labels(served.name, str(answer.stitch)).inc()
+            self._latency.labels(served.name).observe(seconds)
+            self._waiting.labels(served.name).observe(answer.waited)
+            self._batch.labels(served.name).observe(answer.batch)
+            top1 = served.records[answer.stitch].top1
+            if top1 is not None:
+                self._top1.labels(served.name).observe(top1)
+            self.recent[served.name].add(Happening(self._service.clock(), in_time, answer.stitch, top1, seconds))
+
+    def refused(self, served: ServedNet | None, refusal: Refusal, count: int = 1) -> None:
+        """Notes a request that got no answer; malformed ones count as an outcome, but not against attainment."""
+        name = '' if served is None else served.name
+        self._images.labels(name, refusal.reason).inc(count)
+        if served is not None and refusal.reason not in ('invalid', 'too_large', 'unsupported', 'unknown', 'gone'):
+            for _ in range(count):
+                self.recent[name].add(Happening(self._service.clock(), False, None, None, 0.0))
+
+    def exposition(self) -> tuple[bytes, str]:
+        """All metrics as Prometheus reads them, and their content type."""
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    def _attainment(self, name: str) -> float:
+        percent = self.recent[name].attainment(self._service.clock())
+        return 1.0 if percent is None else percent / 100

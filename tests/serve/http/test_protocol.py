@@ -1,0 +1,94 @@
+"""What only a real socket shows: slow headers, too many connections, clients that go away."""
+
+from __future__ import annotations
+
+import socket
+import time
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import pytest
+
+from snnet.serve.http.http_limits import HttpLimits
+from tests.helpers.served import live, picture
+
+
+@pytest.fixture(scope='module')
+def address():
+    limits = HttpLimits(header_seconds=0.2, body_seconds=0.2, max_connections=3)
+    with live(limits=limits) as url:
+        yield urlsplit(url).hostname, urlsplit(url).port
+
+
+def connect(address) -> socket.socket:
+    return socket.create_connection(address, timeout=10)
+
+
+def ended(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    parts = []
+    try:
+        while part := connection.recv(65536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    connection.close()
+    return b''.join(parts)
+
+
+def test_a_client_whose_headers_are_slow_is_cut_off(address):
+    connection = connect(address)
+    connection.send(b'GET /healthz HTTP/1.1\r\nHost: x\r\n')
+    assert ended(connection) == b''
+
+
+def test_the_second_request_of_a_connection_has_as_little_time(address):
+    connection = connect(address)
+    connection.send(b'GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n')
+    assert b'200 OK' in connection.recv(65536)
+    connection.send(b'GET /healthz HTTP/1.1\r\nHost: x\r\n')
+    assert b'HTTP/1.1' not in ended(connection)
+
+
+def test_a_connection_without_a_request_is_cut_off(address):
+    assert ended(connect(address)) == b''
+
+
+def test_a_client_whose_body_is_slow_gets_422(address):
+    connection = connect(address)
+    head = b'POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n'
+    connection.send(head + picture()[:10])
+    assert b'the body was not there after 0.2 s' in ended(connection)
+
+
+def test_a_client_that_goes_away_in_its_body_harms_nobody(address):
+    connection = connect(address)
+    connection.send(b'POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nx')
+    connection.close()
+    assert urlopen('http://{}:{}/healthz'.format(*address)).status == 200
+
+
+def test_connections_beyond_the_limit_are_closed(address):
+    held = [connect(address) for _ in range(3)]
+    for connection in held:
+        connection.send(b'GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n')
+        assert b'200 OK' in connection.recv(65536)
+    assert ended(connect(address)) == b''
+    for connection in held:
+        connection.close()
+    for _ in range(1000):  # the server notices that they are closed
+        try:
+            assert urlopen('http://{}:{}/healthz'.format(*address)).status == 200
+            break
+        except OSError:
+            time.sleep(0.001)
+    else:
+        pytest.fail('closed connections still count')
+
+
+def test_what_is_not_http_is_refused_and_the_service_goes_on(address):
+    for junk in (b'\x16\x03\x01\x02\x00' * 20 + b'\r\n\r\n', b'GET / HTTP/9.9\r\n\r\n', b'G' * 100_000):
+        connection = connect(address)
+        connection.sendall(junk)
+        assert not ended(connection).startswith(b'HTTP/1.1 2')
+    assert urlopen('http://{}:{}/healthz'.format(*address)).status == 200
