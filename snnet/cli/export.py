@@ -26,6 +26,7 @@ class ExportSettings:
     format: str = option('', 'pt2 (torch.export) or onnx (default: the suffix of --output, else pt2)')
     output: str = option('', 'file, or folder of a set (default: export or export/set, in the folder of the net)')
     overwrite: bool = option(False, 'replace existing files')
+    triton: str = option('', 'folder for a model repository of Triton with the files of an ONNX set (with --points)')
     batch: int | None = option(None, 'the only batch size that the file accepts (default: any)')
     table: str = option('', 'latency table to use, even if it was made elsewhere or with other weights')
     plugin: list[str] = option([], 'Python files that register networks and adapters')
@@ -64,6 +65,8 @@ def _limits(settings: ExportSettings) -> dict[str, Any]:
             'choose one of: a stitch (--stitch ID), limits that it must keep (--budget, --params, --latency-ms), '
             f'or a set from the frontier (--points N); {"none was" if ways == 0 else "several were"} given'
         )
+    if settings.triton and (settings.points is None or settings.format != 'onnx'):
+        raise SnnetError('--triton needs a set of ONNX files: --points N --format onnx')
     return given
 
 
@@ -81,6 +84,7 @@ def _export_one(net: StitchableNet, settings: ExportSettings, stitch: int) -> No
 def _export_set(net: StitchableNet, settings: ExportSettings, points: int) -> None:
     from ..exporting.export_set import export_set
     from ..exporting.set_index import INDEX
+    from ..exporting.triton_repository import write_triton_repository
 
     made = export_set(
         net,
@@ -97,6 +101,9 @@ def _export_set(net: StitchableNet, settings: ExportSettings, points: int) -> No
             f'largest difference to eager {entry.difference:.2g}'
         )
     print('wrote', made.folder / INDEX)
+    if settings.triton:
+        for name in write_triton_repository(made, settings.triton):
+            print('wrote', Path(settings.triton) / name)
 
 
 def _path(settings: ExportSettings, name: str) -> Path:

@@ -26,6 +26,7 @@ OPTIONAL = {
     **dict.fromkeys(('onnx_ir', 'onnxruntime', 'onnxscript'), 'export'),
     **dict.fromkeys(('fastapi', 'prometheus_client', 'python_multipart', 'starlette', 'uvicorn'), 'serve'),
     'matplotlib': 'plot',
+    'ray': 'ray',
 }
 """Modules that the package imports inside functions, and the extra that installs each."""
 
@@ -100,5 +101,6 @@ def test_a_built_package_holds_every_module_and_the_mark_of_types(tmp_path):
     held = set(
         subprocess.run([sys.executable, '-m', 'zipfile', '-l', wheel], capture_output=True, text=True).stdout.split()
     )
-    files = {str(file.relative_to(ROOT)) for file in (ROOT / 'snnet').rglob('*.py')}
+    found = [*(ROOT / 'snnet').rglob('*.py'), *(ROOT / 'snnet' / 'serve' / 'http' / 'assets').iterdir()]
+    files = {str(file.relative_to(ROOT)) for file in found}
     assert files | {'snnet/py.typed'} <= held

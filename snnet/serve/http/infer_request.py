@@ -85,7 +85,7 @@ def _table(data: bytes) -> dict[str, Any]:
 def _entry(table: dict[str, Any], name: str, kind: type, default: Any) -> Any:
     value = table.get(name, default)
     if not isinstance(value, kind):
-        words = {dict: 'a table', list: 'a list', str: 'a text'}
+        words: dict[type, str] = {dict: 'a table', list: 'a list', str: 'a text'}
         raise Refusal('invalid', f"'{name}' of a request is {words[kind]}")
     return value
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...errors import reason_of
 from ..service.refusal import Refusal
@@ -61,7 +61,7 @@ class _Collector:
         self._headers: dict[bytes, bytes] = {}
         self._key, self._value, self._data = b'', b'', bytearray()
 
-    def callbacks(self) -> dict[str, object]:
+    def callbacks(self) -> Any:
         """What the parser calls."""
         names = ('part_begin', 'part_data', 'part_end', 'header_field', 'header_value', 'header_end', 'end')
         return {f'on_{name}': getattr(self, f'_{name}') for name in names}

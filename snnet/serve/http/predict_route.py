@@ -24,8 +24,8 @@ async def predict(context: Context, request: Request) -> Response:
     Raises:
         Refusal: it gets no answer.
     """
-    service, served = context.service, None
-    arrived = service.clock()
+    service, arrived = context.service, context.service.clock()
+    served: ServedNet | None = None
     try:
         query = request.query_params.multi_items()
         options = options_of(query, service.plan.deadline_ms)
@@ -33,14 +33,14 @@ async def predict(context: Context, request: Request) -> Response:
         service.check(served, options.demand, arrived)
         body = await read_body(request, context.limits)
         kind = request.headers.get('content-type', '')
-        options, served, images = await context.pool.run(_parse, context, body, kind, query)
-        request.state.model = served.name
-        answers = await context.answers(served, images, options, arrived)
+        options, asked, images = await context.pool.run(_parse, context, body, kind, query)
+        served, request.state.model = asked, asked.name
+        answers = await context.answers(asked, images, options, arrived)
     except Refusal as refusal:
         context.telemetry.refused(served, refusal)
         raise
     request.state.stitch = answers[0].stitch
-    return json_reply(prediction_of(served, answers, options, arrived, service.clock()))
+    return json_reply(prediction_of(asked, answers, options, arrived, service.clock()))
 
 
 def _parse(

@@ -27,7 +27,7 @@ async def read_body(request: Request, limits: HttpLimits) -> bytes:
     try:
         return await asyncio.wait_for(_collect(request, limits), limits.body_seconds)
     except asyncio.TimeoutError:
-        raise Refusal('invalid', f'the body was not there after {limits.body_seconds:g} s') from None
+        raise Refusal('invalid', f'the body was not there after {limits.body_seconds:g} s', closes=True) from None
 
 
 async def _collect(request: Request, limits: HttpLimits) -> bytes:
@@ -46,4 +46,4 @@ async def _collect(request: Request, limits: HttpLimits) -> bytes:
 
 
 def _too_large(limits: HttpLimits) -> Refusal:
-    return Refusal('too_large', f'a body has at most {limits.max_body_mb:g} MB')
+    return Refusal('too_large', f'a body has at most {limits.max_body_mb:g} MB', closes=True)

@@ -51,6 +51,8 @@ def refusal_reply(refusal: Refusal, v2: bool = False) -> Response:
     if refusal.retry_after is not None and math.isfinite(refusal.retry_after):
         headers['Retry-After'] = str(max(1, math.ceil(refusal.retry_after)))
         error['retry_after_ms'] = round(1000 * refusal.retry_after, 3)
+    if refusal.closes:
+        headers['Connection'] = 'close'
     if refusal.reason == 'forbidden':
         headers['WWW-Authenticate'] = 'Bearer'
     return json_reply({'error': str(refusal) if v2 else error}, STATUS[refusal.reason], headers)

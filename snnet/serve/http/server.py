@@ -35,12 +35,15 @@ def bind(host: str, port: int) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise SnnetError(f'a port is a number from 0 to 65535, not {port}')
+    bound = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
+        if bound is not None:
+            bound.close()
         told = 'is in use by another program' if error.errno == 98 else f'cannot be used: {reason_of(error)}'
         raise SnnetError(f'port {port} of {host} {told}; choose others with --host and --port') from None
     return bound

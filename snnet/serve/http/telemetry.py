@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 from ..service.demand import Demand
 from ..service.refusal import Refusal
@@ -26,28 +27,33 @@ class Telemetry:
     def __init__(self, service: Service) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
-        self.registry, self._service = CollectorRegistry(), service
+        self.registry = registry = CollectorRegistry()
+        self._service = service
         self.recent: defaultdict[str, Recent] = defaultdict(Recent)
-        shared = {'registry': self.registry}
-        self._images = Counter('snnet_images', 'Images by what happened to them', ['model', 'outcome'], **shared)
-        self._answers = Counter('snnet_answers', 'Answered images by stitch', ['model', 'stitch'], **shared)
+        model = ['model']
+        self._images = Counter(
+            'snnet_images', 'Images by what happened to them', [*model, 'outcome'], registry=registry
+        )
+        self._answers = Counter('snnet_answers', 'Answered images by stitch', [*model, 'stitch'], registry=registry)
         self._latency = Histogram(
-            'snnet_latency_seconds', 'From arrival to answer', ['model'], buckets=SECONDS, **shared
+            'snnet_latency_seconds', 'From arrival to answer', model, buckets=SECONDS, registry=registry
         )
         self._waiting = Histogram(
-            'snnet_queue_seconds', 'From admission to batch', ['model'], buckets=SECONDS, **shared
+            'snnet_queue_seconds', 'From admission to batch', model, buckets=SECONDS, registry=registry
         )
-        self._batch = Histogram('snnet_batch_size', 'Batch of an image', ['model'], buckets=BATCHES, **shared)
-        self._top1 = Summary('snnet_served_top1', 'Accuracy by the records of the stitch that answered, in percent',
-                             ['model'], **shared)  # fmt: skip
-        attainment = Gauge('snnet_attainment', 'Share answered in time over ten seconds', ['model'], **shared)
+        self._batch = Histogram('snnet_batch_size', 'Batch of an image', model, buckets=BATCHES, registry=registry)
+        self._top1 = Summary(
+            'snnet_served_top1', 'Accuracy in percent, by the records, of what answered', model, registry=registry
+        )
+        attainment = Gauge('snnet_attainment', 'Share answered in time over ten seconds', model, registry=registry)
         for name in service.nets:
-            attainment.labels(name).set_function(lambda name=name: self._attainment(name))
-        Gauge('snnet_queue_length', 'Images that wait', **shared).set_function(lambda: float(service.worker.waiting))
-        Gauge('snnet_ready', 'Whether requests are answered', **shared).set_function(lambda: float(service.ready))
-        Gauge('snnet_workers_lost', 'Workers that hung or died', **shared).set_function(
-            lambda: float(service.worker.lost)
-        )
+            attainment.labels(name).set_function(partial(self._attainment, name))
+        for title, text, value in (
+            ('snnet_queue_length', 'Images that wait', lambda: float(service.worker.waiting)),
+            ('snnet_ready', 'Whether requests are answered', lambda: float(service.ready)),
+            ('snnet_workers_lost', 'Workers that hung or died', lambda: float(service.worker.lost)),
+        ):
+            Gauge(title, text, registry=registry).set_function(value)
 
     def answered(self, served: ServedNet, demand: Demand, arrived: float, answers: Sequence[ImageAnswer]) -> None:
         """Notes the answers to the images of a request."""

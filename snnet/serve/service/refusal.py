@@ -18,9 +18,11 @@ class Refusal(Exception):
         reason: the kind of refusal.
         message: what was asked and what is possible.
         retry_after: seconds after which another try may succeed; None where it cannot be said.
+        closes: whether the connection ends with it, because the rest of the request is not read.
     """
 
-    def __init__(self, reason: Reason, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, reason: Reason, message: str, retry_after: float | None = None, *, closes: bool = False) -> None:
         super().__init__(message)
         self.reason = reason
         self.retry_after = retry_after
+        self.closes = closes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
@@ -117,10 +117,7 @@ class Service:
         Raises:
             Refusal: the demand cannot be met, now or ever.
         """
-        self.check_open()
-        if demand.deadline_ms > self.plan.longest_ms:
-            raise Refusal('invalid', f'deadline_ms is at most {self.plan.longest_ms:g}, not {demand.deadline_ms:g}')
-        queue, choices = served.queue_of(demand)
+        queue, choices = self._queue_of(served, demand)
         deadline = arrived + demand.deadline_ms / 1000
         if not self.worker.could_admit(queue, choices, count, deadline, demand.min_top1):
             raise self._late(demand, choices)
@@ -139,8 +136,7 @@ class Service:
         Raises:
             Refusal: the demand cannot be met.
         """
-        self.check_open()
-        queue, choices = served.queue_of(demand)
+        queue, choices = self._queue_of(served, demand)
         deadline = arrived + demand.deadline_ms / 1000
         futures = self.worker.submit(queue, choices, images, served.run, deadline, demand.min_top1)
         if futures is None:
@@ -219,6 +215,12 @@ class Service:
             raise Refusal('draining', 'the service is shutting down and takes no new requests')
         if not self.worker.healthy:
             raise Refusal('worker_lost', 'too many batches hang: the service has to be restarted')
+
+    def _queue_of(self, served: ServedNet, demand: Demand) -> tuple[Hashable, Choices]:
+        self.check_open()
+        if demand.deadline_ms > self.plan.longest_ms:
+            raise Refusal('invalid', f'deadline_ms is at most {self.plan.longest_ms:g}, not {demand.deadline_ms:g}')
+        return served.queue_of(demand)
 
     def _late(self, demand: Demand, choices: Choices) -> Refusal:
         seconds = self.worker.seconds_of_work()

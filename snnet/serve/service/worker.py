@@ -64,7 +64,7 @@ class Ticket:
     future: Future[ImageAnswer] = field(default_factory=Future)
 
 
-class _Batch(NamedTuple):
+class _RunningBatch(NamedTuple):
     work: Work
     tickets: list[Ticket]
     started: float
@@ -90,7 +90,7 @@ class Worker:
         self._condition = threading.Condition()
         self._tickets: dict[int, Ticket] = {}
         self._count = 0
-        self._batch: _Batch | None = None
+        self._batch: _RunningBatch | None = None
         self._generation = 0
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -222,7 +222,7 @@ class Worker:
                 self._batch = None
             _give(batch, answer, computed, now)
 
-    def _take(self, generation: int) -> _Batch | None:
+    def _take(self, generation: int) -> _RunningBatch | None:
         """Waits for the next batch; None if another thread has taken over or the worker is closed."""
         while True:
             dropped: list[Ticket] = []
@@ -236,7 +236,7 @@ class Worker:
                 dropped = [self._tickets.pop(_id(request)) for request in work.decision.dropped]
                 if work.decision.stitch is not None:
                     tickets = [self._tickets.pop(_id(request)) for request in work.decision.batch]
-                    self._batch = _Batch(work, tickets, self._clock())
+                    self._batch = _RunningBatch(work, tickets, self._clock())
                 batch = self._batch
             for ticket in dropped:
                 message = 'batches took longer than expected, so this request can no longer be answered in time'
@@ -245,7 +245,7 @@ class Worker:
                 return batch
 
 
-def _stitch(batch: _Batch) -> int:
+def _stitch(batch: _RunningBatch) -> int:
     assert batch.work.decision.stitch is not None
     return batch.work.decision.stitch
 
@@ -255,7 +255,7 @@ def _id(request: Request) -> int:
     return request.id
 
 
-def _give(batch: _Batch, answer: np.ndarray | Exception, computed: float, now: float) -> None:
+def _give(batch: _RunningBatch, answer: np.ndarray | Exception, computed: float, now: float) -> None:
     if isinstance(answer, Exception):
         for ticket in batch.tickets:
             _fail(ticket, Refusal('failed', 'the network failed on the batch of this request; the log says why'))

@@ -87,7 +87,7 @@ def test_connections_beyond_the_limit_are_closed(address):
 
 
 def test_what_is_not_http_is_refused_and_the_service_goes_on(address):
-    for junk in (b'\x16\x03\x01\x02\x00' * 20 + b'\r\n\r\n', b'GET / HTTP/9.9\r\n\r\n', b'G' * 100_000):
+    for junk in (b'\x16\x03\x01\x02\x00' * 20 + b'\r\n\r\n', b'GET / HTTP\r\n\r\n', b'G' * 100_000):
         connection = connect(address)
         connection.sendall(junk)
         assert not ended(connection).startswith(b'HTTP/1.1 2')

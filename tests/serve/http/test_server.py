@@ -18,28 +18,14 @@ from snnet.errors import SnnetError
 from snnet.serve.build_service import named_sources
 from snnet.serve.http.server import bind
 from tests.helpers.scripts import Script, free_port
-from tests.helpers.served import made_up_table, picture, tiny_net
+from tests.helpers.served import picture, save_net
 
 HEADERS = {'Content-Type': 'image/png'}
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-    """A saved net with accuracies, and latency tables that hold here."""
-    import snnet
-
-    folder = tmp_path_factory.mktemp('serve') / 'net'
-    net = snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=5, img_size=32).eval()
-    net.records = [record.__class__(**{**vars(record), 'top1': 50.0 + record.stitch, 'n': 9}) for record in net.records]
-    net.save_pretrained(folder)
-    served = tiny_net()
-    served.net, served.records = net, net.records
-    (folder / 'profiles').mkdir()
-    for batch in (1, 4):
-        table = made_up_table(served, batch)
-        table = table.__class__(table.setup, batch, net.fingerprint, table.rows)
-        (folder / 'profiles' / table.file_name).write_text(table.to_json())
-    return folder
+    return save_net(tmp_path_factory.mktemp('serve') / 'net')
 
 
 class Server:
@@ -101,7 +87,6 @@ def test_nets_are_named_after_their_folder_or_as_is_said():
     [
         (['--deadline-ms', '0'], 'deadline_ms is above 0'),
         (['--deadline-ms', 'nan'], 'deadline_ms is above 0'),
-        (['--port', '70000'], 'a port is a number from 0 to 65535, not 70000'),
         (['--device', 'abacus'], "there is no device 'abacus'"),
         (['--max-batch', '0'], 'max_batch is at least 1'),
         (['--api-key-file', 'missing'], "the API key in 'missing' cannot be read"),
@@ -109,8 +94,8 @@ def test_nets_are_named_after_their_folder_or_as_is_said():
         (['--hang-seconds', '0'], 'hang_seconds is at least 0.1'),
     ],
 )
-def test_settings_that_cannot_be_end_with_one_sentence(folder, capsys, flags, told):
-    assert main(['serve', str(folder), *flags]) == 2
+def test_settings_that_cannot_be_end_with_one_sentence(capsys, flags, told):
+    assert main(['serve', 'net', *flags]) == 2
     assert told in capsys.readouterr().err
 
 
@@ -120,6 +105,8 @@ def test_a_port_in_use_is_refused():
         port = taken.getsockname()[1]
         with pytest.raises(SnnetError, match=f'port {port} of 127.0.0.1 is in use by another program'):
             bind('127.0.0.1', port)
+    with pytest.raises(SnnetError, match='a port is a number from 0 to 65535, not 70000'):
+        bind('127.0.0.1', 70_000)
     with pytest.raises(SnnetError, match='cannot be used'):
         bind('no.such.host.invalid', 8000)
 

@@ -1,0 +1,296 @@
+"""A service against itself without HTTP: overhead, throughput, attainment by load, overload, and a soak.
+
+    python benchmarks/service.py --seconds 20
+    python benchmarks/service.py --net NET --plugin FILE --soak-minutes 30
+
+Arrivals are open-loop (a request is sent when its time comes, whatever became of those before it), on loopback, from
+this process. The service is `snnet serve` in another one, so two idle cores are the least that numbers mean something
+on. Requests are prepared images (`application/x-npy`), so decoding is left out. Without --net, three MobileNets of 96
+pixels with random weights and made-up accuracies are stitched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.request import urlopen
+
+import numpy as np
+import torch
+
+import snnet
+from snnet.serve import Choice, Choices, best_fixed, draw_arrivals, simulate
+
+ANCHORS = 'mobilenetv3_small_050,mobilenetv3_small_100,mobilenetv3_large_100'
+MOST_CONNECTIONS = 256
+
+
+class Reply(NamedTuple):
+    """What became of a request: status (0 if the connection broke), seconds, and stitch and accuracy of an answer."""
+
+    sent: float
+    status: int
+    seconds: float
+    stitch: int | None
+    top1: float | None
+
+
+def make_net(folder: Path) -> Path:
+    """Writes a net of real widths with random weights, and made-up accuracies that rise with FLOPs."""
+    net = snnet.create_stitchable_net(ANCHORS, pretrained=False, num_classes=100, img_size=96).eval()
+    snnet.measure_costs(net)
+    least = min(record.flops or 1 for record in net.records)
+    net.records = [replace(r, top1=60 + 8 * float(np.log((r.flops or 1) / least)), n=1000) for r in net.records]
+    net.save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Server:
+    """`snnet serve` in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @classmethod
+    def start(cls, net: Path, deadline_ms: float, more: list[str]) -> Server:
+        """Starts it and waits until it is ready."""
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        code = 'import sys; from snnet.cli.main import main; sys.exit(main())'
+        flags = ['--port', str(port), '--deadline-ms', str(deadline_ms), '--threads', '1', '--no-access-log', *more]
+        server = cls(subprocess.Popen([sys.executable, '-c', code, 'serve', f'net={net}', *flags]), port)
+        while server.process.poll() is None:
+            try:
+                server.get('/readyz')
+                return server
+            except OSError:
+                time.sleep(0.2)
+        raise SystemExit('the service did not start')
+
+    def get(self, path: str) -> Any:
+        """What a route says."""
+        with urlopen(f'http://127.0.0.1:{self.port}{path}', timeout=30) as reply:
+            return json.loads(reply.read())
+
+    def memory(self) -> tuple[float, int, int]:
+        """Resident megabytes, threads and open files of the process."""
+        folder = Path(f'/proc/{self.process.pid}')
+        pages = int((folder / 'statm').read_text().split()[1])
+        return (
+            pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
+            len([*(folder / 'task').iterdir()]),
+            len([*(folder / 'fd').iterdir()]),
+        )
+
+    def stop(self) -> int:
+        """Ends it; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+class Client:
+    """A client that keeps connections open and sends requests without waiting for those before."""
+
+    def __init__(self, port: int, body: bytes) -> None:
+        self._port, self._body = port, body
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._slots = asyncio.Semaphore(MOST_CONNECTIONS)
+
+    async def ask(self, query: str = '') -> Reply:
+        """Sends a request; its answer."""
+        sent = time.perf_counter()
+        head = (
+            f'POST /v1/predict?top=1&{query} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n'
+            f'Content-Length: {len(self._body)}\r\n\r\n'
+        )
+        async with self._slots:
+            try:
+                pair = self._idle.pop() if self._idle else await asyncio.open_connection('127.0.0.1', self._port)
+                pair[1].write(head.encode() + self._body)
+                header = await pair[0].readuntil(b'\r\n\r\n')
+                length = int(header.lower().partition(b'content-length: ')[2].partition(b'\r\n')[0])
+                content = await pair[0].readexactly(length)
+            except (OSError, asyncio.IncompleteReadError):
+                return Reply(sent, 0, time.perf_counter() - sent, None, None)
+            self._idle.append(pair)
+        status, seconds = int(header.split(b' ', 2)[1]), time.perf_counter() - sent
+        result = json.loads(content)['results'][0] if status == 200 else {}
+        return Reply(sent, status, seconds, result.get('stitch'), result.get('top1'))
+
+    async def send(self, moments: np.ndarray, query: str = '') -> list[Reply]:
+        """Sends a request at each moment, in seconds from now."""
+        begin, tasks = time.perf_counter(), []
+        for moment in moments:
+            if (left := begin + moment - time.perf_counter()) > 0:
+                await asyncio.sleep(left)
+            tasks.append(asyncio.create_task(self.ask(query)))
+        return await asyncio.gather(*tasks)
+
+
+class Bench:
+    """The measurements, one after the other on one service."""
+
+    def __init__(self, server: Server, net: snnet.StitchableNet, deadline_ms: float, seconds: float, seed: int) -> None:
+        self.server, self.net, self.seconds, self.seed = server, net, seconds, seed
+        self.deadline = deadline_ms / 1000
+        self.image = torch.zeros(net.input_size)
+        file = io.BytesIO()
+        np.save(file, self.image.numpy())
+        self.client = Client(server.port, file.getvalue())
+        described = server.get('/v1/stitches')['models'][0]
+        top1 = {stitch['stitch']: stitch['top1'] for stitch in described['stitches']}
+        self.choices = Choices(
+            Choice(row['stitch'], top1[row['stitch']], (0.0, *(ms / 1000 for ms in row['batch_ms'])))
+            for row in described['choices']
+        )
+        self.capacity = self.choices.rate(0, self.deadline / 2)
+
+    def bare(self, stitch: int, batch: int, seconds: float) -> float:
+        """Median seconds of a call of the net in this process."""
+        images, times = torch.stack([self.image] * batch), list[float]()
+        with torch.inference_mode():
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or len(times) < 20:
+                begin = time.perf_counter()
+                self.net(images, stitch=stitch)
+                times.append(time.perf_counter() - begin)
+        return statistics.median(times)
+
+    async def overhead(self) -> str:
+        """What a request takes beside the bare call."""
+        stitch, gaps = self.choices.choices[0].stitch, []
+        for _ in range(5):  # in turn, since the machine's speed drifts
+            bare = self.bare(stitch, 1, self.seconds / 20)
+            times = [(await self.client.ask(f'stitch={stitch}&deadline_ms=10000')).seconds for _ in range(100)]
+            gaps.append(statistics.median(times) - bare)
+        low, middle, high = (1000 * gap for gap in (min(gaps), statistics.median(gaps), max(gaps)))
+        return f'{middle:.2f} ms (median of 5 pairs, {low:.2f} to {high:.2f})'
+
+    async def throughput(self) -> str:
+        """Requests per second in full batches, as a share of a loop that calls the net on full batches."""
+        choice = self.choices.choices[0]
+        most = self.choices.most
+        bare = most / self.bare(choice.stitch, most, self.seconds / 4)
+        end = time.perf_counter() + self.seconds
+        counts = [0]
+
+        async def flood() -> None:
+            while time.perf_counter() < end:
+                reply = await self.client.ask(f'stitch={choice.stitch}&deadline_ms=20000')
+                counts[0] += reply.status == 200
+
+        await asyncio.gather(*(flood() for _ in range(4 * most)))
+        rate = counts[0] / self.seconds
+        return f'{100 * rate / bare:.1f} % ({rate:.0f} of {bare:.0f} images per second)'
+
+    async def load(self, load: float) -> str:
+        """Attainment and accuracy at a load, beside fixed stitches and the simulator at the same arrivals."""
+        moments = draw_arrivals('poisson', load * self.capacity, self.seconds, self.seed)
+        replies = await self.client.send(moments)
+        right = [r for r in replies if r.status == 200 and r.seconds <= self.deadline]
+        attained = 100 * len(right) / len(replies)
+        top1 = statistics.fmean(r.top1 or 0.0 for r in right) if right else float('nan')
+        simulated = simulate(self.choices, moments, self.deadline)
+        fixed, _ = best_fixed(self.choices, moments, self.deadline)
+        smallest = self.choices.choices[0].top1
+        return (
+            f'{attained:.2f} % in time with a mean top-1 of {top1:.2f} (smallest {smallest:.2f}, best fixed '
+            f'{fixed.top1:.2f}, simulator {simulated.attainment:.2f} % with {simulated.accuracy:.2f}); '
+            f'{len(replies)} requests'
+        )
+
+    async def overload(self) -> str:
+        """Goodput and refusals at twice the capacity, and the recovery behind it."""
+        calm = 5.0
+        flood = draw_arrivals('poisson', 2 * self.capacity, self.seconds, self.seed)
+        after = self.seconds + draw_arrivals('poisson', 0.3 * self.capacity, calm, self.seed)
+        replies = await self.client.send(np.concatenate([flood, after]))
+        crowd, rest = replies[: len(flood)], replies[len(flood) :]
+        in_time = sum(r.status == 200 and r.seconds <= self.deadline for r in crowd)
+        alone = simulate(self.choices.only(0), flood, self.deadline).attainment
+        refused = sorted(1000 * r.seconds for r in crowd if r.status == 429)
+        fast = [refused[int(share * (len(refused) - 1))] for share in (0.5, 0.99)] if refused else [0.0, 0.0]
+        late = [r.sent - rest[0].sent for r in rest if r.status != 200 or r.seconds > self.deadline]
+        recovery = max(late, default=0.0) / self.deadline
+        return (
+            f'{100 * in_time / len(crowd):.1f} % in time, always-smallest {alone:.1f} % in the simulator; '
+            f'refusals take {fast[0]:.1f} ms (99 %: {fast[1]:.1f}); recovery {recovery:.1f} deadlines'
+        )
+
+    async def soak(self, minutes: float) -> str:
+        """Memory, threads and files at a mixed load."""
+        rows, end = [], time.monotonic() + 60 * minutes
+        while time.monotonic() < end:
+            for load in (0.2, 0.8, 1.5):
+                await self.client.send(draw_arrivals('bursts', load * self.capacity, 5.0, self.seed, period=1.0))
+                rows.append((time.monotonic() / 60, *self.server.memory()))
+        kept = np.array(rows[len(rows) // 4 :])  # allocators grow at first
+        x = kept[:, 0] - kept[:, 0].mean()
+        slope = (x @ kept[:, 1]) / (x @ x)
+        rest = kept[:, 1] - kept[:, 1].mean() - slope * x
+        error = float(np.sqrt(rest @ rest / max(1, len(x) - 2) / (x @ x)))
+        ends = [f'{rows[i][2]} and {rows[i][3]}' for i in (len(rows) // 4, -1)]
+        return (
+            f'{slope:+.3f} MB a minute (standard error {error:.3f}); threads and files {ends[0]}, at the end {ends[1]}'
+        )
+
+
+async def measure(bench: Bench, loads: list[float], soak_minutes: float) -> None:
+    """Prints the table, a line when it is there."""
+    print('| what | measured |\n|---|---|', flush=True)
+    print('| overhead of a request beside the bare call |', await bench.overhead(), '|', flush=True)
+    print('| throughput in full batches of the cheapest stitch |', await bench.throughput(), '|', flush=True)
+    for load in loads:
+        print(f'| load {load:g} |', await bench.load(load), '|', flush=True)
+    print('| twice the capacity |', await bench.overload(), '|', flush=True)
+    if soak_minutes:
+        print(f'| {soak_minutes:g} minutes of mixed load |', await bench.soak(soak_minutes), '|', flush=True)
+
+
+def main() -> None:
+    """Starts a service, measures and prints."""
+    parser = argparse.ArgumentParser(description='Measures a service on this machine.')
+    parser.add_argument('--net', type=Path, help='folder of an evaluated net')
+    parser.add_argument('--plugin', nargs='*', default=[], help='Python files that register its networks')
+    parser.add_argument('--deadline-ms', type=float, default=50.0)
+    parser.add_argument('--seconds', type=float, default=20.0, help='length of each measurement')
+    parser.add_argument('--loads', type=float, nargs='+', default=[0.3, 0.6, 0.8])
+    parser.add_argument('--soak-minutes', type=float, default=0.0)
+    parser.add_argument('--seed', type=int, default=2026)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.net or make_net(Path(folder) / 'net')
+        more = ['--plugin', *args.plugin] if args.plugin else []
+        if more:
+            from snnet.utils.plugins import import_plugins
+
+            import_plugins(args.plugin)
+        net = snnet.StitchableNet.from_pretrained(path).eval().requires_grad_(False)
+        server = Server.start(path, args.deadline_ms, more)
+        try:
+            bench = Bench(server, net, args.deadline_ms, args.seconds, args.seed)
+            print(f'{len(bench.choices)} stitches, batches up to {bench.choices.most}, the cheapest answers '
+                  f'{bench.capacity:.0f} images per second; deadline {args.deadline_ms:g} ms')  # fmt: skip
+            asyncio.run(measure(bench, args.loads, args.soak_minutes))
+        finally:
+            print('the service ended with', server.stop())
+
+
+if __name__ == '__main__':
+    main()
