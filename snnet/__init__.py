@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .budget.latency_table import Latency, LatencyTable, Setup
     from .budget.record import Record
     from .budget.select import Selection, select
+    from .calibration.adapt import adapt
     from .calibration.initialize import initialise, initialize, kaiming
     from .calibration.recalibrate import recalibrate
     from .errors import (
@@ -66,6 +67,7 @@ else:
             'budget.latency_table': ['Latency', 'LatencyTable', 'Setup'],
             'budget.record': ['Record'],
             'budget.select': ['Selection', 'select'],
+            'calibration.adapt': ['adapt'],
             'calibration.initialize': ['initialise', 'initialize', 'kaiming'],
             'calibration.recalibrate': ['recalibrate'],
             'errors': [
@@ -116,6 +118,7 @@ __all__ = [
     'Stitch',
     'StitchableNet',
     'UnknownStitch',
+    'adapt',
     'as_anchor',
     'compile_blocks',
     'create_stitchable_net',

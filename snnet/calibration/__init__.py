@@ -1,4 +1,4 @@
-"""What is computed from a few images: stitch layers by least squares, and BatchNorm statistics per stitch."""
+"""What is computed from a few images: stitch layers, and what belongs to single stitches."""
 
 from ..utils.lazy import lazy_package
 

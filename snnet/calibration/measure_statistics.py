@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SnnetError
-from ..net.batchnorm import Table, attach, batch_norms, detach, normalizing_with
+from ..net.batchnorm import batch_norms
 from ..net.part_tree import PartNode, function_of
+from ..net.stitch_tensors import Table, attach, computing_with, detach
 from ..net.stitchable_net import StitchableNet
 
 
@@ -42,7 +43,7 @@ class StatisticsMeter:
         self.net, self.all_reduce, self.progress = net, all_reduce, progress
         self.values: dict[str, Tensor] = {}
         self._names = {module: name for name, module in batch_norms(net).items()}
-        self._known: Table = {}
+        self._known = Table()
         self._measured: nn.Module | None = None
         self._sums: Tensor | None = None  # count, sums and sums of squares of the inputs of the measured BatchNorm
 
@@ -53,7 +54,7 @@ class StatisticsMeter:
             hooks.callback(detach, self.net)
             for module in self._names:
                 hooks.callback(module.register_forward_pre_hook(self._look).remove)
-            self._visit(tree, chunks, {})
+            self._visit(tree, chunks, Table())
         return self.values
 
     def _visit(self, node: PartNode, chunks: list[Tensor], known: Table) -> None:
@@ -63,7 +64,7 @@ class StatisticsMeter:
         """
         following = sorted(node.then.values(), key=lambda child: child.part is not None and child.part.kind != 'layer')
         for child in following:
-            table = dict(known) if child.leg == node.leg else {}
+            table = Table(known if child.leg == node.leg else {})
             outputs = self._run_part(child, chunks, table, give_up=child is following[-1])
             self._visit(child, outputs, table)
 
@@ -76,7 +77,7 @@ class StatisticsMeter:
             self._known, self._measured, self._sums = table, None, None
             for i, chunk in enumerate(chunks):
                 try:
-                    with normalizing_with(table):
+                    with computing_with(table):
                         outputs.append(part(chunk))
                 except _NextBatchNorm:
                     continue
@@ -98,7 +99,7 @@ class StatisticsMeter:
         self._measured, self._sums = module, sums if self._sums is None else self._sums + sums
         raise _NextBatchNorm
 
-    def _conclude(self, node: PartNode) -> tuple[Tensor, Tensor]:
+    def _conclude(self, node: PartNode) -> dict[str, Tensor]:
         """Mean and unbiased variance, as BatchNorm keeps them, of the inputs seen by all ranks."""
         assert self._measured is not None
         assert self._sums is not None
@@ -115,4 +116,4 @@ class StatisticsMeter:
             )
         value = torch.stack([mean, variance]).to(self._measured.get_buffer('running_mean').dtype)
         self.values[f'{node.owner}.{node.depth}.{name}'] = value
-        return value[0], value[1]
+        return {'running_mean': value[0], 'running_var': value[1]}

@@ -63,7 +63,8 @@ def recalibrate(
         samples: how many images to use; if there are fewer, those are used, with a warning. Without `held_out`, every
             other one is set aside to judge by. Memory holds the features of the measured ones at about three positions
             (4 GB for 1,000 images of 224 pixels in a ResNet-50).
-        stitches: ids; all by default. The others keep what they have.
+        stitches: ids; by default all but those with parameters of their own, which were fitted to the statistics that
+            they have. The others keep what they have.
         progress: called with the number of images that went through a part, and of how many in all.
         all_reduce: sums a tensor over ranks in place; `samples` then counts the images of this rank.
         held_out: other images to judge by, up to `samples` of them, prepared as for evaluation. Where images come
@@ -72,7 +73,8 @@ def recalibrate(
             images are measured.
 
     Raises:
-        SnnetError: no BatchNorm, no images, shares out of range, or features that are not finite.
+        SnnetError: no BatchNorm, no images, shares out of range, features that are not finite, or a stitch that has
+            parameters of its own.
         UnknownStitch: no such id.
     """
     if not batch_norms(net):
@@ -81,7 +83,7 @@ def recalibrate(
         raise SnnetError(f'at least one image is needed to recalibrate, but samples={samples} was given')
     if not shares or not all(0 <= share <= 1 for share in shares):
         raise SnnetError(f'shares are one or more numbers from 0 to 1, not {list(shares)}')
-    ids = sorted({net.checked(stitch) for stitch in (range(len(net.stitches)) if stitches is None else stitches)})
+    ids = _chosen(net, stitches)
     net.eval()
     with torch.inference_mode(False), torch.no_grad():
         chunks = _collected(net, batches, samples)
@@ -116,6 +118,21 @@ def recalibrate(
         net.set_statistics(chosen)
         _keep_accuracies(net, records, [i for i, choice in choices.items() if choice.share is not None])
         tell_choices(chosen, choices)
+
+
+def _chosen(net: StitchableNet, stitches: Iterable[int] | None) -> list[int]:
+    """The ids in order; those with parameters of their own are left out, or refused where they were asked for."""
+    adapted = net.own_parameters.stitches if net.own_parameters else []
+    if stitches is None:
+        return [stitch for stitch in range(len(net.stitches)) if stitch not in adapted]
+    ids = sorted({net.checked(stitch) for stitch in stitches})
+    refused = [stitch for stitch in ids if stitch in adapted]
+    if refused:
+        raise SnnetError(
+            f'stitch {refused[0]} has parameters of its own, fitted to the statistics that it has: '
+            f'net.set_own_parameters(None) takes those of all stitches away, and then it can be recalibrated'
+        )
+    return ids
 
 
 def _keep_accuracies(net: StitchableNet, records: Sequence[Record], changed: Iterable[int]) -> None:

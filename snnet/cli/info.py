@@ -45,6 +45,9 @@ def describe(net: StitchableNet) -> Iterator[str]:
     if net.statistics:
         own = sum(share > 0 for share in net.statistics.shares.values())
         yield f'{own} of {len(net.statistics.shares)} recalibrated stitches have their own BatchNorm statistics'
+    if net.own_parameters:
+        own, count = len(net.own_parameters.stitches), net.own_parameters.count() / 1e6
+        yield f'{own} of {len(net.stitches)} stitches have parameters of their own, {count:.4g} M together'
     if any(record.top1 is not None for record in net.records):
         yield from frontier_table(net.records).splitlines()
     else:

@@ -227,7 +227,7 @@ class Evaluation:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of what results depend on: weights, BatchNorm statistics, images, precision."""
+        """A digest of what results depend on: weights, what stitches have for themselves, images, precision."""
         names = self.dataset.filenames() if hasattr(self.dataset, 'filenames') else self.settings.data.dataset
         compute = self.settings.compute
         precision = (compute.amp_dtype if compute.amp else 'float32', compute.compile)
@@ -235,7 +235,9 @@ class Evaluation:
         statistics = held.digest() if held is not None and held.values else None
         place, split = Path(self.settings.net), self.settings.val_split
         weights = sha256(place if place.is_file() else place / WEIGHTS)
-        changed = [self.net.preprocessing] if self.net.preprocessing else []
+        changed: list[Any] = [self.net.preprocessing] if self.net.preprocessing else []
+        if self.net.own_parameters is not None:
+            changed.append(self.net.own_parameters.digest())
         facts = (weights, statistics, names, split, list(self.indices), precision, *changed)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 

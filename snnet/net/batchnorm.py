@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,25 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import SnnetError
 from .part_tree import build_part_tree, parts_of
+from .stitch_tensors import Table
 
 if TYPE_CHECKING:
     from .stitchable_net import StitchableNet
-
-Table = dict[nn.Module, tuple[Tensor, Tensor]]
-"""Mean and variance of some BatchNorms."""
-
-_current: ContextVar[Table | None] = ContextVar('table of BatchNorm statistics', default=None)
-"""What the BatchNorms of this thread use just now; a context variable, so that threads run different stitches."""
-
-
-@contextmanager
-def normalizing_with(table: Table | None) -> Iterator[None]:
-    """Lets the BatchNorms in a table use its statistics within a `with` block, and the others their own."""
-    token = _current.set(table)
-    try:
-        yield
-    finally:
-        _current.reset(token)
 
 
 def batch_norms(net: nn.Module) -> dict[str, nn.Module]:
@@ -124,10 +106,6 @@ class Statistics:
                 found[f'{node.owner}.{node.depth}.{name}'] = value
         return found
 
-    def attach(self) -> None:
-        """Lets the BatchNorms that have statistics look them up; they keep their parameters, buffers and names."""
-        attach(module for tables in self._tables.values() for table in tables for module in table)
-
     def converted(self, net: StitchableNet, change: Callable[[Tensor], Tensor]) -> Statistics:
         """The statistics on another device or in another type, for a net that was moved there."""
         values = {place: change(value) for place, value in self.values.items()}
@@ -151,7 +129,7 @@ class Statistics:
         for group in self.groups:
             tree = build_part_tree(net, group.stitches)
             for stitch in group.stitches if group.share else ():
-                tables[stitch] = tuple({} for _ in net.stitches[stitch].legs)
+                tables[stitch] = tuple(Table() for _ in net.stitches[stitch].legs)
                 self._owners[stitch] = []
                 node = tree
                 for leg, part in parts_of(net, stitch):
@@ -160,7 +138,8 @@ class Statistics:
                     for name, value in self._places.get((node.owner, node.depth), {}).items():
                         if name not in norms or norms[name].num_features != value.shape[-1]:
                             raise SnnetError(f'the net has no BatchNorm {name} of {value.shape[-1]} channels')
-                        tables[stitch][leg].setdefault(norms[name], (value[0], value[1]))
+                        table = tables[stitch][leg]
+                        table.setdefault(norms[name], {'running_mean': value[0], 'running_var': value[1]})
         return tables
 
     def _by_place(self) -> dict[tuple[int, int], dict[str, Tensor]]:
@@ -187,59 +166,3 @@ def statistics_groups(net: StitchableNet, description: Mapping[str, Any]) -> lis
             raise SnnetError(f'a share of BatchNorm statistics lies between 0 and 1, not {share}')
         groups.append(StatisticsGroup(share, tuple(sorted(net.checked(i) for i in group['stitches']))))
     return groups
-
-
-def attach(modules: Iterable[nn.Module]) -> None:
-    """Lets BatchNorms look for their statistics in the table of `normalizing_with` first."""
-    for module in modules:
-        kind: Any = type(module)
-        if not hasattr(kind, '_plain'):
-            module.__class__ = _looking_up(kind)
-
-
-def detach(network: nn.Module) -> None:
-    """Makes every BatchNorm of a network an ordinary one again."""
-    for module in network.modules():
-        module.__class__ = getattr(type(module), '_plain', type(module))
-
-
-def bake(anchor: nn.Module, twin: nn.Module, table: Table) -> None:
-    """Writes the statistics of an anchor's BatchNorms into the ordinary buffers of its copy."""
-    with torch.no_grad():
-        for name, module in anchor.named_modules():
-            if module in table:
-                copied = twin.get_submodule(name)
-                for buffer, value in zip(('running_mean', 'running_var'), table[module], strict=True):
-                    copied.get_buffer(buffer).copy_(value)
-    detach(twin)
-
-
-@cache
-def _looking_up(plain: Any) -> Any:
-    """A subclass of a BatchNorm that prefers the statistics of the current table, except in train mode."""
-
-    def buffer(name: str, index: int) -> property:
-        def get(self: nn.Module) -> Tensor | None:
-            table = _current.get()
-            if table is None or self.training or self not in table:
-                return self._buffers[name]
-            return table[self][index]
-
-        return property(get)
-
-    members = {
-        '_plain': plain,
-        '__module__': plain.__module__,
-        '__qualname__': plain.__qualname__,
-        '__reduce_ex__': lambda self, protocol: (_rebuild, (plain,), self.__dict__),
-        'running_mean': buffer('running_mean', 0),
-        'running_var': buffer('running_var', 1),
-    }
-    return type(plain.__name__, (plain,), members)
-
-
-def _rebuild(plain: Any) -> nn.Module:
-    """For copies and pickles: a subclass made at run time has no name to be found by."""
-    made = _looking_up(plain)
-    module: nn.Module = made.__new__(made)
-    return module

@@ -29,6 +29,7 @@ from ..anchors.cut import Absent
 from ..errors import reason_of
 from ..utils.progress import Progress
 from ..utils.signature import Signature, signature_of
+from .stitch_tensors import twin_of
 from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class _SharedGraph:
             return _call(block, x)
         torch._dynamo.maybe_mark_dynamic(x, 0)
         try:
-            return self.compiled(block, x)
+            return self.compiled(twin_of(block), x)
         except RecompileError:
             raise  # asked for by torch.compiler.set_stance
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:

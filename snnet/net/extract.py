@@ -11,7 +11,7 @@ from ..anchors.anchor import Anchor
 from ..reparam import fold
 from ..stitching.stitch import Stitch
 from ..stitching.stitch_layer import StitchLayer
-from .batchnorm import bake
+from .stitch_tensors import bake
 
 if TYPE_CHECKING:
     from .stitchable_net import StitchableNet
@@ -44,9 +44,12 @@ class ExtractedStitch(nn.Module):
 
 def extract_stitch(net: StitchableNet, stitch: int) -> ExtractedStitch:
     """Cuts one stitch out of a net (see `StitchableNet.extract`)."""
-    chosen = net.stitches[stitch]
+    chosen, tables = net.stitches[stitch], net.tables(stitch)
     legs = [net.anchor(leg.anchor).cut(leg.start, leg.stop) for leg in chosen.legs]
-    for leg, twin, table in zip(chosen.legs, legs, net.tables(stitch) or (), strict=False):
-        bake(net.anchor(leg.anchor), twin, table)
     layers = [net.layer(index).merged() for index in chosen.layers]
+    if tables is not None:
+        for leg, twin, table in zip(chosen.legs, legs, tables, strict=True):
+            bake(net.anchor(leg.anchor), twin, table)
+        for index, layer, table in zip(chosen.layers, layers, tables[1:], strict=True):
+            bake(net.layer(index), layer, table)
     return fold(ExtractedStitch(chosen, legs, layers))

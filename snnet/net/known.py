@@ -1,4 +1,4 @@
-"""What is known of a net (costs, accuracies, BatchNorm statistics, latencies), as long as it is the same net."""
+"""What is known of a net (costs, accuracies, what stitches have for themselves, latencies) while it is the same net."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ..budget.latency_table import LatencyTable
@@ -16,8 +17,10 @@ from ..budget.tables_at_hand import TablesAtHand
 from ..errors import ForeignTable
 from ..reparam.structure import refresh_anchors
 from ..utils.weight_seal import ModuleSeal, WeightSeal
-from .batchnorm import Statistics, detach
+from .batchnorm import Statistics
 from .hardware import setup_of
+from .own_parameters import OwnParameters
+from .stitch_tensors import Table, attach, detach, joined
 
 if TYPE_CHECKING:
     from .stitchable_net import StitchableNet
@@ -29,12 +32,14 @@ _ACCURACY: dict[str, Any] = dict.fromkeys(RESULTS)
 class Known:
     """What is known of a net and of the weights that it was measured with.
 
-    One seal ties accuracies, statistics, the fingerprint and latency tables to the weights: once these change, by
-    whatever means, all of it is dropped, and a message says so. Costs are tied to the modules.
+    One seal ties accuracies, statistics, own parameters of stitches, the fingerprint and latency tables to the weights:
+    once these change, by whatever means, all of it is dropped, and a message says so. Costs are tied to the modules.
 
     Attributes:
         records: of each stitch, by id.
         statistics: of the BatchNorms of the stitches.
+        own: parameters that belong to single stitches.
+        stitch_tables: both of them for each leg of a stitch, by id.
         fingerprint: SHA-256 of the file that holds the weights.
         tables: latency tables.
         seal: of the weights; None while nothing that depends on them is known.
@@ -45,6 +50,8 @@ class Known:
     def __init__(self, net: StitchableNet, records: Iterable[Record]) -> None:
         self.records: list[Record] = _Records(records, net)
         self.statistics: Statistics | None = None
+        self.own: OwnParameters | None = None
+        self.stitch_tables: dict[int, tuple[Table, ...]] = {}
         self.fingerprint: str | None = None
         self.tables = TablesAtHand()
         self.seal: WeightSeal | None = None
@@ -79,15 +86,25 @@ class Known:
     def set_statistics(self, net: StitchableNet, statistics: Statistics | None) -> None:
         """Replaces the statistics; accuracies that were measured with others are dropped."""
         self.verified(net)
-        detach(net)
-        if statistics is not None:
-            statistics.attach()
         if (statistics is None) != (self.statistics is None):
             self.records = _Records((replace(record, **_ACCURACY) for record in self.records), net)
         self.statistics = statistics
+        self._attach(net)
         self._show_shares(net)
         if statistics is not None:
             self.tie(net)
+
+    def set_own(self, net: StitchableNet, own: OwnParameters | None) -> None:
+        """Replaces the parameters of single stitches; accuracies of stitches that change by it are dropped."""
+        self.verified(net)
+        before, after = ({} if found is None else found.values for found in (self.own, own))
+        same = {i for i in before.keys() & after.keys() if _equal(before[i], after[i])}
+        changed = (before.keys() | after.keys()) - same
+        self.own = own if after else None
+        self._attach(net)
+        if self.own is not None or self.seal is not None:
+            self.seal = WeightSeal(net)  # which covers them; everything else is as it was
+        self.records = _Records((replace(r, **_ACCURACY) if r.stitch in changed else r for r in self.records), net)
 
     def note_saved(self, net: StitchableNet, fingerprint: str | None) -> None:
         """Notes that the weights are now those of a file with this SHA-256."""
@@ -135,15 +152,27 @@ class Known:
                 differs.
         """
         if self.statistics is not None:
-            detach(net)
             self.statistics = self.statistics.converted(net, change)
-            self.statistics.attach()
+        if self.own is not None:
+            self.own = self.own.converted(net, change)
+        self._attach(net)
         if self.seal is not None:
             if converted:
                 self.seal = WeightSeal(net)
             else:
                 self.seal.look_again()
         self.show_latencies(net)
+
+    def _attach(self, net: StitchableNet) -> None:
+        """Lets modules look up what stitches have for themselves."""
+        sources = [source for source in (self.statistics, self.own) if source is not None]
+        self.stitch_tables = {}
+        for stitch in range(len(net.stitches)) if sources else ():
+            found = [tables for source in sources if (tables := source.tables(stitch)) is not None]
+            if found:
+                self.stitch_tables[stitch] = tuple(joined(legs) for legs in zip(*found, strict=True))
+        detach(net)
+        attach(module for tables in self.stitch_tables.values() for table in tables for module in table)
 
     def _show_shares(self, net: StitchableNet) -> None:
         """Puts the share of its own BatchNorm statistics into the record of each stitch."""
@@ -157,9 +186,12 @@ class Known:
             self.records = _Records((replace(record, **_ACCURACY) for record in self.records), net)
         if self.statistics is not None:
             lost.append('BatchNorm statistics of stitches (recalibrate again)')
-            detach(net)
             self.statistics = None
             self._show_shares(net)
+        if self.own is not None:
+            lost.append('parameters of single stitches (adapt again)')
+            self.own = None
+        self._attach(net)
         if self.tables.drop_unforced():
             lost.append('latency tables (profile again)')
             self.records = _Records((replace(record, latency_ms=None, memory=None) for record in self.records), net)
@@ -191,3 +223,7 @@ class _Records(list[Record]):
 
 def _has_accuracy(record: Record) -> bool:
     return any(getattr(record, name) is not None for name in _ACCURACY)
+
+
+def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

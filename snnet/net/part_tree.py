@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -18,11 +18,13 @@ class StitchPart(NamedTuple):
         kind: 'stem', 'module', 'layer', 'head' or 'published_head'.
         anchor: name of the anchor it belongs to; empty for a stitch layer.
         number: position of the module in its line, or index of the stitch layer.
+        private: id of the stitch that has the part for itself; None where stitches share it.
     """
 
     kind: str
     anchor: str = ''
     number: int = 0
+    private: int | None = None
 
 
 class PartNode:
@@ -49,12 +51,23 @@ class PartNode:
             yield from node.walk()
 
 
-def build_part_tree(net: StitchableNet, stitches: Iterable[int], cut: bool = False) -> PartNode:
-    """The tree of the parts of some stitches; with `cut`, each path ends with its last stitch layer."""
+def build_part_tree(
+    net: StitchableNet, stitches: Iterable[int], cut: bool = False, private: Container[int] = ()
+) -> PartNode:
+    """The tree of the parts of some stitches.
+
+    Args:
+        net: whose stitches they are.
+        stitches: ids.
+        cut: let each path end with its last stitch layer.
+        private: ids of stitches that share their front only, because they have parameters of their own behind it.
+    """
     root = PartNode(None, -1, 0, -1)
     for stitch in stitches:
         node, last = root, len(net.stitches[stitch].legs) - 1
         for depth, (leg, part) in enumerate(parts_of(net, stitch)):
+            if leg and stitch in private:
+                part = part._replace(private=stitch)
             if part not in node.then:
                 node.then[part] = PartNode(part, stitch, leg, depth)
             node = node.then[part]

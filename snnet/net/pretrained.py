@@ -1,7 +1,8 @@
 """A net as a folder, written, read and pushed to the Hub.
 
 config.json says how to build the net and what is known of it, model.safetensors holds the weights,
-statistics.safetensors the BatchNorm statistics where they were recalibrated, and config.json the SHA-256 of both files.
+statistics.safetensors the BatchNorm statistics where they were recalibrated, own_parameters.safetensors the parameters
+of single stitches where they were adapted, and config.json the SHA-256 of these files.
 README.md is the model card. A repository on the Hugging Face Hub holds the same files.
 """
 
@@ -22,7 +23,7 @@ from ..errors import NoWeights, SnnetError
 from ..reparam import expect_biases, folded
 from ..saving.anchor_rows import MAX_CLASSES, is_made_by_timm
 from ..saving.config_json import NetConfig, parse_config, read_config, with_known
-from ..saving.file_names import CONFIG, PROFILES, STATISTICS, WEIGHTS
+from ..saving.file_names import CONFIG, OWN, PROFILES, STATISTICS, WEIGHTS
 from ..saving.model_card import write_card
 from ..saving.rebuildable import check_weights, describe_rebuildable, with_classes
 from ..saving.remote import fetch_card, push_folder
@@ -38,6 +39,7 @@ from ..utils.files import write_text
 from ..utils.typed_json import TypedTable
 from .batchnorm import Statistics, statistics_groups
 from .costs import measure_costs
+from .own_parameters import OwnParameters, by_stitch
 
 if TYPE_CHECKING:
     from .stitchable_net import StitchableNet
@@ -52,21 +54,20 @@ def save_net(net: StitchableNet, folder: Path, license: str | None = None) -> No
     known.follow_modules(net)
     if not known.costs_hold:
         measure_costs(net)
-    plain, statistics = folded(net), known.statistics
+    plain, statistics, own = folded(net), known.statistics, known.own
     tensors = _weights_of(plain)
     dtype = common_dtype(tensors)
     anchors = [describe_rebuildable(plain.anchor(i), dtype) for i in range(len(plain.anchors))]
     config = NetConfig(anchors, list(net.stitches), list(known.records), dtype=dtype, preprocessing=net.preprocessing)
     parse_config(TypedTable(config.to_values(), 'the net is not saved: what would be its config.json'))
-    refuse_infinite({**tensors, **(statistics.values if statistics else {})})
+    refuse_infinite({**tensors, **(statistics.values if statistics else {}), **(own.tensors() if own else {})})
     folder.mkdir(parents=True, exist_ok=True)
     config.sha256 = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors)}
     known.note_saved(net, config.sha256[WEIGHTS])
-    if statistics is None:
-        config.write(folder)
-        (folder / STATISTICS).unlink(missing_ok=True)  # of an earlier net
-    else:
-        _write_with_statistics(folder, config, statistics)
+    _write_extras(folder, config, statistics, own)
+    for name, extra in ((STATISTICS, statistics), (OWN, own)):
+        if extra is None:
+            (folder / name).unlink(missing_ok=True)  # of an earlier net
     write_card(folder, config.to_values(), config.records, license=license)
 
 
@@ -88,6 +89,8 @@ def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> N
     net.eval()
     if config.statistics is not None:
         net.set_statistics(_read_statistics(net, folder / STATISTICS, config))
+    if config.own is not None:
+        _load_own(net, folder / OWN, config, num_classes is not None and changed)
     if num_classes is None or not changed:
         net.records = with_known(net.records, config.records)
         net.known.note_saved(net, config.sha256.get(WEIGHTS))
@@ -133,23 +136,42 @@ def write_preprocessing(folder: Path, preprocessing: dict[str, Any]) -> None:
 def write_statistics(folder: Path, statistics: Statistics) -> None:
     """Puts the BatchNorm statistics of the stitches into the folder of a saved net."""
     config = read_config(folder)
-    _write_with_statistics(folder, config, statistics)
+    _write_extras(folder, config, statistics, None)
     write_card(folder, config.to_values(), config.records)
 
 
-def _write_with_statistics(folder: Path, config: NetConfig, statistics: Statistics) -> None:
-    """Writes config.json without statistics, the statistics, and config.json with them: each stop on the way loads."""
-    config.statistics = None
-    config.sha256.pop(STATISTICS, None)
+def write_own_parameters(folder: Path, own: OwnParameters) -> None:
+    """Puts the parameters of single stitches into the folder of a saved net."""
+    config = read_config(folder)
+    _write_extras(folder, config, None, own)
+    write_card(folder, config.to_values(), config.records)
+
+
+def _write_extras(folder: Path, config: NetConfig, statistics: Statistics | None, own: OwnParameters | None) -> None:
+    """Writes config.json without what is new, the new files, and config.json with them: each stop on the way loads."""
+    if statistics is not None:
+        config.statistics = None
+        config.sha256.pop(STATISTICS, None)
+    if own is not None:
+        config.own = None
+        config.sha256.pop(OWN, None)
     config.write(folder)
-    config.sha256[STATISTICS] = write_tensors(folder / STATISTICS, statistics.values)
-    config.statistics = statistics.description()
-    config.write(folder)
+    if statistics is not None:
+        config.sha256[STATISTICS] = write_tensors(folder / STATISTICS, statistics.values)
+        config.statistics = statistics.description()
+    if own is not None:
+        config.sha256[OWN] = write_tensors(
+            folder / OWN, {name: tensor.clone() for name, tensor in own.tensors().items()}
+        )
+        config.own = own.description()
+    if statistics is not None or own is not None:
+        config.write(folder)
 
 
 def _weights_of(net: StitchableNet) -> dict[str, Tensor]:
-    """The state dict of a net without the BatchNorm statistics of stitches, which have a file of their own."""
-    return {name: tensor for name, tensor in merged_state(net).items() if not name.startswith('statistics.')}
+    """The state dict of a net without what stitches have for themselves, which is in other files."""
+    elsewhere = ('statistics.', 'own_parameters.')
+    return {name: tensor for name, tensor in merged_state(net).items() if not name.startswith(elsewhere)}
 
 
 def _load_weights(net: StitchableNet, tensors: dict[str, Tensor], path: Path, num_classes: int | None) -> bool:
@@ -192,6 +214,22 @@ def _read_statistics(net: StitchableNet, path: Path, config: NetConfig) -> Stati
         return Statistics(net, values, groups, config.statistics['samples'], config.statistics['held_out'])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise NoWeights(f'{path} does not fit its {CONFIG}: {error}') from None
+
+
+def _load_own(net: StitchableNet, path: Path, config: NetConfig, new_classifiers: bool) -> None:
+    """Sets the parameters of single stitches that a folder holds, unless they were fitted to other classes."""
+    if new_classifiers:
+        _log.warning('%s is not loaded, because the classes are others: adapt again after training', path)
+        return
+    dtype = next(net.parameters()).dtype
+    try:
+        tensors = read_tensors(path, config.sha256.get(path.name))
+        own = OwnParameters(net, by_stitch({place: tensor.to(dtype) for place, tensor in tensors.items()}))
+    except ValueError as error:  # SnnetError is one, too
+        if isinstance(error, NoWeights):
+            raise
+        raise NoWeights(f'{path} does not fit its {CONFIG}: {error}') from None
+    net.set_own_parameters(own)
 
 
 def _load_tables(net: StitchableNet, folder: Path) -> None:

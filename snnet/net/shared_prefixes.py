@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .batchnorm import Table, normalizing_with
 from .part_tree import PartNode, build_part_tree, function_of
+from .stitch_tensors import Table, computing_with
 from .stitchable_net import StitchableNet
 
 _Entrant = tuple[int, Tensor]
@@ -26,7 +26,7 @@ def all_logits(
 
     With `suffix_batch`, stitches with the same end run its modules together, as one batch that grows where they enter.
     That saves calls where batches are small. The work is the same, and logits may differ by rounding (1e-6), because
-    kernels depend on the batch size. Stitches with their own BatchNorm statistics run separately.
+    kernels depend on the batch size. Stitches with BatchNorm statistics or parameters of their own run separately.
 
     Args:
         net: in eval mode.
@@ -38,15 +38,21 @@ def all_logits(
         Pairs of id and logits, in the order of the tree.
     """
 
-    statistics = net.statistics
+    statistics, own = net.statistics, net.own_parameters
     tables = {stitch: net.tables(stitch) for stitch in stitches}
-    others = [stitch for stitch in stitches if tables[stitch] is None]
-    for alike in statistics.alike(stitches) if statistics else ():  # a part with other statistics is another part
-        for node in build_part_tree(net, alike).then.values():
-            yield from _visit(net, node, images, tables)
+    private = frozenset(own.stitches if own else ())
     cut = 2 * len(images) <= suffix_batch
+    lists = statistics.alike(stitches) if statistics else []  # a part with other statistics is another part
+    listed = {stitch for alike in lists for stitch in alike}
+    others = [stitch for stitch in stitches if stitch not in listed]
+    if cut:  # those with parameters of their own have no end in common with others
+        lists.append([stitch for stitch in others if stitch in private])
+        others = [stitch for stitch in others if stitch not in private]
+    for alike in lists:
+        for node in build_part_tree(net, alike, private=private).then.values():
+            yield from _visit(net, node, images, tables)
     waiting: dict[str, list[_Entrant]] = {}
-    for node in build_part_tree(net, others, cut).then.values():
+    for node in build_part_tree(net, others, cut, private).then.values():
         for stitch, x in _visit(net, node, images, tables):
             legs = net.stitches[stitch].legs
             if not cut or len(legs) == 1:
@@ -67,7 +73,7 @@ def _visit(net: StitchableNet, node: PartNode, x: Tensor, tables: _Tables) -> It
     if own is None:
         x = function_of(net, node.part)(x)
     else:
-        with normalizing_with(own[node.leg]):
+        with computing_with(own[node.leg]):
             x = function_of(net, node.part)(x)
     for stitch in node.stitches:
         yield stitch, x

@@ -24,14 +24,17 @@ from ..saving.remote import locate
 from ..stitching.space import check_anchors
 from ..stitching.stitch import Leg, Stitch
 from ..stitching.stitch_layer import StitchLayer
-from .batchnorm import Statistics, Table, normalizing_with
+from .batchnorm import Statistics
 from .build_layers import build_layers
 from .costs import measure_costs
 from .extract import ExtractedStitch, extract_stitch
 from .hardware import setup_of
 from .known import Known
+from .own_parameters import OwnParameters
+from .own_state import carry_own_parameters
 from .pretrained import load_net, push_net, save_net
 from .statistics_state import carry_statistics
+from .stitch_tensors import Table, computing_with
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,8 +50,9 @@ class StitchableNet(nn.Module):
     It takes built anchors and builds only the stitch layers. Parameters are named `anchors.{i}.model.*`, as in the
     wrapped models, and `stitch_layers.{l}.weight` and `.bias`.
 
-    What is known of the stitches (accuracies, BatchNorm statistics, latency tables) belongs to the weights it was
-    measured with: it is dropped, with a warning, once they change. Costs are measured again where modules change.
+    What is known of the stitches (accuracies, BatchNorm statistics, parameters of their own, latency tables) belongs to
+    the weights it was made with: it is dropped, with a warning, once they change. Costs are measured again where
+    modules change.
 
     Args:
         anchors: one or more, with distinct names, one class count and one image size.
@@ -81,6 +85,8 @@ class StitchableNet(nn.Module):
         self.known = Known(self, records)
         self.loaded_statistics: dict[str, Tensor] | None = None
         carry_statistics(self)
+        self.loaded_own: dict[str, Tensor] | None = None
+        carry_own_parameters(self)
 
     @property
     def num_classes(self) -> int:
@@ -122,15 +128,20 @@ class StitchableNet(nn.Module):
         """
         index = self.active if stitch is None else self.checked(stitch)
         chosen, tables = self.stitches[index], self.tables(index)
-        for i, leg in enumerate(chosen.legs):
-            if i:
-                x = self.stitch_layers[chosen.layers[i - 1]](x)
+        for i in range(len(chosen.legs)):
             if tables is None:
-                x = self.anchor(leg.anchor).run(x, leg.start, leg.stop)
+                x = self._run_leg(x, chosen, i)
             else:
-                with normalizing_with(tables[i]):
-                    x = self.anchor(leg.anchor).run(x, leg.start, leg.stop)
+                with computing_with(tables[i]):
+                    x = self._run_leg(x, chosen, i)
         return x
+
+    def _run_leg(self, x: Tensor, stitch: Stitch, number: int) -> Tensor:
+        """Runs the stitch layer before a leg, if it is not the first, and the leg."""
+        if number:
+            x = self.stitch_layers[stitch.layers[number - 1]](x)
+        leg = stitch.legs[number]
+        return self.anchor(leg.anchor).run(x, leg.start, leg.stop)
 
     @property
     def active(self) -> int:
@@ -213,12 +224,27 @@ class StitchableNet(nn.Module):
         """Lets every recalibrated stitch run with its own statistics in eval mode; None takes them away."""
         self.known.set_statistics(self, statistics)
 
+    @property
+    def own_parameters(self) -> OwnParameters | None:
+        """Parameters that belong to single stitches; None until `snnet.adapt`, and again once weights change."""
+        return self.known.verified(self).own
+
+    def set_own_parameters(self, own: OwnParameters | None) -> None:
+        """Lets stitches run with parameters of their own in eval mode; None takes them away. Anchors stay the same."""
+        self.known.set_own(self, own)
+
+    @property
+    def sealed_tensors(self) -> dict[str, Tensor]:
+        """Tensors beside parameters and buffers that outputs depend on, for the seal of the weights."""
+        own = self.known.own
+        return {} if own is None else own.tensors()
+
     def tables(self, stitch: int) -> tuple[Table, ...] | None:
-        """BatchNorm statistics of each leg of a stitch; None where it runs with those of its anchors."""
-        statistics, seal = self.known.statistics, self.known.seal
-        if statistics is not None and (seal is None or not seal.counters_hold()):  # at every call: no closer look
-            statistics = self.known.verified(self).statistics
-        return None if statistics is None else statistics.tables(stitch)
+        """What a stitch has for itself in each leg, statistics and parameters; None where it runs with the net's."""
+        known = self.known
+        if known.stitch_tables and (known.seal is None or not known.seal.counters_hold()):  # at every call: a glance
+            known = known.verified(self)
+        return known.stitch_tables.get(stitch)
 
     @property
     def fingerprint(self) -> str | None:
@@ -311,7 +337,8 @@ class StitchableNet(nn.Module):
     # Saving and loading, in the shape that users of Hugging Face know.
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
-        """Writes config.json (anchors, stitches, records), model.safetensors and, if any, statistics.safetensors.
+        """Writes config.json (anchors, stitches, records), model.safetensors and, if any, what stitches have for
+        themselves: statistics.safetensors and own_parameters.safetensors.
 
         Each file is written whole or not at all. README.md becomes a model card; of one that is there already, only
         the section that snnet wrote is replaced.
@@ -382,10 +409,13 @@ class StitchableNet(nn.Module):
     # What torch's modules let a subclass follow.
 
     def train(self, mode: bool = True) -> Self:
-        """Train or eval mode; train mode takes the stitches' BatchNorm statistics away, because weights will change."""
+        """Train or eval mode; train mode takes away what stitches have for themselves, because weights will change."""
         if mode and self.known.statistics is not None:
             self.set_statistics(None)
             _log.warning('train mode: the stitches lose their BatchNorm statistics; recalibrate after training')
+        if mode and self.known.own is not None:
+            self.set_own_parameters(None)
+            _log.warning('train mode: the stitches lose their own parameters; adapt after training')
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -18,8 +18,9 @@ from ..utils.typed_json import TypedTable, quoted, read_json
 from .anchor_rows import AnchorRow
 from .file_names import CONFIG
 
-FORMAT = 1
-"""Version of the layout of config.json; raised when older readers would misread it."""
+FORMATS = (1, 2)
+"""Versions of the layout of config.json. A net whose stitches have parameters of their own is of version 2, because
+older readers would run those stitches without them."""
 MAX_ANCHORS, MAX_STITCHES, MAX_LAYERS = 100, 20_000, 100_000
 DTYPES = ('float32', 'float16', 'bfloat16', 'float64')
 """Types that the weights of a saved net may have."""
@@ -41,6 +42,7 @@ class NetConfig:
         sha256: of the other files, by name; empty in folders of the first versions.
         statistics: 'samples', 'held_out' and 'groups' of the BatchNorm statistics (see `Statistics.description`); None
             where there are none.
+        own: 'stitches' and 'count' of the parameters that belong to single stitches; None where there are none.
         dtype: of the floating-point weights.
         preprocessing: how images are prepared for evaluation where that differs from the first anchor's own way, in
             timm's words ('crop_pct', 'interpolation').
@@ -51,13 +53,14 @@ class NetConfig:
     records: list[Record]
     sha256: dict[str, str] = field(default_factory=dict)
     statistics: dict[str, Any] | None = None
+    own: dict[str, Any] | None = None
     dtype: str = 'float32'
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
     def to_values(self) -> dict[str, Any]:
         """The values of config.json."""
         values: dict[str, Any] = {
-            'format': FORMAT,
+            'format': FORMATS[0] if self.own is None else FORMATS[1],
             'library': 'snnet',
             'anchors': [row.to_values() for row in self.anchors],
             'stitches': [
@@ -72,6 +75,8 @@ class NetConfig:
             values['preprocessing'] = self.preprocessing
         if self.statistics is not None:
             values['statistics'] = self.statistics
+        if self.own is not None:
+            values['own_parameters'] = self.own
         return values
 
     def write(self, folder: Path) -> None:
@@ -93,9 +98,10 @@ def read_config(folder: Path) -> NetConfig:
         raise SnnetError(f'{folder} holds no stitchable network: there is no {CONFIG}') from None
     if not isinstance(content, dict) or content.get('library') != 'snnet':
         raise SnnetError(f'{path} does not describe a stitchable network of snnet')
-    if content.get('format') != FORMAT:
+    if content.get('format') not in FORMATS or isinstance(content['format'], bool):
         raise SnnetError(
-            f'{path} has format {quoted(content.get("format"))}, this snnet reads {FORMAT}: upgrade snnet to load it'
+            f'{path} has format {quoted(content.get("format"))}, this snnet reads {FORMATS[0]} and {FORMATS[1]}: '
+            f'upgrade snnet to load it'
         )
     return parse_config(TypedTable(content, str(path)))
 
@@ -107,8 +113,9 @@ def parse_config(table: TypedTable) -> NetConfig:
     for i, row in enumerate(table.rows('stitches', MAX_STITCHES)):
         stitches.append(_read_stitch(row))
         records.append(Record(i, str(stitches[-1]), anchor=not stitches[-1].layers, **read_known(row)))
-    sums, statistics, preprocessing = _read_sums(table), _read_statistics(table), _read_preprocessing(table)
-    return NetConfig(anchors, stitches, records, sums, statistics, _read_dtype(table), preprocessing)
+    sums, statistics, own = _read_sums(table), _read_statistics(table), _read_own(table)
+    dtype, preprocessing = _read_dtype(table), _read_preprocessing(table)
+    return NetConfig(anchors, stitches, records, sums, statistics, own, dtype, preprocessing)
 
 
 def _read_stitch(row: TypedTable) -> Stitch:
@@ -149,6 +156,14 @@ def _read_statistics(table: TypedTable) -> dict[str, Any] | None:
         'stitches': stitches,
         'groups': groups,
     }
+
+
+def _read_own(table: TypedTable) -> dict[str, Any] | None:
+    if not table.has('own_parameters'):
+        return None
+    about = table.table('own_parameters')
+    stitches = about.integers('stitches', 0, MAX_STITCHES, MAX_STITCHES)
+    return {'stitches': stitches, 'count': about.integer('count', 0, 10**15)}
 
 
 def _read_preprocessing(table: TypedTable) -> dict[str, Any]:

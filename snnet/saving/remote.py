@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import SnnetError, reason_of
-from .file_names import CARD, FILES, PICTURE, STATISTICS
+from .file_names import CARD, FILES, OWN, PICTURE, STATISTICS
 
 _ID = re.compile(r'(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?', re.ASCII)
 
@@ -141,7 +141,7 @@ def push_folder(
             revision=revision,
             create_pr=create_pr,
             allow_patterns=list(FILES),
-            delete_patterns=[STATISTICS, PICTURE],  # of an earlier net; what the folder holds is kept
+            delete_patterns=[STATISTICS, OWN, PICTURE],  # of an earlier net; what the folder holds is kept
         )
     return commit.pr_url or commit.commit_url
 

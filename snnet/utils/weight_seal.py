@@ -46,6 +46,8 @@ class ModuleSeal:
 class WeightSeal:
     """Notices that weights, persistent buffers or modules have changed, by content.
 
+    A network may name further tensors that its outputs depend on in an attribute `sealed_tensors`, by name.
+
     A quick look compares identities, autograd's version counters, addresses and a few values of each tensor; it costs
     about a millisecond. What it misses (single values written through `.data`) a thorough one finds, which digests all
     tensors. Whatever moves a network or copies it leaves the seal whole.
@@ -90,7 +92,7 @@ class _Glance:
 
     def __init__(self, network: nn.Module) -> None:
         self.modules = _glance_at_modules(network)
-        self.tensors = [tensor for _, tensor in _tensors(network)]
+        self.tensors = [tensor for _, tensor in _sealed(network)]
         self.versions = _versions(self.tensors)
         self.addresses = _addresses(self.tensors)
         self.views = _sample_views(self.tensors)
@@ -116,6 +118,12 @@ def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f'{prefix}.{name}', buffer
 
 
+def _sealed(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What the seal covers: parameters, persistent buffers and the further tensors that the network names."""
+    yield from _tensors(network)
+    yield from getattr(network, 'sealed_tensors', {}).items()
+
+
 def _plain_type(module: nn.Module) -> Any:
     """The class of a module; BatchNorms that look up statistics of stitches count as ordinary ones."""
     return getattr(type(module), '_plain', type(module))
@@ -132,7 +140,7 @@ def _structure(network: nn.Module) -> str:
 
 
 def _digest(network: nn.Module) -> str:
-    return digest_of_tensors(_tensors(network), _structure(network))
+    return digest_of_tensors(_sealed(network), _structure(network))
 
 
 def _glance_at_modules(network: nn.Module) -> list[Any]:

@@ -143,7 +143,7 @@ BIAS = 'stitch_layers.0.bias'
 @pytest.mark.parametrize(
     ('spoil', 'error', 'told'),
     [
-        (lambda f: edit(f, format=2), SnnetError, r'format 2, this snnet reads 1: upgrade'),
+        (lambda f: edit(f, format=3), SnnetError, r'format 3, this snnet reads 1 and 2: upgrade'),
         (lambda f: edit(f, format=None), SnnetError, 'format None'),
         (lambda f: edit(f, library='other'), SnnetError, 'does not describe a stitchable network'),
         (lambda f: edit(f, stitches=None), SnnetError, 'lacks stitches'),

@@ -36,6 +36,7 @@ STAND_INS = {
     'my_images': 'images',
     '--grow-every 500': '--grow-every 1',
     '--images 5000': '--images 6',
+    'batches, minutes=10)': 'batches, steps=1)',
 }
 """What pages write, and what runs here in its place: networks of 10 to 48 channels, random weights and images."""
 
@@ -46,6 +47,7 @@ SMALLER = {
     'reassemble.py': '--no-pretrained --images 8 --batch-size 8 --init-samples 8 --workers 0',
     'snnet profile': '--minutes 0.02 --stitches 0-2 --no-predict --plugin examples/digits.py',
     'snnet export': '--plugin examples/digits.py',
+    'snnet adapt': '--steps 1 --samples 12 --workers 0 --plugin examples/digits.py',
     'snnet info': '--plugin examples/digits.py',
     'snnet simulate': '--seconds 1 --loads 0.5',
 }

@@ -37,6 +37,7 @@ NAMES = {
     'Stitch',
     'StitchableNet',
     'UnknownStitch',
+    'adapt',
     'as_anchor',
     'compile_blocks',
     'create_stitchable_net',

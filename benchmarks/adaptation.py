@@ -1,0 +1,164 @@
+"""What adapting stitches is worth: each before and after, against mixing its anchors, on images that chose nothing.
+
+    python benchmarks/adaptation.py digits FOLDER           # the demo's anchors, or with --net its trained net
+    python benchmarks/adaptation.py cifar SOURCE            # ResNet-20 and ResNet-56 on CIFAR-10
+    python benchmarks/adaptation.py lite SOURCE WEIGHTS...  # EfficientNet-Lite on photographs
+
+FOLDER is what examples/digits.py wrote, SOURCE holds the networks and sprites (see examples/cifar10_resnet.py) or the
+photographs (see examples/mobilenet_v1.py), and WEIGHTS are state dicts of tf_efficientnet_lite0, 1, ... (see
+benchmarks/recalibration.py). Differences are paired over images, with their standard errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import snnet
+from snnet.budget.frontier import area, mixing_accuracy
+from snnet.net.shared_prefixes import all_logits
+from snnet.stitching.stitch import parse_ids
+from snnet.utils.log import set_up_logging
+from snnet.utils.plugins import import_plugins
+
+ROOT = Path(__file__).parents[1]
+import_plugins([str(ROOT / 'benchmarks' / 'recalibration.py'), str(ROOT / 'examples' / 'digits.py')])
+from digits import MEAN, SIZES, STD, load_digits  # noqa: E402
+from recalibration import TEST_SPRITE, Labeled, cifar_net, photographs, sprites  # noqa: E402
+
+
+def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+    """The demo: 1,000 images to adapt, 797 to test."""
+    pictures, digits = load_digits()
+    images = (torch.from_numpy(pictures / 255).float()[:, None].expand(-1, 3, -1, -1) - MEAN) / STD
+    labels = torch.from_numpy(digits)
+    if args.net:
+        net = snnet.StitchableNet.from_pretrained(args.net)
+    else:
+        names = ','.join(f'{name}={args.paths[0]}/{name}.safetensors' for name in SIZES)
+        net = snnet.create_stitchable_net(names, pretrained=False).eval()
+        snnet.initialize(net, [images[:1000]], samples=1000)
+    return net, images[:1000], (images[1000:], labels[1000:])
+
+
+def cifar(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+    """Training sprites to adapt, the test sprite to test."""
+    net = cifar_net(args.paths[0], args.anchors.split(','))
+    images, _ = sprites(args.paths[0], range(-(-args.samples // 1000)))
+    snnet.initialize(net, [images], samples=1000)
+    return net, images[: args.samples], sprites(args.paths[0], (TEST_SPRITE,))
+
+
+def lite(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+    """Half of the photographs to adapt, the other half to test; --swap exchanges them."""
+    images, labels = photographs(args.paths[0], args.size)
+    anchors = []
+    for weights in args.paths[1:]:
+        state = torch.load(weights, map_location='cpu', weights_only=True)
+        name = f'tf_efficientnet_lite{weights.stem.partition("lite")[2][0]}'
+        model = timm.create_model(name)
+        model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+        anchors.append(snnet.as_anchor(model.eval(), name.removeprefix('tf_'), input_size=(3, args.size, args.size)))
+    net = snnet.create_stitchable_net(anchors, pretrained=False).eval()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    first, second = order[: len(order) // 2], order[len(order) // 2 :]
+    fit, test = (second, first) if args.swap else (first, second)
+    snnet.initialize(net, [images[fit]], samples=len(fit))
+    return net, images[fit][: args.samples], (images[test], labels[test])
+
+
+@torch.inference_mode()
+def measure(net: snnet.StitchableNet, test: Labeled, ids: list[int]) -> dict[int, Tensor]:
+    """Right or not, cross entropy, and divergence from the largest anchor, of each image: (3, n) by stitch."""
+    parts: dict[int, list[Tensor]] = {i: [] for i in ids}
+    for images, labels in zip(test[0].split(50), test[1].split(50), strict=True):
+        found = {i: logits.double() for i, logits in all_logits(net, images, ids)}
+        wanted = found[len(net.anchors) - 1].log_softmax(1)
+        for i, logits in found.items():
+            logs = logits.log_softmax(1)
+            apart = F.kl_div(logs, wanted, reduction='none', log_target=True).sum(1)
+            rows = [(logits.argmax(1) == labels).double(), F.cross_entropy(logits, labels, reduction='none'), apart]
+            parts[i].append(torch.stack(rows))
+    return {i: torch.cat(rows, 1) for i, rows in parts.items()}
+
+
+def paired(after: Tensor, before: Tensor) -> str:
+    """Mean difference over images, with its standard error."""
+    difference = after - before
+    return f'{float(difference.mean()):+.2f} ± {float(difference.std()) / len(difference) ** 0.5:.2f}'
+
+
+def summarize(net: snnet.StitchableNet, found: dict[int, Tensor], ids: list[int]) -> tuple[list[snnet.Record], str]:
+    """Records with accuracies, and a sentence on all stitches."""
+    top1 = {i: 100 * float(rows[0].mean()) for i, rows in found.items()}
+    records = [replace(net.records[i], top1=top1[i]) for i in sorted(found)]
+    gains = [top1[i] - (mixing_accuracy(records, net.records[i].flops or 0) or 0) for i in ids]
+    anchors = [record for record in records if record.anchor]
+    extra = (area(records) or 0) - (area(anchors) or 0)
+    above = sum(gain > 0 for gain in gains)
+    return records, (
+        f'{above} of {len(ids)} above mixing, {sum(gains) / len(gains):+.2f} points on average; area under the '
+        f'frontier {extra:+.2f} points over that of the anchors'
+    )
+
+
+def main() -> None:
+    """Runs one family and prints a table."""
+    parser = argparse.ArgumentParser(description='Measures what adapting stitches is worth.')
+    parser.add_argument('family', choices=('digits', 'cifar', 'lite'))
+    parser.add_argument('paths', type=Path, nargs='+')
+    parser.add_argument('--net', type=Path, help='digits: folder of a saved net')
+    parser.add_argument('--anchors', default='cifar_resnet20,cifar_resnet56', help='cifar: names')
+    parser.add_argument('--size', type=int, default=192, help='lite: pixels')
+    parser.add_argument('--swap', action='store_true', help='lite: exchange the halves')
+    parser.add_argument('--samples', type=int, default=4000, help='images to adapt with')
+    parser.add_argument('--stitches', default='', help="ids, such as '3-9,24' (default: all)")
+    parser.add_argument('--minutes', type=float, default=10.0)
+    parser.add_argument('--steps', type=int)
+    parser.add_argument('--blocks', type=int, default=0)
+    parser.add_argument('--batch-size', type=int, default=64)
+    parser.add_argument('--lr', type=float, default=2e-3)
+    parser.add_argument('--temperature', type=float, default=2.0)
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    set_up_logging()
+    net, images, test = {'digits': digits, 'cifar': cifar, 'lite': lite}[args.family](args)
+    anchors, chosen = list(range(len(net.anchors))), parse_ids(args.stitches, len(net.stitches))
+    ids = [i for i in chosen if i not in anchors]
+    plain, before = copy.deepcopy(net), measure(net, test, anchors + ids)
+    begin = time.process_time()
+    done = snnet.adapt(
+        net, [images], args.minutes, steps=args.steps, samples=len(images), stitches=ids, blocks=args.blocks,
+        batch_size=args.batch_size, lr=args.lr, temperature=args.temperature, seed=args.seed,
+    )  # fmt: skip
+    seconds, after = time.process_time() - begin, measure(net, test, anchors + ids)
+    with torch.inference_mode():
+        same = all(torch.equal(net(test[0][:50], stitch=i), plain(test[0][:50], stitch=i)) for i in anchors)
+    (old, was), (new, now) = summarize(net, before, ids), summarize(net, after, ids)
+    print(done)
+    print('  id    MFLOPs  mixing  top-1: before  after  change  cross entropy: change  stitch')
+    tops = {record.stitch: record.top1 or 0 for record in new}
+    for record in sorted(new, key=lambda record: record.flops or 0):
+        i, mixing = record.stitch, mixing_accuracy(new, record.flops or 0) or 0
+        first = next(r.top1 for r in old if r.stitch == i) or 0
+        change = paired(100 * after[i][0], 100 * before[i][0])
+        entropy = paired(after[i][1], before[i][1])
+        line = f'{i:>4} {(record.flops or 0) / 1e6:>9.4g}  {mixing:>6.2f}  {first:>13.2f}  {tops[i]:>5.2f}'
+        print(f'{line}  {change:>14}  {entropy:>14}  {record.legs}{" *" if record.anchor else ""}')
+    predicted = set(done.worth_having)
+    right = sum((tops[i] > (mixing_accuracy(new, net.records[i].flops or 0) or 0)) == (i in predicted) for i in ids)
+    print(f'before: {was}\nafter:  {now}')
+    print(f'the report without labels was right on {right} of {len(ids)} stitches')
+    print(f'anchors the same bit by bit: {same}; {seconds:.0f} CPU seconds, {done.steps} steps per stitch')
+
+
+if __name__ == '__main__':
+    main()

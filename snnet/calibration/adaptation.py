@@ -1,0 +1,88 @@
+"""What adapting the stitches of a net brought: which of them are worth having, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .agreement import Agreement
+
+
+@dataclass(frozen=True)
+class AdaptedStitch:
+    """A stitch before and after, on images that did not fit it.
+
+    Attributes:
+        stitch: id.
+        legs: the stitch as text.
+        flops: multiply-adds per image.
+        before, after: how close it comes to the largest anchor.
+        mixed: what mixing two anchors at random at the same cost would give.
+        kept: whether it has got parameters of its own; where they did not help, it stays as it was.
+        own: how many they are.
+    """
+
+    stitch: int
+    legs: str
+    flops: int
+    before: Agreement
+    after: Agreement
+    mixed: Agreement
+    kept: bool = False
+    own: int = 0
+
+    @property
+    def is_worth_having(self) -> bool:
+        """Whether it comes closer to the largest anchor than mixing anchors does, in answers and in probabilities."""
+        return self.after.same > self.mixed.same and self.after.divergence < self.mixed.divergence
+
+    def to_values(self) -> dict[str, Any]:
+        """For a line of JSON."""
+        return asdict(self)
+
+    @classmethod
+    def of_values(cls, values: dict[str, Any]) -> AdaptedStitch:
+        """From a line of JSON."""
+        pairs = {name: Agreement(**values[name]) for name in ('before', 'after', 'mixed')}
+        return cls(**{**values, **pairs})
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What `snnet.adapt` did.
+
+    Attributes:
+        stitches: by id, those with a join that were looked at.
+        images: how many images fitted, and how many judged.
+        steps: updates of each stitch.
+        own: number of parameters that stitches have for themselves now.
+        held: number of parameters of the net, for comparison.
+    """
+
+    stitches: Sequence[AdaptedStitch]
+    images: tuple[int, int]
+    steps: int
+    own: int
+    held: int
+
+    @property
+    def worth_having(self) -> list[int]:
+        """Ids of the stitches that come closer to the largest anchor than mixing anchors does."""
+        return [row.stitch for row in self.stitches if row.is_worth_having]
+
+    def __str__(self) -> str:
+        """A table, and a sentence on the whole."""
+        lines = ['  id    GFLOPs  same answer: before  after  mixing   divergence: before  after  mixing  stitch']
+        for row in sorted(self.stitches, key=lambda row: (row.flops, row.stitch)):
+            same = f'{row.before.same:>19.1f}  {row.after.same:>5.1f}  {row.mixed.same:>6.1f}'
+            apart = f'{row.before.divergence:>20.3f}  {row.after.divergence:>5.3f}  {row.mixed.divergence:>6.3f}'
+            mark = '' if row.is_worth_having else ' (not worth it)'
+            lines.append(f'{row.stitch:>4}  {row.flops / 1e9:>8.4g}  {same}{apart}  {row.legs}{mark}')
+        count, kept = len(self.stitches), sum(row.kept for row in self.stitches)
+        share = 100 * self.own / max(1, self.held)
+        lines.append(
+            f'{len(self.worth_having)} of {count} stitches come closer to the largest anchor than mixing anchors at '
+            f'random; {kept} have parameters of their own, {self.own / 1e6:.4g} M together ({share:.0f} % of the net)'
+        )
+        return '\n'.join(lines)

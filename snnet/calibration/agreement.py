@@ -1,0 +1,93 @@
+"""How close stitches come to the largest anchor on images without labels, and which of them are worth having."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..budget.frontier import mixing_accuracy
+from ..net.shared_prefixes import all_logits
+from ..net.stitchable_net import StitchableNet
+from ..utils.progress import Progress
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close a stitch comes to the largest anchor.
+
+    Attributes:
+        same: images with the same answer, in percent.
+        divergence: mean Kullback-Leibler divergence of its probabilities from the anchor's, in nats.
+    """
+
+    same: float
+    divergence: float
+
+
+def compare(logits: Tensor, answers: Tensor) -> Tensor:
+    """Same answer or not, and divergence, of each image: (2, n), float64.
+
+    Args:
+        logits: of a stitch (n, classes).
+        answers: logits of the largest anchor (n, classes).
+    """
+    found, wanted = logits.double(), answers.double()
+    same = (found.argmax(1) == wanted.argmax(1)).double()
+    divergence = F.kl_div(found.log_softmax(1), wanted.log_softmax(1), reduction='none', log_target=True).sum(1)
+    return torch.stack([same, divergence]).cpu()
+
+
+def agreement_of(rows: Tensor) -> Agreement:
+    """The means over the images of what `compare` gave."""
+    same, divergence = rows.mean(1).tolist()
+    return Agreement(100 * same, divergence)
+
+
+@torch.no_grad()
+def agreements(
+    net: StitchableNet,
+    stitches: Iterable[int],
+    chunks: Sequence[Tensor],
+    answers: Sequence[Tensor],
+    quiet: bool = False,
+) -> dict[int, Agreement]:
+    """The agreement of some stitches with the answers of the largest anchor.
+
+    Args:
+        net: in eval mode.
+        stitches: ids.
+        chunks: images (n, C, H, W).
+        answers: logits of the largest anchor for each chunk (n, classes).
+        quiet: show no progress.
+    """
+    ids = sorted(stitches)
+    progress = Progress(len(chunks), f'batches through {len(ids)} stitches', quiet=quiet)
+    parts: dict[int, list[Tensor]] = {stitch: [] for stitch in ids}
+    for images, wanted in zip(chunks, answers, strict=True):
+        for stitch, logits in all_logits(net, images, ids):
+            parts[stitch].append(compare(logits, wanted))
+        progress.update(1)
+    progress.close()
+    return {stitch: agreement_of(torch.cat(found, 1)) for stitch, found in parts.items()}
+
+
+def mixed_agreements(net: StitchableNet, found: Mapping[int, Agreement]) -> dict[int, Agreement]:
+    """What mixing two neighboring anchors at random, at the cost of each stitch, would give.
+
+    Args:
+        net: has the costs.
+        found: agreements, those of the anchors among them.
+    """
+    known = [record for record in net.records if record.stitch in found]
+    same = [replace(record, top1=found[record.stitch].same) for record in known]
+    divergence = [replace(record, top1=found[record.stitch].divergence) for record in known]
+    mixed = {}
+    for record in known:
+        values = [mixing_accuracy(records, record.flops or 0) for records in (same, divergence)]
+        mixed[record.stitch] = Agreement(*(math.nan if value is None else value for value in values))
+    return mixed

@@ -1,0 +1,171 @@
+"""Stitches learn to answer as the largest anchor does, and nothing else of the net changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import snnet
+from snnet import SnnetError, UnknownStitch
+from snnet.calibration.fit_stitch import StitchFit
+from snnet.net.own_parameters import names_behind
+from tests.helpers.families import _NETS, family_net, images
+
+IMAGES = images(32, 48, seed=5)
+JUDGES = IMAGES[3::4]
+
+
+def adapted(net, **options):
+    return snnet.adapt(net, [IMAGES], **{'steps': 6, 'batch_size': 12, 'quiet': True, **options})
+
+
+def divergence(net, stitch, x=JUDGES):
+    with torch.no_grad():
+        found, wanted = (net(x, stitch=i).double().log_softmax(1) for i in (stitch, len(net.anchors) - 1))
+    return float(F.kl_div(found, wanted, reduction='batchmean', log_target=True))
+
+
+@pytest.fixture(scope='module')
+def vit():
+    net = family_net('vit')
+    return net, adapted(net)
+
+
+@pytest.fixture(scope='module')
+def plain():
+    return family_net('vit')
+
+
+def test_no_anchor_changes_by_a_bit_and_what_the_net_holds_stays(vit, plain):
+    net, _ = vit
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters(), strict=True))
+    with torch.no_grad():
+        for i in range(len(net.anchors)):
+            assert torch.equal(net(IMAGES, stitch=i), plain(IMAGES, stitch=i))
+
+
+def test_stitches_come_closer_to_the_largest_anchor_on_images_that_did_not_fit_them(vit, plain):
+    net, done = vit
+    assert [row.stitch for row in done.stitches] == list(range(len(net.anchors), len(net.stitches)))
+    assert sum(row.kept for row in done.stitches) > len(done.stitches) / 2
+    for row in done.stitches:
+        assert row.before.divergence == pytest.approx(divergence(plain, row.stitch), rel=1e-3)
+        assert row.after.divergence == pytest.approx(divergence(net, row.stitch), rel=1e-3)
+        assert row.kept == (row.after.divergence < row.before.divergence) == (row.stitch in net.own_parameters.stitches)
+        assert row.own == net.own_parameters.count(row.stitch)
+    assert done.own == sum(row.own for row in done.stitches)
+
+
+def test_a_stitch_gets_its_layer_and_what_has_a_single_axis_behind_the_join(vit):
+    net, _ = vit
+    for stitch, values in net.own_parameters.values.items():
+        behind = frozenset().union(*names_behind(net, stitch))
+        held = dict(net.named_parameters())
+        assert values.keys() == {n for n in behind if held[n].ndim < 2 or n.startswith('stitch_layers')}
+
+
+def test_blocks_add_the_whole_weights_behind_the_join(plain):
+    stitch = next(i for i, s in enumerate(plain.stitches) if s.legs[-1].start == 2 and len(s.legs) == 2)
+    few, more = (StitchFit(plain, stitch, blocks).parameters.keys() for blocks in (0, 1))
+    weights = {
+        name for name in plain.parameter_names(stitch) if '.1.model.blocks.2.' in name and name.endswith('weight')
+    }
+    assert more - few == {name for name in weights if plain.get_parameter(name).ndim > 1}
+
+
+def test_a_stitch_that_gets_worse_stays_as_it_was(plain):
+    net = copy.deepcopy(plain)
+    done = adapted(net, lr=100.0)
+    assert not any(row.kept for row in done.stitches if not row.after.divergence < row.before.divergence)
+    for row in done.stitches:
+        if not row.kept:
+            assert torch.equal(net(JUDGES, stitch=row.stitch), plain(JUDGES, stitch=row.stitch))
+    assert not all(row.kept for row in done.stitches)
+
+
+def test_an_interrupted_call_goes_on_bit_for_bit(vit, plain, tmp_path, monkeypatch):
+    net, _ = vit
+    fit, calls = StitchFit.fit, []
+
+    def stopped(self, *args):
+        calls.append(self.stitch)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        fit(self, *args)
+
+    again = copy.deepcopy(plain)
+    monkeypatch.setattr(StitchFit, 'fit', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        adapted(again, folder=tmp_path)
+    assert again.own_parameters is None
+    monkeypatch.setattr(StitchFit, 'fit', lambda self, *args: (calls.append(self.stitch), fit(self, *args)))
+    adapted(again, folder=tmp_path)
+    assert sorted(calls) == sorted([*range(2, len(net.stitches)), calls[2]])  # the one that was stopped comes twice
+    assert again.own_parameters.digest() == net.own_parameters.digest()
+    with pytest.raises(SnnetError, match='adapted with another net, other images or other settings'):
+        adapted(copy.deepcopy(plain), folder=tmp_path, lr=1e-4)
+
+
+def test_features_that_are_not_kept_give_the_same_stitch_up_to_rounding(vit, plain):
+    net, _ = vit
+    again, stitch = copy.deepcopy(plain), net.own_parameters.stitches[0]
+    adapted(again, stitches=[stitch], cache_gb=1e-9)
+    for name, value in net.own_parameters.values[stitch].items():
+        torch.testing.assert_close(again.own_parameters.values[stitch][name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_a_second_call_goes_on_from_the_first_and_other_stitches_keep_what_they_have(vit):
+    net = copy.deepcopy(vit[0])
+    first = net.own_parameters
+    stitch = first.stitches[0]
+    done = adapted(net, stitches=[stitch], seed=1)
+    assert done.stitches[0].before == next(row.after for row in vit[1].stitches if row.stitch == stitch)
+    for other in first.stitches[1:]:
+        assert all(torch.equal(net.own_parameters.values[other][n], v) for n, v in first.values[other].items())
+
+
+def test_minutes_become_steps_that_a_resumed_call_takes_over(plain, tmp_path):
+    first, second = copy.deepcopy(plain), copy.deepcopy(plain)
+    options = {'steps': None, 'minutes': 0.005, 'stitches': [2, 3], 'folder': tmp_path}
+    done = adapted(first, **options)
+    assert done.steps >= 1
+    assert adapted(second, **options).steps == done.steps
+    assert (first.own_parameters is None) == (second.own_parameters is None)
+
+
+def test_batch_norms_keep_their_statistics_and_get_scales_of_their_own():
+    net = _NETS['resnet']()
+    statistics = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    done = snnet.adapt(net, [images(64, 16)], steps=3, batch_size=8, stitches=[2, 3], lr=1e-3, quiet=True)
+    assert any(row.kept for row in done.stitches)
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in net.named_buffers())
+    x = images(64, 3)
+    for stitch, values in net.own_parameters.values.items():
+        assert any('.bn' in name for name in values)
+        with torch.no_grad():
+            assert torch.equal(net.extract(stitch)(x), net(x, stitch=stitch))
+
+
+def test_the_table_says_which_stitches_are_worth_having(vit):
+    _, done = vit
+    text = str(done)
+    assert len(text.splitlines()) == len(done.stitches) + 2
+    assert text.count('(not worth it)') == len(done.stitches) - len(done.worth_having)
+    assert f'{len(done.worth_having)} of {len(done.stitches)} stitches come closer' in text
+
+
+def test_what_cannot_be_adapted_is_refused_in_one_sentence(plain, tmp_path):
+    with pytest.raises(SnnetError, match=r'stitch 0 \(small\[:\]\) has no join'):
+        adapted(plain, stitches=[0, 3])
+    with pytest.raises(UnknownStitch):
+        adapted(plain, stitches=[99])
+    with pytest.raises(SnnetError, match='at least 8 images, some of which judge, not 7'):
+        snnet.adapt(plain, [IMAGES[:7]], steps=1)
+    with pytest.raises(SnnetError, match='lr is a positive finite number, not 0'):
+        adapted(plain, lr=0)
+    with pytest.raises(SnnetError, match='times those of the net, but storage=0.01 allows'):
+        adapted(plain, storage=0.01)
+    assert plain.own_parameters is None
