@@ -17,6 +17,7 @@ COMMANDS = {
     'serve': 'answer requests over HTTP and keep their deadlines (several FOLDERs are possible)',
     'simulate': 'show how a controller keeps deadlines as the load changes',
     'info': 'print the anchors, the frontier and the latency tables',
+    'split': 'divide a folder of classes into training and validation images',
     'line': 'print the positions of a network (NETWORK instead of FOLDER)',
 }
 """Module and help text of each subcommand. The module of `info` holds `InfoSettings`, whose first field is

@@ -72,7 +72,8 @@ class TrainImages:
         self.undivided = is_undivided(self.dataset, data.data_dir)
         if self.undivided and ranks.first:
             _log.warning(
-                "'%s' has no split '%s': all of its images are training images, so evaluate with others",
+                "'%s' has no split '%s': all of its images are training images, so evaluate with others "
+                '(snnet split divides a folder)',
                 data.data_dir, data.train_split,
             )  # fmt: skip
         pictures = Pictures(self.dataset)

@@ -176,7 +176,8 @@ class Reassembled(nn.Module):
         """The classifier of the new head, or that of the last leg's network, as timm's networks give it."""
         if self.head is not None:
             return self.head.fc
-        found: nn.Module | tuple[nn.Module, ...] = self.part(len(self.plan) - 1).model.get_classifier()
+        last = self.part(len(self.plan) - 1).model
+        found: nn.Module | tuple[nn.Module, ...] = getattr(last, 'get_classifier', lambda: ())()
         return found
 
     def no_weight_decay(self) -> set[str]:

@@ -34,6 +34,7 @@ STAND_INS = {
     'pretrained=True': 'pretrained=False',
     '/imagenet': 'images',
     'my_images': 'images',
+    'split photos': 'split images/train',
     '--grow-every 500': '--grow-every 1',
     '--images 5000': '--images 6',
     'batches, minutes=10)': 'batches, steps=1)',
