@@ -256,6 +256,7 @@ def test_a_network_of_given_legs_is_saved_without_a_search(script, tmp_path, cap
     assert re.search(r'has params = \d+ once built, .* times the budget', capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_classifier_gives_blocks_and_the_same_legs_are_saved_with_random_weights(
     script, tmp_path, capsys
 ):

@@ -45,6 +45,7 @@ def test_a_table_gives_the_images_of_a_split_with_their_labels(data):
     assert images.filenames()[3] == 'class0/3.png'
 
 
+@pytest.mark.slow
 def test_a_net_is_trained_and_evaluated_with_several_labels(data, tmp_path):
     folder = train(settings_of(tmp_path / 'run', data))
     net = StitchableNet.from_pretrained(folder)
