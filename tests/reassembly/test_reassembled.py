@@ -386,6 +386,8 @@ def test_another_number_of_classes_starts_a_new_classifier(tmp_path):
     assert not any(name.startswith('model.legs.2.model.head') for name, _ in loaded.named_parameters())
     loaded.model.save_pretrained(tmp_path / 'again')
     assert Reassembled.from_pretrained(tmp_path / 'again').num_classes == 3
+    whole = snnet.StitchableNet.from_pretrained(tmp_path, num_classes=3)
+    assert whole.parameter_names(0) == {name for name, _ in whole.named_parameters()}, 'of the new head, too'
 
 
 @pytest.mark.parametrize(
