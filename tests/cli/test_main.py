@@ -49,7 +49,7 @@ def test_info_says_what_is_not_known_yet(tmp_path, capsys):
     assert 'no latency table yet' in text
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', [command for command in COMMANDS if command != 'split'])  # which takes images
 def test_every_command_tells_bad_input_in_one_sentence(command, tmp_path, capsys):
     more = ['--stitch', '0'] if command == 'export' else []
     assert main([command, str(tmp_path), *more]) == 2
