@@ -203,6 +203,10 @@ class Anchor(nn.Module):
         """Boundaries, and the parameters that each part uses: measured once."""
         return survey_line(self)
 
+    def forget_survey(self) -> None:
+        """Measures boundaries and parameters again when they are next asked for: modules or parameters were replaced."""
+        self.__dict__.pop('survey', None)
+
     def parameter_names(self, start: int | None = None, stop: int | None = None) -> frozenset[str]:
         """Names (within the model) of the parameters that take part in `run(x, start, stop)`."""
         used = set(self.survey.stem if start is None else ()).union(*self.survey.modules[start:stop])

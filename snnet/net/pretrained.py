@@ -21,7 +21,6 @@ from ..budget.latency_table import LatencyTable
 from ..budget.record import Record
 from ..errors import NoWeights, SnnetError
 from ..reparam import expect_biases, folded
-from ..reparam.structure import refresh_anchors
 from ..saving.anchor_rows import MAX_CLASSES, is_made_by_timm
 from ..saving.config_json import NetConfig, parse_config, read_config, with_known
 from ..saving.file_names import CONFIG, OWN, PROFILES, STATISTICS, WEIGHTS
@@ -202,7 +201,7 @@ def _with_new_classifiers(net: Net, num_classes: int, folder: Path) -> Net:
     for anchor in map(net.anchor, range(len(net.anchors))):
         if anchor.num_classes != num_classes:
             anchor.model.reset_classifier(num_classes)
-    refresh_anchors(net)
+            anchor.forget_survey()
     net.known.follow_modules(net)
     _log.warning('%s: the classifiers for %d classes are new and start with random weights', folder, num_classes)
     return net

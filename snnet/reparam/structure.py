@@ -82,7 +82,7 @@ def refresh_anchors(network: nn.Module) -> None:
         if isinstance(module, Anchor):
             module.clear_caches()
             if not is_cut(module):  # a cut anchor cannot run to find them
-                module.__dict__.pop('survey', None)
+                module.forget_survey()
 
 
 def warn_left_out(name: str, reasons: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from ..anchors.anchor import Anchor
 from ..anchors.new_head import classifier_modules
 from ..errors import SnnetError
-from ..reparam.structure import refresh_anchors
+from ..net.stitchable_net import StitchableNet
 from ..utils.seeds import generator
 
 
@@ -59,12 +59,14 @@ def start_updates(anchor: Anchor, rank: int, seed: int, place: int) -> None:
         layer.weight.requires_grad_(False)
         update = LowRankUpdate(layer.weight, rank, generator(seed, 'lora', place, number))
         parametrize.register_parametrization(layer, 'weight', update)
-    refresh_anchors(anchor)
+    anchor.forget_survey()
 
 
-def merge_updates(network: nn.Module) -> None:
-    """Folds all updates of a network into the weights; outputs stay as they are."""
-    for module in list(network.modules()):
-        if isinstance(module, nn.Linear) and parametrize.is_parametrized(module, 'weight'):
-            parametrize.remove_parametrizations(module, 'weight', leave_parametrized=True)
-    refresh_anchors(network)
+def merge_updates(net: StitchableNet) -> None:
+    """Folds all updates of a net's anchors into their weights; outputs stay as they are."""
+    for anchor in map(net.anchor, range(len(net.anchors))):
+        layers = [m for m in anchor.modules() if isinstance(m, nn.Linear) and parametrize.is_parametrized(m, 'weight')]
+        for layer in layers:
+            parametrize.remove_parametrizations(layer, 'weight', leave_parametrized=True)
+        if layers:
+            anchor.forget_survey()

@@ -16,6 +16,7 @@ from snnet.anchors.new_head import has_new_head
 from snnet.calibration.fit_heads import fit_heads, head_features
 from snnet.config.parse import parse, read_yaml, to_yaml
 from snnet.data.datasets import count_classes
+from snnet.reassembly import reassemble
 from snnet.training.check_settings import with_defaults
 from snnet.training.low_rank import merge_updates, start_updates
 from snnet.training.recipes import IMPLIED, RECIPES
@@ -248,3 +249,20 @@ def test_the_classes_of_a_folder_are_known_before_there_is_a_net(data):
 
     assert count_classes(DataSettings(data_dir=str(data)), 'train') == 3
     assert count_classes(DataSettings(dataset='generated/8'), 'train') is None
+
+
+@SLOW
+@pytest.mark.parametrize('tune', ['lora', 'heads'])
+def test_a_reassembled_network_is_tuned_like_any_other(data, tmp_path, tune):
+    zoo = {name: as_anchor(timm.create_model(name, num_classes=5, img_size=32)) for name in ('test_vit', 'test_vit2')}
+    reassemble('test_vit[:3] > test_vit2[4:]', zoo, joins='plain').save_pretrained(tmp_path / 'net')
+    settings = settings_of(tmp_path / 'run', data, tmp_path / 'net', tune=tune, lr=1e-2, epochs=2)
+    net = StitchableNet.from_pretrained(train(settings))
+    before = StitchableNet.from_pretrained(tmp_path / 'net').state_dict()
+    moved = {
+        name for name, tensor in net.state_dict().items() if name in before and not torch.equal(tensor, before[name])
+    }
+    assert net.num_classes == 3
+    assert any(name.endswith('qkv.weight') for name in moved) is (tune == 'lora')
+    if tune == 'heads':
+        assert all('.head.' in name for name in moved)
