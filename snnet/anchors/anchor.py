@@ -204,7 +204,7 @@ class Anchor(nn.Module):
         return survey_line(self)
 
     def forget_survey(self) -> None:
-        """Measures boundaries and parameters again when they are next asked for: modules or parameters were replaced."""
+        """Measures boundaries and parameters again when they are next asked for, after modules were replaced."""
         self.__dict__.pop('survey', None)
 
     def parameter_names(self, start: int | None = None, stop: int | None = None) -> frozenset[str]:
