@@ -45,6 +45,7 @@ OWN: dict[str, Any] = {
     'scale': (0.35, 1.0),
     'distill': 'soft',
     'distill_topk': 0,
+    'recalibrate': 200,
 }
 """For some thousand images of your own: what --from implies.
 
