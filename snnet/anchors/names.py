@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from timm.models import is_model, list_models
 
 from ..errors import NoWeights, SnnetError, did_you_mean
+from ..utils.typed_json import read_json
 
 ALIASES = {
     **{f'deit_{size}': f'deit_{size}_patch16_224.fb_in1k' for size in ('tiny', 'small', 'base')},
@@ -91,6 +91,9 @@ def resolve(text: str) -> NamedNetwork:
     if is_timm_folder(text):
         return NamedNetwork(text, LOCAL + text)
     name, equals, file = (part.strip() for part in text.partition('='))
+    file = os.path.expanduser(file)
+    if equals and not (name and file):
+        raise SnnetError(f"'{text}' is not NAME=FILE: give the name of a network of timm, and a file of its weights")
     model = ALIASES.get(name, name)
     architecture, _, tag = model.partition('.')
     if not is_model(architecture):
@@ -98,6 +101,8 @@ def resolve(text: str) -> NamedNetwork:
     tags = [full.partition('.')[2] for full in list_models(architecture, pretrained=True)]
     if tag and tag not in tags:
         raise SnnetError(f"{architecture} has no weights tagged '{tag}', only {', '.join(tags)}")
+    if equals and os.path.isdir(file):
+        raise NoWeights(f"{name}: '{file}' is a folder, but {name}=FILE needs a file of weights")
     if equals and not os.path.isfile(file):
         raise NoWeights(f"{name}: there is no file '{file}'{_COMMAS if _looks_cut(file) else ''}")
     return NamedNetwork(name, model, Path(file) if equals else None)
@@ -111,7 +116,7 @@ def weights_file(text: str) -> Path | None:
         files = [Path(folder) / name for name in ('model.safetensors', 'pytorch_model.bin')]
         return next((file for file in files if os.path.isfile(file)), files[0])
     _, equals, file = (part.strip() for part in text.partition('='))
-    return Path(file) if equals and not text.startswith(_SOURCES) else None
+    return Path(file).expanduser() if equals and not text.startswith(_SOURCES) else None
 
 
 def without_file(text: str) -> str:
@@ -155,8 +160,8 @@ def is_timm_folder(text: str) -> bool:
 def _holds_timm_config(folder: Path) -> bool:
     """Whether a folder has the config.json of a network of timm, which names its architecture."""
     try:
-        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        config = read_json(folder / 'config.json')
+    except (OSError, ValueError):  # SnnetError is a ValueError
         return False
     return isinstance(config, dict) and 'architecture' in config
 
@@ -180,7 +185,7 @@ def _is_path(name: str) -> bool:
     """Whether a name ends in a file or folder that exists."""
     file = name.partition('=')[2].strip()
     folder = name.removeprefix(LOCAL)
-    return bool(file and os.path.isfile(file)) or bool(folder and os.path.isdir(folder))
+    return bool(file and os.path.isfile(os.path.expanduser(file))) or bool(folder and os.path.isdir(folder))
 
 
 def _from_elsewhere(text: str) -> NamedNetwork:
@@ -193,7 +198,9 @@ def _from_elsewhere(text: str) -> NamedNetwork:
 
 
 def _why_unknown(name: str) -> str:
-    hint = did_you_mean(name, [*ALIASES, *list_models()])
-    if not hint and '/' in name:
+    hint = did_you_mean(name.lower(), [*ALIASES, *list_models()])
+    if os.path.isfile(name):
+        hint = f': it is a file, so name the network that it belongs to, NAME={name}'
+    elif not hint and '/' in name:
         hint = f' (a repository on the Hugging Face Hub reads {HUB}{name}, and there is no such folder)'
     return f"unknown network '{name}'{hint or ': timm.list_models() lists the names'}"

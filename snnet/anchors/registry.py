@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from numbers import Integral
+
 from timm.models.levit import Levit
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
@@ -10,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..errors import SnnetError
+from ..utils.typed_json import quoted
 from .adapters.levit import LevitAnchor
 from .adapters.resnet import ResNetAnchor
 from .adapters.swin import SwinAnchor
@@ -58,10 +62,14 @@ def as_anchor(
 
     Raises:
         CannotStitch: the class has no adapter, and the network cannot be traced or has fewer than two blocks.
-        SnnetError: the input size is unknown.
+        SnnetError: an argument of another kind, or the input size is unknown.
     """
+    if not isinstance(model, nn.Module):
+        raise SnnetError(f'as_anchor takes a network, but {quoted(model)} was given (timm.create_model makes one)')
+    if name is not None and not isinstance(name, str):
+        raise SnnetError(f'the name of an anchor is a text, not {name!r}')
     config = getattr(model, 'pretrained_cfg', None) or {}
-    size = input_size or _image_size(model)
+    size = _image_size(model) if input_size is None else _checked_size(input_size)
     if size is None:
         raise SnnetError(f'{type(model).__name__} does not say its input size: pass input_size=(3, height, width)')
     architecture = config.get('architecture')
@@ -71,6 +79,21 @@ def as_anchor(
     name = name or architecture or type(model).__name__
     adapter = next((_ADAPTERS[c] for c in type(model).__mro__ if c in _ADAPTERS), TracedAnchor)
     return adapter(model, name, (size[0], size[1], size[2]), source, official)
+
+
+def _checked_size(size: Iterable[int]) -> tuple[int, ...]:
+    """Channels, height and width.
+
+    Raises:
+        SnnetError: something else.
+    """
+    wrong = SnnetError(f'input_size is (channels, height, width), such as (3, 224, 224), not {size!r}')
+    if not isinstance(size, Iterable):
+        raise wrong
+    numbers = tuple(size)
+    if len(numbers) != 3 or not all(isinstance(n, Integral) and not isinstance(n, bool) and n > 0 for n in numbers):
+        raise wrong
+    return tuple(int(n) for n in numbers)
 
 
 def image_channels(model: nn.Module) -> int:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import NoWeights, reason_of
+from .file_kinds import reason_not_weights
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +32,21 @@ _DEPTH = 4
 
 @dataclass(frozen=True)
 class _MatchedCopy:
-    """A copy of the network in a file: the table that holds it, the prefix of its keys, and how many keys fit."""
+    """A copy of the network in a file.
+
+    Attributes:
+        where: the keys that lead to the table that holds it.
+        prefix: of its keys in the table.
+        table: the table.
+        fitting: how many of its tensors fit.
+        alike: prefixes under which as many fit.
+    """
 
     where: str
     prefix: str
     table: Mapping[str, Tensor]
     fitting: int
+    alike: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return '.'.join(part for part in (self.where, self.prefix.rstrip('.')) if part) or 'the top level'
@@ -63,13 +73,15 @@ def read_weights(path: Path, name: str, own: Mapping[str, torch.Size]) -> dict[s
     if not chosen.fitting:  # keys of another library, which timm may know how to rename
         preferred = [c for c in candidates if _is_preferred(c.where)]
         chosen = (preferred or sorted(candidates, key=lambda c: -len(c.table)))[0]
-        return without_wrappers(chosen.table)
-    others = [str(c) for c in ranked[1:] if c.fitting == chosen.fitting]
+        return usable(without_wrappers(chosen.table), path)
+    others = [*chosen.alike, *(str(c) for c in ranked[1:] if c.fitting == chosen.fitting)]
     if others:
         _log.warning('%s: %s holds it several times; %s is used, not %s', name, path, chosen, ', '.join(others))
     if not chosen.prefix:
-        return dict(chosen.table)
+        return usable(chosen.table, path)
     kept = {key.removeprefix(chosen.prefix): t for key, t in chosen.table.items() if key.startswith(chosen.prefix)}
+    beside = {key: t for key, t in chosen.table.items() if key in own and key not in kept}  # a head next to a backbone
+    kept = usable({**kept, **beside}, path)
     left = len(chosen.table) - len(kept)
     _log.info('%s: %d tensors under %r in %s are used, %d others are not', name, len(kept), chosen.prefix, path, left)
     return kept
@@ -79,17 +91,17 @@ def read_file(path: Path, name: str) -> Any:
     """What a file holds, without running code from it.
 
     Args:
-        path: a .safetensors file, or what `torch.save` wrote.
+        path: a safetensors file, or what `torch.save` wrote, whatever its name.
         name: what messages call the network.
 
     Raises:
         NoWeights: the file is damaged, or holds other objects than tensors and those of `HARMLESS`.
     """
     try:
-        if path.suffix == '.safetensors':
+        if _is_safetensors(path):
             return load_file(path)
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS), open(path, 'rb') as file:  # by the name, torch would guess
+            return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file leads to
         foreign = _foreign_classes(path)
         if foreign:
@@ -98,7 +110,42 @@ def read_file(path: Path, name: str) -> Any:
                 f'({", ".join(foreign[:3])}): if you trust the file, load it with torch.load(..., weights_only=False) '
                 f'and save its table of tensors alone'
             ) from None
-        raise NoWeights(f'{name}: {path} holds no readable weights ({reason_of(error)})') from None
+        reason = reason_not_weights(path) or f'holds no readable weights ({reason_of(error)[:200]})'
+        raise NoWeights(f'{name}: {path} {reason}') from None
+
+
+def usable(table: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of a table, dense.
+
+    Args:
+        table: by name.
+        path: of the file, for messages.
+
+    Raises:
+        NoWeights: a weight has no values, or values that are integers or not finite.
+    """
+    found = {}
+    for name, tensor in table.items():
+        if tensor.is_meta:
+            raise NoWeights(f'{path} holds names and shapes only: {name} has no values (it lies on the meta device)')
+        dense = tensor.to_dense() if tensor.layout != torch.strided else tensor
+        if name.rpartition('.')[2] in ('weight', 'bias') and not dense.is_floating_point():
+            kind = str(tensor.dtype).removeprefix('torch.')
+            raise NoWeights(
+                f'{path} holds weights of type {kind} ({name}): quantized ones cannot be used, turn them back'
+            )
+        if dense.is_floating_point() and not bool(dense.isfinite().all()):
+            raise NoWeights(f'{path} holds values that are not finite ({name})')
+        found[name] = dense
+    return found
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors files do: the length of a JSON object, and the object. Names may mislead."""
+    with open(path, 'rb') as file:
+        head = file.read(9)
+    length = int.from_bytes(head[:8], 'little')
+    return head[8:] == b'{' and length <= path.stat().st_size - 8
 
 
 def _foreign_classes(path: Path) -> list[str]:
@@ -135,7 +182,8 @@ def _best_prefix(where: str, table: Mapping[str, Tensor], own: Mapping[str, torc
     best = min(fitting, key=lambda prefix: (-fitting[prefix], not _is_preferred(prefix), len(prefix)))
     if fitting[best] == fitting['']:
         best = ''
-    return _MatchedCopy(where, best, table, fitting[best])
+    alike = [prefix for prefix in fitting if prefix and prefix != best and fitting[prefix] == fitting[best]]
+    return _MatchedCopy(where, best, table, fitting[best], tuple(prefix.rstrip('.') for prefix in alike))
 
 
 def _prefixes(key: str) -> Iterator[str]:

@@ -250,7 +250,7 @@ def _misfit(named: NamedNetwork, message: str) -> str:
     """torch's list of keys that do not fit, in one sentence."""
     lines = [line.strip() for line in message.splitlines()]
     shapes = [m for line in lines if (m := re.match(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', line))]
-    keys = [re.sub(r'[":.]+$', '', line) for line in lines if re.match(r'(Missing|Unexpected) key', line)]
+    keys = [line.replace('"', '').rstrip(':. ') for line in lines if re.match(r'(Missing|Unexpected) key', line)]
     parts = [f'{m[1]} is {m[2]} in the file and {m[3]} in the network' for m in shapes[:3]]
     parts += [line if len(line) < 160 else line[:157] + '...' for line in keys]
     more = f' (and {len(shapes) - 3} more)' if len(shapes) > 3 else ''

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from ..errors import SnnetError
-from .record import Record, accuracy
+from ..errors import InvalidBudget, SnnetError
+from .record import COSTS, Record, accuracy
 
 
 def frontier(records: Iterable[Record], cost: str = 'flops') -> list[Record]:
@@ -18,7 +18,12 @@ def frontier(records: Iterable[Record], cost: str = 'flops') -> list[Record]:
     Args:
         records: records in any order.
         cost: name of the cost (see `COSTS`).
+
+    Raises:
+        InvalidBudget: an unknown cost.
     """
+    if cost not in COSTS:
+        raise InvalidBudget(f"a frontier is over one of {', '.join(COSTS)}, not '{cost}'")
     known = [r for r in records if accuracy(r) > -math.inf and getattr(r, cost) is not None]
     best: list[Record] = []
     for record in sorted(known, key=lambda r: (getattr(r, cost), -accuracy(r), r.stitch)):

@@ -118,7 +118,7 @@ class LatencyTable:
         except FileNotFoundError as error:
             raise SnnetError(f'{path} cannot be read: {error.strerror}') from None
         table = TypedTable(content, str(path))
-        if content.get('format') != FORMAT:
+        if type(content.get('format')) is not int or content['format'] != FORMAT:
             raise SnnetError(f'{path} has format {quoted(content.get("format"))}, this snnet reads {FORMAT}')
         missing = {'weights', 'error'} - content.keys()
         if missing:

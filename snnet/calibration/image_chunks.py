@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import SnnetError
+
 
 def image_chunks(
     batches: Iterable[Tensor | Sequence[Any]], samples: int, size: int
@@ -20,16 +22,37 @@ def image_chunks(
 
     Yields:
         Images (m, C, H, W) with m <= size, and what the batch says of each of them (m, ...), or None.
+
+    Raises:
+        SnnetError: something else than batches of images.
     """
     left = samples
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
+        raise SnnetError(f'batches are a list or loader of image batches (n, C, H, W), not a {type(batches).__name__}')
     for batch in batches:
-        images, targets = (batch, None) if isinstance(batch, Tensor) else (batch[0], _targets(batch))
+        images, targets = (batch, None) if isinstance(batch, Tensor) else _pair(batch)
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            raise SnnetError(
+                f'a batch is a tensor of normalized images (n, C, H, W), or begins with one, not {_kind(images)}'
+            )
         images = images[:left]
         for at in range(0, len(images), size):
             yield images[at : at + size], None if targets is None else targets[:left][at : at + size]
         left -= len(images)
         if left <= 0:
             return
+
+
+def _pair(batch: object) -> tuple[Any, Tensor | None]:
+    """The images of a batch that is a sequence, and its targets."""
+    return (batch[0], _targets(batch)) if isinstance(batch, Sequence) and len(batch) else (batch, None)
+
+
+def _kind(value: object) -> str:
+    """What was given in place of images, for a message."""
+    if isinstance(value, Tensor):
+        return f'{tuple(value.shape)} of {str(value.dtype).removeprefix("torch.")}'
+    return f'a {type(value).__name__}'
 
 
 def _targets(batch: Sequence[Any]) -> Tensor | None:

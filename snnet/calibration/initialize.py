@@ -16,6 +16,7 @@ from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
 from ..stitching.layout import feature_vectors
 from ..utils.modes import eval_mode
+from ..utils.whole_number import whole_number
 from .image_chunks import image_chunks
 from .least_squares import LayerFit, Sums
 
@@ -73,6 +74,7 @@ def initialize(
     """
     if method not in METHODS:
         raise SnnetError(f"method is {' or '.join(METHODS)}, not '{method}'")
+    samples = whole_number('samples', samples)
     if samples < 1:
         raise SnnetError(f'at least one image is needed to initialize, but samples={samples} was given')
     if not 0 <= ridge < math.inf:

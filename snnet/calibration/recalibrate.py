@@ -16,6 +16,7 @@ from ..net.batchnorm import Statistics, StatisticsGroup, batch_norms
 from ..net.part_tree import build_part_tree
 from ..net.stitchable_net import StitchableNet
 from ..stitching.stitch import Leg
+from ..utils.whole_number import whole_number
 from .choose_shares import choose_shares, combined, tell_choices
 from .image_chunks import image_chunks
 from .measure_statistics import StatisticsMeter
@@ -79,12 +80,14 @@ def recalibrate(
     """
     if not batch_norms(net):
         raise SnnetError(f'there is nothing to recalibrate: no anchor of {net.title} has BatchNorm')
+    samples = whole_number('samples', samples)
     if samples < 1:
         raise SnnetError(f'at least one image is needed to recalibrate, but samples={samples} was given')
     if not shares or not all(0 <= share <= 1 for share in shares):
         raise SnnetError(f'shares are one or more numbers from 0 to 1, not {list(shares)}')
     ids = _chosen(net, stitches)
     net.eval()
+    net.known.verified(net, thorough=True)  # a stitch that is not recalibrated keeps what it has
     with torch.inference_mode(False), torch.no_grad():
         chunks = _collected(net, batches, samples)
         judges = _collected(net, held_out, samples) if held_out is not None and len(shares) > 1 else []

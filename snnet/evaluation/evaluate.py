@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..budget.read_record import read_known
 from ..budget.record import RESULTS, Record
 from ..config.sections import check_ranges
 from ..data.clean_images import clean_loader
@@ -33,6 +34,7 @@ from ..utils.log import set_up_logging
 from ..utils.modes import eval_mode
 from ..utils.plugins import import_plugins
 from ..utils.progress import Progress
+from ..utils.typed_json import TypedTable
 from .eval_settings import EvalSettings
 from .held_out import refuse_training_images
 from .hits import HITS, Tally, note_answers, read_hits, read_targets, score, write_hits
@@ -107,6 +109,7 @@ class Evaluation:
     """
 
     def __init__(self, settings: EvalSettings, net: StitchableNet, output: Path, ranks: Ranks) -> None:
+        net.known.verified(net, thorough=True)  # results must not stand beside those of other weights
         self.settings, self.net, self.output, self.ranks = settings, net, output, ranks
         default = _SUFFIX_BATCH if ranks.device.type == 'cuda' else 0
         self.suffix_batch = default if settings.suffix_batch is None else settings.suffix_batch
@@ -218,7 +221,14 @@ class Evaluation:
                 f'{self.lines.path} holds results of other weights, statistics, images or precision: '
                 f'discard them with --overwrite, or name another --output'
             )
-        return {row['id']: row for row in rows}
+        found = {}
+        for row in rows:
+            table = TypedTable(row, str(self.lines.path))
+            known = read_known(table)
+            found[table.integer('id', 0, len(self.net.stitches) - 1)] = row | {
+                name: known.get(name) for name in RESULTS
+            }
+        return found
 
     def _row(self, record: Record) -> dict[str, Any]:
         """A line of the results file."""

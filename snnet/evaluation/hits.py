@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,10 @@ from torch.nn import functional as F
 
 from ..budget.record import Record
 from ..utils.files import write_atomically, write_tensors
+from ..utils.typed_json import parse_json
 from .per_class import mean_per_class
+
+_log = logging.getLogger(__name__)
 
 HITS = 'hits.safetensors'
 """File with one bit per image and stitch, beside the results: 444 kB for 71 stitches and 50,000 images."""
@@ -114,16 +118,24 @@ class Tally:
 
     def save(self, path: Path, of: str) -> None:
         """Writes the state, whole or not at all; `of` identifies what it belongs to."""
-        tensors = {'sums': self.sums, 'hits': pack(self.hits.numpy()), 'targets': self.targets, 'answers': self.answers}
-        _write(path, tensors, {**self._identity(of), 'done': self.done})
+        _write(path, self._tensors(), {**self._identity(of), 'done': self.done})
 
     def take_up(self, path: Path, of: str) -> None:
         """Loads the state of an interrupted pass over the same stitches and images; without one, nothing happens."""
         about, tensors = _read(path)
-        if about and self._identity(of).items() <= about.items():
-            self.sums, self.done = tensors['sums'], about['done']
-            self.hits = torch.from_numpy(unpack(tensors['hits'], self.images))
-            self.targets, self.answers = tensors['targets'], tensors['answers']
+        if not all(about.get(name, self) == value for name, value in self._identity(of).items()):
+            return
+        done = about.get('done')
+        if _kinds(tensors) != _kinds(self._tensors()) or type(done) is not int or not 0 <= done <= self.images:
+            _log.warning('%s is damaged, so its images are evaluated again', path)
+            return
+        self.sums, self.done = tensors['sums'], done
+        self.hits = torch.from_numpy(unpack(tensors['hits'], self.images))
+        self.targets, self.answers = tensors['targets'], tensors['answers']
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a file holds of the state."""
+        return {'sums': self.sums, 'hits': pack(self.hits.numpy()), 'targets': self.targets, 'answers': self.answers}
 
     def _identity(self, of: str) -> dict[str, Any]:
         """What a file must say for its state to be this pass's; earlier versions kept no classes."""
@@ -154,7 +166,14 @@ def read_hits(path: Path, of: str | None = None) -> dict[int, np.ndarray]:
         of: what the hits must belong to; anything where None.
     """
     about, tensors = _read(path)
-    if not about or (of is not None and about['of'] != of):
+    if not about or (of is not None and about.get('of') != of):
+        return {}
+    images, kinds = about.get('images'), _kinds(tensors)
+    rows = tensors['stitches'].numel() if 'stitches' in tensors else 0
+    columns = (images + 7) // 8 if type(images) is int and images > 0 else 0
+    wanted = {'stitches': (torch.int64, (rows,)), 'hits': (torch.uint8, (rows, columns))}
+    if not columns or any(kinds.get(name) != kind for name, kind in wanted.items()):
+        _log.warning('%s is damaged, so it is unknown which images the stitches get right', path)
         return {}
     return dict(zip(tensors['stitches'].tolist(), unpack(tensors['hits'], about['images']), strict=True))
 
@@ -167,7 +186,7 @@ def read_targets(path: Path, of: str | None = None) -> np.ndarray | None:
         of: what the hits must belong to; anything where None.
     """
     about, tensors = _read(path)
-    if 'targets' not in tensors or (of is not None and about['of'] != of):
+    if 'targets' not in tensors or (of is not None and about.get('of') != of):
         return None
     targets = np.asarray(tensors['targets'])
     return targets if (targets >= 0).all() else None
@@ -211,6 +230,11 @@ def best_against_anchor(records: Sequence[Record], hits: Mapping[int, np.ndarray
     return f'the best stitch, {stitch.stitch}, against the best anchor, {anchor.stitch}: {found}'
 
 
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Type and shape of each tensor."""
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
 def pack(hits: np.ndarray) -> Tensor:
     """Bits (rows, columns) as bytes (rows, columns / 8)."""
     return torch.from_numpy(np.packbits(hits, axis=1))
@@ -231,7 +255,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The facts and tensors of a file; nothing where it is missing or damaged."""
     try:
         with safe_open(path, 'pt') as file:
-            about = json.loads(file.metadata()['about'])
+            about = parse_json(file.metadata()['about'])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping
         intact = about.pop('sha256') == _digest(about, tensors)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):

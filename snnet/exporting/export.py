@@ -16,6 +16,7 @@ from ..errors import SnnetError, reason_of
 from ..net.extract import ExtractedStitch
 from ..net.stitchable_net import StitchableNet
 from ..utils.files import write_atomically
+from ..utils.whole_number import whole_number
 from .formats import FORMATS, Run, checked_format, data_file, quiet_exporters, trace
 from .prepared_stitch import PreparedStitch
 
@@ -95,8 +96,9 @@ def export(
     """
     path = Path(path)
     format = checked_format(format, path)
-    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
-        raise SnnetError(f'a batch has at least one image, but batch={batch!r} was given')
+    batch = None if batch is None else whole_number('batch', batch, least=1)
+    if isinstance(net, StitchableNet):
+        net.known.verified(net, thorough=True)  # the file says what is known of its weights
     return write(PreparedStitch(net, stitch, format, batch), path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,20 @@ from ..net.stitchable_net import StitchableNet
 from ..utils.files import clear_temporaries, sha256, write_text
 from ..utils.json_lines import JsonLines
 from ..utils.progress import Progress
+from ..utils.typed_json import TypedTable
+from ..utils.whole_number import whole_number
 from .export import write
 from .formats import checked_format, data_file
 from .prepared_stitch import PreparedStitch
-from .set_index import FORMAT, INDEX, Index, read_content, read_index
+from .set_index import FORMAT, INDEX, MAX_FILES, Index, file_name, read_content, read_index
 
 _log = logging.getLogger(__name__)
 PROGRESS = 'progress.jsonl'
 """What is known of the finished files of an incomplete set, one per line."""
 _PER_FILE = ('stitch', 'legs', 'flops', 'params', 'top1')
 """Metadata that differ from file to file; all files of a set share the rest."""
-_NOTED = ('file', 'sha256', 'data', 'data_sha256', 'difference', 'fingerprint')
-"""What is noted about a file once it is written."""
+_OURS = re.compile(r'stitch\d+\.\w+', re.ASCII)
+"""Names of the files of a set; no other file is ever removed."""
 
 
 def export_set(
@@ -63,8 +66,10 @@ def export_set(
         SnnetError: nothing has been evaluated, fewer than two points, or the folder holds another set.
         OSError: the folder cannot be written.
     """
-    folder = Path(folder)
+    folder, points = Path(folder), whole_number('points', points)
+    batch = None if batch is None else whole_number('batch', batch, least=1)
     checked_format(format, folder / f'x.{format}')
+    net.known.verified(net, thorough=True)  # the files say what is known of their weights
     records = reduce_frontier(net.frontier(cost), points, cost)
     if not records:
         raise SnnetError(
@@ -119,9 +124,10 @@ class _StitchSet:
 
     def _earlier_rows(self, overwrite: bool) -> dict[str, dict[str, Any]]:
         """What an earlier run noted about its files, by name. Files that are no longer wanted are removed."""
-        rows = self.lines.read()
+        rows = [_noted(TypedTable(row, str(self.lines.path))) for row in self.lines.read()]
         if (self.folder / INDEX).exists():
-            listed = read_content(self.folder)['files']
+            table = TypedTable(read_content(self.folder), str(self.folder / INDEX))
+            listed = [_noted(row) for row in table.rows('files', MAX_FILES)]
             other = {row['file']: row.get('fingerprint') for row in listed} != self.wanted
             if other and not overwrite:
                 raise SnnetError(
@@ -131,10 +137,10 @@ class _StitchSet:
             if other:
                 (self.folder / INDEX).unlink()  # first, because it describes files that are about to be replaced
             rows = listed + rows
-        for name in {row['file'] for row in rows} - self.wanted.keys():
+        for name in filter(_OURS.fullmatch, {row['file'] for row in rows} - self.wanted.keys()):
             for path in (self.folder / name, data_file(self.folder / name)):
                 path.unlink(missing_ok=True)
-        return {row['file']: {key: row[key] for key in _NOTED if key in row} for row in rows}
+        return {row['file']: row for row in rows}
 
     def _is_whole(self, name: str, row: dict[str, Any]) -> bool:
         """Whether a file that was noted is still wanted, and is on the disk byte by byte."""
@@ -154,6 +160,13 @@ class _StitchSet:
 
     def _prepare(self, name: str) -> PreparedStitch:
         return PreparedStitch(self.net, self.records[name].stitch, self.format, self.batch)
+
+
+def _noted(row: TypedTable) -> dict[str, Any]:
+    """What an earlier run noted about a file, value by value."""
+    found: dict[str, Any] = {'file': file_name(row, 'file'), 'difference': row.number('difference', 0, 1e30)}
+    found |= {key: row.text(key, 64) for key in ('sha256', 'data_sha256', 'fingerprint') if row.has(key)}
+    return found | ({'data': file_name(row, 'data')} if row.has('data') else {})
 
 
 def _known(record: Record) -> dict[str, Any]:

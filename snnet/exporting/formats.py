@@ -49,7 +49,7 @@ def checked_format(format: str | None, path: Path) -> str:
         SnnetError: neither names a format, or they disagree.
         MissingExtra: the format cannot be written here.
     """
-    suffix = path.suffix.removeprefix('.')
+    suffix = path.suffix.removeprefix('.').lower()
     if format is None and suffix not in FORMATS:
         raise SnnetError(f"the suffix of '{path}' is not a format: use .{' or .'.join(FORMATS)}, or name the format")
     chosen = suffix if format is None else format

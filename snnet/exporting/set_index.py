@@ -95,15 +95,29 @@ def read_content(folder: Path) -> dict[str, Any]:
         raise SnnetError(f'{folder} holds no set of exported stitches: there is no {INDEX}') from None
     if not isinstance(content, dict) or not isinstance(content.get('files'), list):
         raise SnnetError(f'{path} does not describe a set of exported stitches')
-    if content.get('format') != FORMAT:
+    if type(content.get('format')) is not int or content['format'] != FORMAT:
         raise SnnetError(f'{path} has format {quoted(content.get("format"))}, this snnet reads {FORMAT}: upgrade snnet')
     return content
 
 
+def file_name(row: TypedTable, key: str) -> str:
+    """The name of a file in the folder of the set.
+
+    Args:
+        row: what is noted about the file.
+        key: where its name stands.
+
+    Raises:
+        SnnetError: it is not the name of a file, or leads out of the folder.
+    """
+    name = row.text(key, 255)
+    if Path(name).name != name or name == '..':
+        raise row.wrong(key, 'the name of a file in the folder of the set')
+    return name
+
+
 def _entry(folder: Path, row: TypedTable) -> Entry:
-    name = row.text('file', 255)
-    if Path(name).name != name:
-        raise row.wrong('file', f'a file in {folder}')
+    name = file_name(row, 'file')
     is_anchor = row.boolean('anchor') if row.has('anchor') else False
     record = Record(row.integer('stitch', 0, 10**9), row.text('legs', 10_000), anchor=is_anchor, **read_known(row))
     return Entry(folder / name, record, row.text('sha256', 64), row.number('difference', 0, 1e30))

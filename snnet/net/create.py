@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
+
+import numpy as np
+from torch import nn
 
 from ..anchors.anchor import Anchor
 from ..anchors.flops import PartFlops, part_flops
@@ -13,6 +18,8 @@ from ..anchors.new_head import mark_new_head
 from ..anchors.weights import default_size, load_anchor
 from ..errors import CannotStitch, SnnetError
 from ..stitching.space import check_anchors, list_stitches
+from ..utils.typed_json import quoted
+from ..utils.whole_number import whole_number
 from .costs import measure_costs
 from .stitchable_net import StitchableNet
 
@@ -20,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 def create_stitchable_net(
-    anchors: str | Sequence[str | Anchor],
+    anchors: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Anchor],
     *,
     pretrained: bool,
     num_classes: int | None = None,
@@ -52,9 +59,11 @@ def create_stitchable_net(
     Raises:
         SnnetError: with a sentence that says what was asked and what is possible.
     """
-    named: list[str | Anchor] = [*split_names(anchors)] if isinstance(anchors, str) else list(anchors)
-    if img_size is None:
-        img_size = _common_size(named)
+    named = _named(anchors)
+    _check_options(nearest, drop_path_rate)
+    drop_path_rate = None if drop_path_rate is None else float(drop_path_rate)
+    num_classes = None if num_classes is None else whole_number('num_classes', num_classes)
+    img_size = _common_size(named) if img_size is None else whole_number('img_size', img_size, least=1)
     built = [
         _built(one, pretrained, num_classes, img_size, drop_path_rate, official) if isinstance(one, str) else one
         for one in named
@@ -64,6 +73,35 @@ def create_stitchable_net(
     ordered = _sorted_by_cost(built, parts)
     stitches = list_stitches(ordered, window=window, step=step, nearest=nearest, direction=direction, official=official)
     return measure_costs(StitchableNet(ordered, stitches), parts)
+
+
+def _check_options(nearest: object, drop_path_rate: object) -> None:
+    """Refuses what another language's truth values or a rate out of range would lead to."""
+    if not isinstance(nearest, bool | np.bool_):
+        raise SnnetError(f'nearest is True or False, not {nearest!r}')
+    if drop_path_rate is not None and not (isinstance(drop_path_rate, Real) and 0 <= float(drop_path_rate) < 1):
+        raise SnnetError(f'drop_path_rate is a share of at least 0 and below 1, not {drop_path_rate!r}')
+
+
+def _named(anchors: object) -> list[str | Anchor]:
+    """The anchors that a user gives, each by its name or as it is.
+
+    Raises:
+        SnnetError: something else.
+    """
+    if isinstance(anchors, str):
+        return [*split_names(anchors)]
+    given = [anchors] if isinstance(anchors, os.PathLike) or not isinstance(anchors, Iterable) else list(anchors)
+    found: list[str | Anchor] = []
+    for one in given:
+        if isinstance(one, nn.Module) and not isinstance(one, Anchor):
+            raise SnnetError(
+                f'an anchor is a name or made by snnet.as_anchor, so make one of this {type(one).__name__}'
+            )
+        if not isinstance(one, str | os.PathLike | Anchor):
+            raise SnnetError(f'an anchor is a name or made by snnet.as_anchor, but {quoted(one)} was given')
+        found.append(one if isinstance(one, Anchor) else os.fsdecode(one))
+    return found
 
 
 def _built(

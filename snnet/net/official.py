@@ -48,7 +48,8 @@ def load_official(
     the file must have a place in the net, and every place must be filled.
 
     A file of SN-Netv2 (two networks, stitch layers in both directions) is recognized by its stitch layers, whose
-    low-rank updates are merged into their weights.
+    low-rank updates are merged into their weights. Its stitches apply the final norm, and their FLOPs count it: the
+    published ones of SN-Net (not SN-Netv2) lack 5 multiply-adds per token and channel, because it leaves that norm out.
 
     Args:
         path: what `torch.save` wrote (nothing but tensors and plain settings is unpickled), or a safetensors file.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..anchors.weight_files import read_file, without_wrappers
+from ..anchors.weight_files import read_file, usable, without_wrappers
 from ..errors import NoWeights
 from .official_names import names_today
 
@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         found = next((found[name] for name in _TABLES if isinstance(found.get(name), dict)), found)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise NoWeights(f'{path} holds no table of tensors')
-    return without_wrappers({str(name): tensor for name, tensor in found.items()})
+    return usable(without_wrappers({str(name): tensor for name, tensor in found.items()}), path)
 
 
 def _merge_updates(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

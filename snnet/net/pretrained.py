@@ -37,6 +37,7 @@ from ..saving.tensor_files import (
 from ..stitching.stitch_layer import merged_state
 from ..utils.files import write_text
 from ..utils.typed_json import TypedTable
+from ..utils.whole_number import whole_number
 from .batchnorm import Statistics, statistics_groups
 from .costs import measure_costs
 from .own_parameters import OwnParameters, by_stitch
@@ -50,6 +51,8 @@ Net = TypeVar('Net', bound='StitchableNet')
 
 def save_net(net: StitchableNet, folder: Path, license: str | None = None) -> None:
     """Writes the folder of a net (see `StitchableNet.save_pretrained`)."""
+    if folder.exists() and not folder.is_dir():
+        raise SnnetError(f"a net is saved as a folder, but '{folder}' is a file")
     known = net.known.verified(net, thorough=True)
     known.follow_modules(net)
     if not known.costs_hold:
@@ -73,6 +76,7 @@ def save_net(net: StitchableNet, folder: Path, license: str | None = None) -> No
 
 def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> Net:
     """Builds the net of a folder (see `StitchableNet.from_pretrained`)."""
+    num_classes = None if num_classes is None else whole_number('num_classes', num_classes)
     if num_classes is not None and not 1 <= num_classes <= MAX_CLASSES:
         raise SnnetError(f'a net has 1 to {MAX_CLASSES:,} classes, num_classes={num_classes} was asked for')
     config = read_config(folder)

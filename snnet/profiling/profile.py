@@ -24,6 +24,7 @@ from ..utils.files import write_text
 from ..utils.modes import eval_mode
 from ..utils.progress import Progress
 from ..utils.seeds import generator
+from ..utils.whole_number import whole_number
 from .memory import own_bytes
 from .predict_latency import Additive
 from .stopwatch import CALL_SECONDS, CALLS, LEAST_VISITS, Call, StopWatch
@@ -79,8 +80,14 @@ def profile(
     wanted = stitches if isinstance(stitches, str) else [net.checked(stitch) for stitch in stitches]
     if isinstance(wanted, str) and wanted not in ('auto', 'all', 'frontier'):
         raise SnnetError(f"stitches are 'auto', 'all', 'frontier' or ids, not '{wanted}'")
-    if not batches or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in batches):
-        raise SnnetError(f'a batch is a number of images, at least 1, not {list(batches)}')
+    if isinstance(batches, str) or not isinstance(batches, Sequence) or not batches:
+        raise SnnetError(f'batches are a list of batch sizes of at least 1, not {batches!r}')
+    batches = [whole_number('a batch size', batch, least=1) for batch in batches]
+    net.known.verified(net, thorough=True)  # tables name the weights they were measured with
+    if folder is not None and not Path(folder).is_dir():
+        raise SnnetError(f"tables go into the folder of a saved net, but there is no folder '{folder}'")
+    if not minutes >= 0:  # so is NaN
+        raise SnnetError(f'minutes is zero or a positive number, not {minutes}')
     profiles = None if folder is None else Path(folder) / PROFILES
     if profiles is not None:
         profiles.mkdir(exist_ok=True)

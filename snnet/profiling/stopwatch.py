@@ -18,6 +18,7 @@ from torch import Tensor
 from ..utils.files import write_text
 from ..utils.progress import Progress
 from ..utils.seeds import key
+from ..utils.typed_json import read_json
 from .memory import peak_memory
 
 _log = logging.getLogger(__name__)
@@ -143,16 +144,24 @@ class StopWatch:
 
     def _resume(self, file: Path) -> None:
         try:
-            found = json.loads(file.read_text(encoding='utf-8'))
+            found = read_json(file)
             if found['facts'] == self.facts:
-                visits = {n: [[float(ms) for ms in visit] for visit in v if visit] for n, v in found['visits'].items()}
+                visits = {n: [[_time(ms) for ms in visit] for visit in v if visit] for n, v in found['visits'].items()}
                 memory = {name: int(size) for name, size in found['memory'].items()}
-                firsts = {name: float(found['firsts'][name]) for name in memory}
+                firsts = {name: _time(found['firsts'][name]) for name in memory}
                 self.visits, self.memory, self.firsts = visits, memory, firsts
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
             _log.warning('%s is damaged, so its times are measured again: %s', file, error)
+
+
+def _time(value: Any) -> float:
+    """Milliseconds, positive and finite."""
+    milliseconds = float(value)
+    if not 0 < milliseconds < math.inf:
+        raise ValueError(f'{milliseconds} is not a time')
+    return milliseconds
 
 
 def synchronize(device: torch.device) -> None:

@@ -12,6 +12,7 @@ from ..errors import CannotStitch, SnnetError
 from ..saving.anchor_rows import MAX_CLASSES, AnchorRow, register_maker
 from ..stitching.stitch import Leg
 from ..utils.typed_json import TypedTable
+from ..utils.whole_number import whole_number
 from .join_layer import KINDS, MAX_STRIDE
 from .legs_text import parse_legs, unknown_network
 from .reassembled import Reassembled
@@ -64,6 +65,7 @@ def reassemble(
     for what, value, allowed in (('stem', stem, STEMS), ('head', head, HEADS), ('joins', joins, KINDS)):
         if value not in allowed:
             raise SnnetError(f"{what} must be one of {', '.join(allowed)}, not '{value}'")
+    num_classes = None if num_classes is None else whole_number('num_classes', num_classes)
     if num_classes is not None and num_classes < 1:
         raise SnnetError(f'a network needs at least one class, not num_classes={num_classes}')
     written: Sequence[int] | None = None

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import SnnetError
 from ..stitching.stitch import Leg
 from ..utils.files import write_atomically, write_tensors
+from ..utils.typed_json import parse_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +86,10 @@ class Similarity:
         """
         try:
             with safe_open(path, 'pt') as file:
-                boundaries = json.loads((file.metadata() or {})['boundaries'])
+                boundaries = parse_json((file.metadata() or {})['boundaries'])
                 matrix = file.get_tensor('matrix').double().numpy()
             return cls(tuple((str(name), int(position)) for name, position in boundaries), matrix)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise SnnetError(
                 f"'{path}' is not a valid file of similarities: {str(error) or type(error).__name__}"
             ) from None

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SnnetError
+from ..errors import SnnetError, reason_of
 from ..utils.distributed import Ranks
+from ..utils.typed_json import quoted
 from .block import is_block
 from .candidates import READ_OUTSIDE, Where, check_kinds, names_modules, possible_kinds, trained_modules
 from .change import Change
@@ -218,7 +219,15 @@ class Grower:
             SnnetError: not a state of a Grower, or a structure that does not match the model.
         """
         if state.get('format') != FORMAT:
-            raise SnnetError(f'this is not the state of a Grower in format {FORMAT}, but {state.get("format")}')
+            raise SnnetError(f'this is not the state of a Grower in format {FORMAT}, but {quoted(state.get("format"))}')
+        try:
+            self._take_up(state)
+        except SnnetError:
+            raise
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise SnnetError(f'the state of the Grower is damaged: {reason_of(error)}') from None
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
         names = {name for name, _ in self.model.named_modules()}
         lost = sorted({*state['grids'], *(n for sums in state['scores'].values() for n in sums)} - names)
         if lost:

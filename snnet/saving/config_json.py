@@ -98,7 +98,7 @@ def read_config(folder: Path) -> NetConfig:
         raise SnnetError(f'{folder} holds no stitchable network: there is no {CONFIG}') from None
     if not isinstance(content, dict) or content.get('library') != 'snnet':
         raise SnnetError(f'{path} does not describe a stitchable network of snnet')
-    if content.get('format') not in FORMATS or isinstance(content['format'], bool):
+    if type(content.get('format')) is not int or content['format'] not in FORMATS:
         raise SnnetError(
             f'{path} has format {quoted(content.get("format"))}, this snnet reads {FORMATS[0]} and {FORMATS[1]}: '
             f'upgrade snnet to load it'

@@ -12,7 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..anchors.anchor import Anchor
-from ..errors import SnnetError, reason_of
+from ..errors import NoWeights, SnnetError, reason_of
 from ..reparam import expect_biases
 from ..utils.skip_random_weights import SkipRandomWeights
 from .anchor_rows import AnchorRow, describe_anchor, is_made_by_timm
@@ -78,10 +78,15 @@ def check_weights(row: AnchorRow, tensors: Mapping[str, Tensor], prefix: str, pa
     """
     if not is_made_by_timm(row):
         return
+    held = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    for name in ('depth', 'depths', 'layers'):  # a network of thousands of blocks takes long to build
+        given = row.args.get(name)
+        numbers = [n for n in (given if isinstance(given, list | tuple) else [given]) if isinstance(n, int | float)]
+        if sum(numbers) > len(held):
+            raise NoWeights(f'{path} does not fit its config.json: {name} is {given}, but it holds {len(held)} tensors')
     model = build_on_meta(row)
     if model is None:
         return
-    held = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     expect_biases(model, held)
     own = model.to(getattr(torch, dtype)).state_dict()
     full = with_aliases(held, own)

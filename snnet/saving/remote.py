@@ -5,6 +5,7 @@ Its ModelHubMixin is not used: it defines its own config.json, does not write it
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ def locate(
     Raises:
         SnnetError: neither a folder nor a repository id, or a repository that cannot be fetched.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise SnnetError(f'a saved net is a folder, or OWNER/NAME on the Hub, but {name!r} was given')
     if Path(name).is_dir():
         return Path(name)
     if Path(name).is_file():

@@ -10,6 +10,7 @@ from itertools import combinations
 from ..anchors.anchor import Anchor
 from ..anchors.boundary import Boundary
 from ..errors import CannotStitch, SnnetError
+from ..utils.whole_number import whole_number
 from .join_rules import depth_aligned, paired, unpaired
 from .stitch import Leg, Stitch
 
@@ -54,6 +55,7 @@ def list_stitches(
         CannotStitch: anchors of different class counts or image sizes, neighbors without a common grid, or networks
             that SN-Netv2's rule does not fit.
     """
+    window, step = whole_number('window', window), whole_number('step', step)
     if window < 1 or step < 1:
         raise SnnetError(f'window and step are at least 1, but window={window} and step={step} were asked for')
     if direction not in DIRECTIONS:

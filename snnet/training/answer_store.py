@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import SnnetError, reason_of
 from ..utils.files import write_atomically, write_text
+from ..utils.typed_json import read_json
 from .distillation import Answer
 
 _log = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ class Store:
     def _compare(self, manifest: Path) -> None:
         """Refuses a store made with other settings."""
         try:
-            head = json.loads(manifest.read_text(encoding='utf-8'))
+            head = read_json(manifest)
             known, before = head['format'], head['fingerprint'].copy()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SnnetError(

@@ -20,6 +20,7 @@ from ..config.sections import option
 from ..errors import SnnetError
 from ..saving.tensor_files import without_aliases
 from ..utils.files import sha256, sync_folder, write_tensors
+from ..utils.typed_json import TypedTable, read_json
 from .run_state import RunState
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Checkpoints:
             path = self.folder / f'step-{step:08}'
             reason = _fault(path, step)
             if reason is None:
-                values: dict[str, Any] = json.loads((path / _VALUES).read_text(encoding='utf-8'))
+                values: dict[str, Any] = read_json(path / _VALUES)
                 return values
             aside = path.with_name(f'broken-{path.name}')
             shutil.rmtree(aside, ignore_errors=True)
@@ -117,11 +118,11 @@ class Checkpoints:
             SnnetError: it belongs to other networks or another optimizer.
         """
         path = self.folder / f'step-{step:08}'
-        values = json.loads((path / _VALUES).read_text(encoding='utf-8'))
+        values = read_json(path / _VALUES)
         try:
             # on the CPU first: optimizers count steps there, and put the moments where their parameters are
             state.load(load_file(path / _TENSORS), values)
-        except (SafetensorError, RuntimeError, LookupError, ValueError) as error:
+        except (SafetensorError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
             raise SnnetError(
                 f'{path} does not fit these anchors and settings: {" ".join(str(error).split())}'
             ) from None
@@ -143,7 +144,7 @@ class Checkpoints:
     def _loss(self, step: int) -> float:
         """The loss that came with a checkpoint; infinite where none did."""
         try:
-            loss = json.loads((self.folder / f'step-{step:08}' / _VALUES).read_text(encoding='utf-8'))['loss']
+            loss = read_json(self.folder / f'step-{step:08}' / _VALUES)['loss']
         except (OSError, ValueError, TypeError, KeyError):  # an older checkpoint, which was not verified
             return math.inf
         return loss if isinstance(loss, float) else math.inf
@@ -174,9 +175,13 @@ def _fault(path: Path, step: int) -> str | None:
         for name in (_TENSORS, _VALUES):
             if f'{sha256(path / name)}  {name}' not in sums:
                 return f'{name} differs from its SHA-256 sum'
-        values = json.loads((path / _VALUES).read_text(encoding='utf-8'))
-        if not isinstance(values, dict) or (values.get('format'), values.get('step')) != (FORMAT, step):
+        values = TypedTable(read_json(path / _VALUES), _VALUES)
+        if (values.values.get('format'), values.values.get('step')) != (FORMAT, step):
             return f'{_VALUES} is not of format {FORMAT} and step {step}'
+        if 'skips' in values.values:
+            values.integer('skips', 0, 10**9)
+        for name in {'moment', 'group', 'scaler', 'grower'} & values.values.keys():
+            values.table(name)
     except (OSError, ValueError) as error:
         return str(error)
     return None

@@ -133,7 +133,7 @@ class RunFolder:
         """
         restart = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'))
         rows = self._attempts.read() if restart else []
-        starts = [row['step'] for row in rows if 'step' in row]
+        starts = [row['step'] for row in rows if isinstance(row.get('step'), int)]
         if len(starts) >= ATTEMPTS and set(starts[-ATTEMPTS:]) == {step}:
             raise SnnetError(
                 f'{ATTEMPTS} attempts from step {step} ended before the next checkpoint, so it is not tried again; '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +56,16 @@ class RunState:
         return {'moment': moments, 'group': groups, 'scaler': self.scaler.state_dict()}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Takes up what `tensors` and `values` gave."""
+        """Takes up what `tensors` and `values` gave.
+
+        Raises:
+            ValueError, LookupError, TypeError, AttributeError, RuntimeError: they do not fit.
+        """
         for name, module in self.modules.items():
             module.load_state_dict(with_aliases(_under(name, tensors), module.state_dict()))
         now = self.optimizer.state_dict()['param_groups']
-        rows = {'moment': values['moment'], 'group': {i: now[int(i)] | row for i, row in values['group'].items()}}
+        groups = {i: now[int(i)] | _like(row, now[int(i)]) for i, row in values['group'].items()}
+        rows = {'moment': {i: _numbers(row) for i, row in values['moment'].items()}, 'group': groups}
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
         for kind, found in rows.items():
             for key, tensor in _under(kind, tensors).items():
@@ -67,13 +73,53 @@ class RunState:
                 found[i][leaf] = _laid_out_as(parameters[int(i)], tensor) if kind == 'moment' else tensor
         state = {int(i): row for i, row in rows['moment'].items()}
         self.optimizer.load_state_dict({'state': state, 'param_groups': [*rows['group'].values()]})
-        self.scaler.load_state_dict(values['scaler'])
+        self.scaler.load_state_dict(_scale(values['scaler'], self.scaler.state_dict()))
 
     def _rows(self) -> dict[str, dict[str, dict[str, Any]]]:
         """What the optimizer keeps of each parameter and of each group of them."""
         state = self.optimizer.state_dict()
         found = {'moment': state['state'].items(), 'group': enumerate(state['param_groups'])}
         return {kind: {str(i): row for i, row in rows} for kind, rows in found.items()}
+
+
+def _like(row: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What a group of parameters holds, where each value is of the kind that the optimizer has there."""
+    strange = [key for key, value in row.items() if not _is_like(value, now.get(key))]
+    if strange:
+        raise ValueError(f'{strange[0]} of a group of parameters is not like {now.get(strange[0])!r}')
+    return row
+
+
+def _is_like(value: Any, model: Any) -> bool:
+    if isinstance(model, list | tuple):
+        alike = isinstance(value, list | tuple) and len(value) == len(model)
+        return alike and all(map(_is_like, value, model))
+    if model is None:
+        return isinstance(value, _PLAIN)
+    if isinstance(model, bool | str):
+        return isinstance(value, type(model))
+    return value is None or _is_number(value)
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer keeps of a parameter beside tensors: numbers, or lists of them."""
+    items = [x for value in row.values() for x in (value if isinstance(value, list) else [value])]
+    if not all(x is None or isinstance(x, bool) or _is_number(x) for x in items):
+        raise ValueError('what the optimizer keeps of a parameter is not a number')
+    return row
+
+
+def _scale(row: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What the scaler of gradients keeps: counts, and numbers that are not negative."""
+    counts = [name for name, value in now.items() if isinstance(value, int)]
+    sound = row.keys() == now.keys() and all(_is_number(value) and value >= 0 for value in row.values())
+    if not sound or not all(isinstance(row[name], int) and row[name] < 2**31 for name in counts):
+        raise ValueError(f'the scaler of gradients keeps {", ".join(now)}, each a number that is not negative')
+    return row
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

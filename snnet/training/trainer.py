@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -148,12 +149,12 @@ class Trainer:
         if values is None:
             return None
         if self.grower is not None:
-            self.grower.load_state_dict(values['grower'])
+            self.grower.load_state_dict(values.get('grower', {}))
             self.step.note_parameters()
         self.checkpoints.load(step, self.state)
-        self.step.skips = values['skips']
+        self.step.skips = values.get('skips', 0)
         if self.ranks.first:
-            self.folder.lines.rewrite([row for row in self.folder.lines.read() if row['step'] < step])
+            self.folder.lines.rewrite([row for row in self.folder.lines.read() if _step_of(row) < step])
         _log.info('%s continues after step %d of %d', self.folder.path, step, self.total)
         return step
 
@@ -297,3 +298,9 @@ class Trainer:
         save_net(net, self.folder.net, self.ranks)
         following = next_command(self.folder.net, settings.data, settings.net.plugin, self.images.undivided)
         _log.info('saved the net; next: %s', following)
+
+
+def _step_of(row: dict[str, Any]) -> float:
+    """The step that a line of the log is about; a line that does not say so is dropped."""
+    step = row.get('step')
+    return step if isinstance(step, int) else math.inf

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_text
+from .typed_json import parse_json
 
 _log = logging.getLogger(__name__)
 
 
 class JsonLines:
-    """A file of one JSON object per line. Reading skips a torn last line, which a crash may leave."""
+    """A file of one JSON object per line. Reading skips what is none, such as a torn last line that a crash leaves."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,8 +56,8 @@ class JsonLines:
             return
         for line in self.path.read_text(encoding='utf-8', errors='replace').splitlines():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+                row = parse_json(line)
+            except ValueError:
                 continue
             if isinstance(row, dict):
                 yield row

@@ -38,11 +38,22 @@ def read_json(path: Path, what: str = 'JSON file', max_bytes: int = MAX_BYTES) -
     if len(data) > max_bytes:
         raise SnnetError(f'{path} is not a valid {what}: it has more than {max_bytes:,} bytes')
     try:
-        return json.loads(data.decode('utf-8'), object_pairs_hook=_without_duplicates)
-    except RecursionError:
-        raise SnnetError(f'{path} is not a valid {what}: it is nested too deeply') from None
+        return parse_json(data)
     except ValueError as error:
         raise SnnetError(f'{path} is not a valid {what}: {reason_of(error)}') from None
+
+
+def parse_json(data: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not valid JSON, as `read_json` describes it, or not UTF-8.
+    """
+    try:
+        text = data.decode('utf-8') if isinstance(data, bytes) else data
+        return json.loads(text, object_pairs_hook=_without_duplicates)
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class WeightSeal:
 
     A quick look compares identities, autograd's version counters, addresses and a few values of each tensor; it costs
     about a millisecond. What it misses (single values written through `.data`) a thorough one finds, which digests all
-    tensors. Whatever moves a network or copies it leaves the seal whole.
+    tensors: before saving, evaluation, recalibration, profiling and export. Whatever moves a network or copies it
+    leaves the seal whole.
 
     Args:
         network: as it is now.

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from snnet import NoWeights, SnnetError, create_stitchable_net
 from snnet.anchors.names import has_local_weights, resolve, split_names, weights_file, without_file
+from snnet.anchors.weight_files import read_weights
 from snnet.anchors.weights import load_anchor
 from tests.helpers.families import CLASSES, shake
 
@@ -63,6 +64,14 @@ def test_of_several_copies_the_one_that_trainers_mean_is_taken(tmp_path, model, 
         content[key].update(state_of(network, prefix))
     torch.save(dict(content), tmp_path / 'w.pth')
     assert same(loaded(tmp_path / 'w.pth'), model)
+
+
+@pytest.mark.parametrize('name', ['W.SAFETENSORS', 'w.pth', 'w.bin', 'gewichte für später', 'w.safetensors'])
+def test_what_a_file_holds_counts_not_its_name(tmp_path, model, name):
+    save_file(state_of(model), tmp_path / name)
+    assert same(loaded(tmp_path / name), model)
+    torch.save(state_of(model), tmp_path / name)
+    assert same(loaded(tmp_path / name), model)
 
 
 def test_the_log_names_the_copies_that_are_not_used(tmp_path, model, caplog):
@@ -207,3 +216,47 @@ def test_a_long_list_of_names_is_not_taken_for_a_path():
     assert split_names(','.join(names)) == names
     with pytest.raises(SnnetError, match='unknown network'):
         resolve('x' * 5000)
+
+
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        (b'', 'is empty'),
+        (b'version https://git-lfs.github.com/spec/v1\n', 'is a pointer of Git LFS'),
+        (b'<!doctype html>', 'is a web page'),
+        (b'\x1f\x8b\x08', 'is compressed by gzip'),
+        (b'PK\x03\x04 and no more', 'is cut off or damaged'),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_called_what_it_is(tmp_path, content, said):
+    (tmp_path / 'w.pth').write_bytes(content)
+    with pytest.raises(NoWeights, match=said):
+        create_stitchable_net(f'test_vit={tmp_path}/w.pth', pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (lambda t: t.to(torch.int8), 'weights of type int8'),
+        (lambda t: t * float('inf'), 'values that are not finite'),
+        (lambda t: t.to('meta'), 'names and shapes only'),
+    ],
+)
+def test_weights_without_usable_values_are_refused(tmp_path, change, said):
+    torch.save({'head.weight': change(torch.ones(3, 4))}, tmp_path / 'w.pth')
+    with pytest.raises(NoWeights, match=said):
+        read_weights(tmp_path / 'w.pth', 'x', {'head.weight': torch.Size([3, 4])})
+
+
+def test_a_head_beside_a_prefixed_backbone_is_taken_too(tmp_path):
+    own = {'blocks.0.weight': torch.ones(2, 2), 'blocks.1.weight': torch.ones(2, 2), 'head.weight': torch.ones(3, 2)}
+    state = {f'backbone.{name}' if 'blocks' in name else name: tensor for name, tensor in own.items()}
+    torch.save({'state_dict': state}, tmp_path / 'w.pth')
+    assert read_weights(tmp_path / 'w.pth', 'x', {name: t.shape for name, t in own.items()}).keys() == own.keys()
+
+
+def test_two_copies_under_prefixes_of_one_table_are_told(tmp_path, caplog):
+    state = {f'{prefix}.w': torch.full((2,), float(i)) for i, prefix in enumerate(('student', 'teacher'))}
+    torch.save(state, tmp_path / 'w.pth')
+    assert read_weights(tmp_path / 'w.pth', 'x', {'w': torch.Size([2])})['w'].tolist() == [1, 1]
+    assert 'teacher is used, not student' in caplog.text

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +17,11 @@ from snnet.budget.frontier import reduce_frontier
 from snnet.cli.export import ExportSettings, run
 from snnet.config.parse import parse
 from snnet.exporting.export import Exported
-from snnet.exporting.export_set import PROGRESS, export_set
+from snnet.exporting.export_set import PROGRESS, _StitchSet, export_set
 from snnet.exporting.prepared_stitch import PreparedStitch
 from snnet.exporting.set_index import INDEX, pick, read_index
 from tests.helpers.families import images, three_vits
+from tests.helpers.mutations import is_refused, mutated, nothing_outside
 
 
 def evaluated(seed: int = 0) -> snnet.StitchableNet:
@@ -211,3 +214,30 @@ def test_the_index_is_plain_json_for_any_server(tmp_path, written):
     wanted = {'file': 'stitch0.pt2', 'stitch': 0, 'legs': record.legs, 'flops': record.flops, 'params': record.params}
     assert {**row, **wanted, 'top1': record.top1, 'difference': 1e-6} == row
     assert len(row['sha256']) == 64
+
+
+def test_mutated_indexes_are_read_or_refused_in_a_sentence_and_remove_no_other_file(tmp_path, written):
+    folder, net = tmp_path / 'set', evaluated()
+    export_set(net, folder, 3)
+    content, rng = json.loads((folder / INDEX).read_text()), random.Random(3)
+    other, kept = tmp_path / 'stitch9.pt2', folder / 'mine.txt'
+    other.touch()
+    kept.touch()
+    maker = _StitchSet(net, reduce_frontier(net.frontier(), 3, 'flops'), folder, 'pt2', None)
+    for name in ('../stitch9.pt2', str(other), '..', 'mine.txt'):
+        (folder / INDEX).write_text(json.dumps({**content, 'files': [{**content['files'][0], 'file': name}]}))
+        with contextlib.suppress(snnet.SnnetError):
+            maker._earlier_rows(overwrite=True)
+    refused = 0
+    with nothing_outside(folder):
+        for turn in range(400):
+            text = mutated(content, rng)
+            (folder / INDEX).write_bytes(text)
+            refused += is_refused(lambda: read_index(folder))
+            if turn % 2:
+                (folder / PROGRESS).write_bytes(mutated(content['files'][0], rng))
+            with contextlib.suppress(snnet.SnnetError):
+                maker._earlier_rows(overwrite=True)
+    assert refused > 100
+    assert other.exists()
+    assert kept.exists()

@@ -17,6 +17,7 @@ class ElementaryNorm(nn.Module):
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.act = getattr(norm, 'act', nn.Identity())  # timm's BatchNormAct2d has one
         self.register_buffer('running_mean', norm.running_mean)
         self.register_buffer('running_var', norm.running_var)
 
@@ -25,7 +26,7 @@ class ElementaryNorm(nn.Module):
         if self.training:
             var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         each = (slice(None), None, None)
-        return (x - mean[each]) / (var[each] + self.eps).sqrt() * self.weight[each] + self.bias[each]
+        return self.act((x - mean[each]) / (var[each] + self.eps).sqrt() * self.weight[each] + self.bias[each])
 
 
 def elementary(module: nn.Module) -> nn.Module:

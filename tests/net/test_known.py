@@ -16,8 +16,11 @@ from torch.nn.utils import parametrizations, prune
 import snnet
 from snnet import LatencyTable, SnnetError, StitchableNet
 from snnet.budget.latency_table import Latency
+from snnet.evaluation.evaluate import Evaluation
 from snnet.net.hardware import setup_of
+from snnet.utils.distributed import Ranks
 from tests.helpers.families import family_net, images
+from tests.helpers.runs import eval_settings
 
 
 def evaluated(net):
@@ -133,6 +136,41 @@ def test_single_values_that_no_quick_look_sees_are_found_on_saving(cnn, tmp_path
     net.save_pretrained(tmp_path)
     assert not knows(net)
     assert json.loads((tmp_path / 'config.json').read_text())['stitches'][0].get('top1') is None
+
+
+def start_evaluation(net, folder):
+    Evaluation(eval_settings(folder), net, folder / 'evaluation', Ranks(0, 1, torch.device('cpu')))
+
+
+def profile_one(net, folder):
+    snnet.profile(net, stitches=[3], predict=False, minutes=0)
+    assert {table.weights for table in net.latency_tables} == {None}
+
+
+def export_one(net, folder):
+    (folder / 'file').touch()
+    with pytest.raises(OSError, match='file'):  # after the look at the weights
+        snnet.export(net, 3, folder / 'file' / 'stitch.pt2')
+
+
+def export_all(net, folder):
+    with pytest.raises(SnnetError, match='no stitch has been evaluated'):
+        snnet.export_set(net, folder, 3)
+
+
+def recalibrate_one(net, folder):
+    snnet.recalibrate(net, [images(64)], samples=1, stitches=[3], shares=[0])
+
+
+@pytest.mark.parametrize('act', [start_evaluation, profile_one, export_one, export_all, recalibrate_one])
+def test_single_values_that_no_quick_look_sees_are_found_wherever_results_go_together(cnn, tmp_path, act, caplog):
+    net = copy.deepcopy(cnn)
+    assert knows(net)
+    one_value_without_a_counter(net)
+    assert net.records[0].top1 == 50, 'the quick look does not see it'
+    act(net, tmp_path)
+    assert net.records[0].top1 is None
+    assert 'evaluate again' in caplog.text
 
 
 def freeze_and_thaw(net):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ import snnet
 from snnet import NoWeights, SnnetError, StitchableNet
 from snnet.net.pretrained import write_statistics
 from tests.helpers.families import family_net, images, shared_net, three_vits
+from tests.helpers.rounding import rounding
 
 SAVABLE = ['registers', 'deit-3', 'swin', 'resnet kin', 'convnext', 'regnet z', 'three legs', 'official']
 
@@ -50,6 +52,23 @@ def test_a_net_made_by_name_comes_back(tmp_path):
     assert (loaded.num_classes, loaded.input_size) == (3, (3, 96, 96))
     with torch.no_grad():
         assert torch.equal(loaded(images(96), stitch=4), net(images(96), stitch=4))
+
+
+@pytest.mark.parametrize('name', ['paired', 'recalibrated', 'reassembled'])
+def test_a_net_that_version_0_1_saved_is_the_same_net(name):
+    """Folders that the code of version 0.1 wrote, with the logits that it computed."""
+    folder = Path(__file__).parents[1] / 'data' / 'saved_by_0.1' / name
+    net = StitchableNet.from_pretrained(folder)
+    assert [(r.top1, r.top5, r.loss, r.n) for r in net.records] == [
+        (50 + i, 80, 1, 100) for i in range(len(net.records))
+    ]
+    assert (net.statistics is not None) == (name == 'recalibrated')
+    size = net.input_size[1]
+    x = torch.linspace(-1, 1, 3 * size * size).sin().view(1, 3, size, size)
+    expected = torch.tensor(json.loads((folder / 'logits.json').read_text()))
+    with torch.no_grad():
+        found = torch.cat([net(x, stitch=i) for i in range(len(net.stitches))])
+    torch.testing.assert_close(found, expected, rtol=rounding(torch.float32, 500), atol=rounding(torch.float32, 500))
 
 
 def test_levit_comes_back_after_it_ran_in_eval_mode(tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+import timm
 
 import snnet
 from snnet.anchors.weights import load_anchor
@@ -151,3 +154,33 @@ def test_official_changes_only_stitch_layers_of_staged_networks(names):
     assert [s.layers for s in ours.stitches] != [s.layers for s in theirs.stitches]
     for a, b in zip(ours.records, theirs.records, strict=True):
         assert (a.flops, a.params) == (b.flops, b.params)
+
+
+def vit_flops(width, blocks, start=0, stop=None):
+    """Multiply-adds of blocks of a ViT on 196 patches and a class token, as fvcore counts them (5 per normed value)."""
+    tokens, stop = 197, blocks if stop is None else stop
+    block = 12 * width**2 * tokens + 2 * tokens**2 * width + 2 * 5 * tokens * width
+    stem = 196 * 768 * width if start == 0 else 0
+    head = 5 * tokens * width + 1000 * width if stop == blocks else 0
+    return stem + (stop - start) * block + head
+
+
+def test_the_134_costs_of_snnetv2_follow_from_the_sizes_of_its_networks():
+    """No published rows are at hand: the anchors are checked against other papers, the rows against the rule."""
+    with SkipRandomWeights():
+        models = [timm.create_model(f'deit3_{size}_patch16_224') for size in ('small', 'large')]
+    anchors = [snnet.as_anchor(model, name) for model, name in zip(models, 'sl', strict=True)]
+    net = snnet.StitchableNet(anchors, snnet.list_stitches(anchors, direction='snnetv2'))
+    found = [record.flops for record in snnet.measure_costs(net).records]
+    small, large, there = partial(vit_flops, 384, 12), partial(vit_flops, 1024, 24), 197 * 384 * 1024
+    n = range(11)
+    pairs = [(i, j) for i in n for j in n if i < j]
+    expected = [small(), large()]
+    expected += [small(0, i + 1) + there + large(2 * i + 2) for i in n]
+    expected += [large(0, 2 * i + 2) + there + small(i + 1) for i in n]
+    expected += [large(0, 2 * i + 2) + small(i + 1, j + 1) + 2 * there + large(2 * j + 2) for i, j in pairs]
+    expected += [small(0, i + 1) + large(2 * i + 2, 2 * j + 2) + 2 * there + small(j + 1) for i, j in pairs]
+    assert found == expected
+    assert len(found) == 134
+    assert found[0] == published_table('deit_ti_s_b')['configs'][1]['flops'], 'DeiT-III-S has the size of DeiT-S'
+    assert round(found[1] / 1e9, 1) == 61.6, 'as the paper on DeiT III says'

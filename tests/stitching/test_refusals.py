@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
+import torch
 
-from snnet import CannotStitch, SnnetError, as_anchor, create_stitchable_net
+from snnet import CannotStitch, SnnetError, as_anchor, create_stitchable_net, initialize
+from snnet.calibration.image_chunks import image_chunks
 from tests.helpers.families import convnext, resnet, vit
 
 
@@ -69,3 +72,62 @@ def test_no_anchors_are_refused(given_anchors):
 def test_two_anchors_of_one_name_are_refused():
     with pytest.raises(SnnetError, match="two anchors are called 'test_vit'"):
         create_stitchable_net('test_vit,test_vit', pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ('anchors', 'options', 'said'),
+    [
+        (None, {}, 'an anchor is a name or made by snnet.as_anchor, but None'),
+        ([3], {}, 'but 3 was given'),
+        ([vit()], {}, 'make one of this VisionTransformer'),
+        ('TEST_VIT', {}, 'did you mean test_vit'),
+        ('test_vit=', {}, "'test_vit=' is not NAME=FILE"),
+        ('=w.pth', {}, "'=w.pth' is not NAME=FILE"),
+        ('test_vit', {'num_classes': 10.0}, 'num_classes is an integer, but 10.0'),
+        ('test_vit', {'num_classes': True}, 'num_classes is an integer, but True'),
+        ('test_vit', {'img_size': (64, 64)}, r'img_size is an integer of at least 1, but \(64, 64\)'),
+        ('test_vit', {'img_size': 0}, 'img_size is at least 1, but 0'),
+        ('test_vit', {'window': '2'}, "window is an integer, but '2'"),
+        ('test_vit', {'nearest': 'no'}, "nearest is True or False, not 'no'"),
+        ('test_vit', {'drop_path_rate': float('nan')}, 'drop_path_rate is a share .* not nan'),
+        ('test_vit', {'drop_path_rate': 1}, 'drop_path_rate is a share .* not 1'),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_a_sentence(anchors, options, said):
+    with pytest.raises(SnnetError, match=said):
+        create_stitchable_net(anchors, pretrained=False, **options)
+
+
+def test_integers_of_numpy_and_paths_are_taken(tmp_path):
+    options = {
+        'num_classes': np.int64(3),
+        'img_size': np.int32(32),
+        'window': np.int64(2),
+        'drop_path_rate': np.float32(0),
+    }
+    create_stitchable_net('test_vit', pretrained=False, **options).save_pretrained(tmp_path / 'net')
+    net = create_stitchable_net(tmp_path / 'net', pretrained=False)
+    assert (net.num_classes, net.input_size) == (3, (3, 32, 32))
+    assert [fit.layer for fit in initialize(net, [torch.zeros(2, 3, 32, 32)], samples=np.int64(2))] == []
+
+
+@pytest.mark.parametrize(
+    ('batches', 'said'),
+    [
+        (torch.zeros(2, 3, 32, 32), 'a list or loader of image batches .* not a Tensor'),
+        (None, 'not a NoneType'),
+        ([torch.zeros(3, 32, 32)], r'not \(3, 32, 32\) of float32'),
+        ([torch.zeros(2, 3, 32, 32, dtype=torch.uint8)], r'not \(2, 3, 32, 32\) of uint8'),
+        ([{'image': torch.zeros(2, 3, 32, 32)}], 'not a dict'),
+        ([np.zeros((2, 3, 32, 32))], 'not a ndarray'),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused_in_a_sentence(batches, said):
+    with pytest.raises(SnnetError, match=said):
+        list(image_chunks(batches, 2, 1))
+
+
+@pytest.mark.parametrize('size', [64, (64, 64), (3, 0, 0), '3,4', (3, 8.0, 8)])
+def test_an_input_size_of_another_form_is_refused(size):
+    with pytest.raises(SnnetError, match=r'input_size is \(channels, height, width\)'):
+        as_anchor(vit(), input_size=size)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import shutil
 import subprocess
 from collections import namedtuple
@@ -19,6 +20,7 @@ from torch import nn
 from snnet import SnnetError
 from snnet.training.checkpoint import Checkpoints
 from snnet.training.run_state import RunState
+from tests.helpers.mutations import is_refused, mutated
 
 X = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 FILES = ('state.safetensors', 'state.json', 'SHA256SUMS')
@@ -316,3 +318,26 @@ def test_an_optimizer_whose_state_is_no_table_of_tensors_is_refused(tmp_path):
     with pytest.raises(SnnetError, match=r'AdamW keeps what a checkpoint cannot hold .* choose another --opt'):
         Checkpoints(tmp_path, 1).save(1, state, values())
     assert not list(tmp_path.iterdir())
+
+
+def test_mutated_values_with_the_right_sums_are_set_aside_or_refused_in_a_sentence(two):
+    """What is loaded can take a step: no value of a wrong type reaches the optimizer."""
+    checkpoints, _ = two
+    path = checkpoints.folder / 'step-00000002'
+    text, sums, rng = (path / FILES[1]).read_text(), (path / FILES[2]).read_text(), random.Random(4)
+    before, state, seen = hashlib.sha256(text.encode()).hexdigest(), make(), set()
+    for _ in range(250):
+        data = mutated(json.loads(text), rng)
+        path.mkdir(exist_ok=True)
+        (path / FILES[1]).write_bytes(data)
+        (path / FILES[2]).write_text(sums.replace(before, hashlib.sha256(data).hexdigest()))
+        for aside in checkpoints.folder.glob('broken-*'):
+            os.replace(aside / FILES[0], path / FILES[0])
+            shutil.rmtree(aside)
+        step = checkpoints.newest()['step']
+        seen.add(step)
+        if is_refused(lambda: checkpoints.load(step, state)):  # noqa: B023  # called at once
+            seen.add('refused')
+        else:
+            move(state, 1)
+    assert seen == {1, 2, 'refused'}
