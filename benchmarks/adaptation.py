@@ -96,11 +96,17 @@ def paired(after: Tensor, before: Tensor) -> str:
     return f'{float(difference.mean()):+.2f} ± {float(difference.std()) / len(difference) ** 0.5:.2f}'
 
 
+def baseline(records: list[snnet.Record], record: snnet.Record) -> float:
+    """Top-1 of mixing anchors at the cost of a stitch; of the best anchor where it costs more than all of them."""
+    mixed = mixing_accuracy(records, record.flops or 0)
+    return max(r.top1 or 0 for r in records if r.anchor) if mixed is None else mixed
+
+
 def summarize(net: snnet.StitchableNet, found: dict[int, Tensor], ids: list[int]) -> tuple[list[snnet.Record], str]:
     """Records with accuracies, and a sentence on all stitches."""
     top1 = {i: 100 * float(rows[0].mean()) for i, rows in found.items()}
     records = [replace(net.records[i], top1=top1[i]) for i in sorted(found)]
-    gains = [top1[i] - (mixing_accuracy(records, net.records[i].flops or 0) or 0) for i in ids]
+    gains = [top1[i] - baseline(records, net.records[i]) for i in ids]
     anchors = [record for record in records if record.anchor]
     extra = (area(records) or 0) - (area(anchors) or 0)
     above = sum(gain > 0 for gain in gains)
@@ -147,14 +153,14 @@ def main() -> None:
     print('  id    MFLOPs  mixing  top-1: before  after  change  cross entropy: change  stitch')
     tops = {record.stitch: record.top1 or 0 for record in new}
     for record in sorted(new, key=lambda record: record.flops or 0):
-        i, mixing = record.stitch, mixing_accuracy(new, record.flops or 0) or 0
+        i, mixing = record.stitch, baseline(new, record)
         first = next(r.top1 for r in old if r.stitch == i) or 0
         change = paired(100 * after[i][0], 100 * before[i][0])
         entropy = paired(after[i][1], before[i][1])
         line = f'{i:>4} {(record.flops or 0) / 1e6:>9.4g}  {mixing:>6.2f}  {first:>13.2f}  {tops[i]:>5.2f}'
         print(f'{line}  {change:>14}  {entropy:>14}  {record.legs}{" *" if record.anchor else ""}')
     predicted = set(done.worth_having)
-    right = sum((tops[i] > (mixing_accuracy(new, net.records[i].flops or 0) or 0)) == (i in predicted) for i in ids)
+    right = sum((tops[i] > baseline(new, net.records[i])) == (i in predicted) for i in ids)
     print(f'before: {was}\nafter:  {now}')
     print(f'the report without labels was right on {right} of {len(ids)} stitches')
     print(f'anchors the same bit by bit: {same}; {seconds:.0f} CPU seconds, {done.steps} steps per stitch')

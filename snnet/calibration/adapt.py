@@ -69,7 +69,8 @@ def adapt(
         batches: images (n, C, H, W), or sequences that begin with them, normalized as for inference. Augmented copies
             help where there are few images.
         minutes: about how long the updates may take; all stitches get the same number of steps.
-        steps: updates of each stitch, in place of what the minutes allow.
+        steps: updates of each stitch, in place of what the minutes allow; 0 fits nothing and only reports how close
+            the stitches come to the largest anchor now.
         samples: most images to use.
         stitches: ids; by default all that have a join. Those that have parameters of their own go on from there.
         blocks: modules behind each join whose whole weights belong to the stitch, too: better where few are left, at
@@ -92,7 +93,7 @@ def adapt(
             or a folder that holds the work of another call.
         UnknownStitch: no such id.
     """
-    _check(minutes=minutes, steps=steps, batch_size=batch_size, lr=lr, temperature=temperature, storage=storage)
+    _check(minutes=minutes, steps=steps or None, batch_size=batch_size, lr=lr, temperature=temperature, storage=storage)
     ids = _chosen(net, stitches)
     net.eval()
     _check_storage(net, ids, blocks, storage)
@@ -103,6 +104,8 @@ def adapt(
         net, range(len(net.stitches)), torch.split(images[judges], _CHUNK), torch.split(answers[judges], _CHUNK), quiet
     )
     work = _Work(net, images, answers, judges, cache_gb, before)
+    if steps == 0:
+        return work.report([work.unchanged(stitch) for stitch in ids], 0)
     done = FinishedStitches(folder)
     settings = FitSettings(steps or 0, batch_size, lr, temperature, blocks, seed)
     about = repr((settings, ids, None if steps else minutes))
@@ -112,10 +115,7 @@ def adapt(
     if not quiet:
         _log.info('adapting %d stitches with %d steps each', len(ids), settings.steps)
     rows = work.run(ids, settings, done, Progress(len(ids) * settings.steps, 'steps', quiet=quiet))
-    own = net.own_parameters
-    counts = int(judges.numel() - judges.sum()), int(judges.sum())
-    held = sum(parameter.numel() for parameter in net.parameters())
-    return Adaptation(rows, counts, settings.steps, own.count() if own else 0, held)
+    return work.report(rows, settings.steps)
 
 
 class _Work:
@@ -143,6 +143,17 @@ class _Work:
         self.cache_gb, self.before = cache_gb, before
         self.mixed = mixed_agreements(net, before)
         self._front: tuple[Any, Tensor] | None = None
+
+    def unchanged(self, stitch: int) -> AdaptedStitch:
+        """A stitch as it is now."""
+        record, now = self.net.records[stitch], self.before[stitch]
+        return AdaptedStitch(stitch, record.legs, record.flops or 0, now, now, self.mixed[stitch])
+
+    def report(self, rows: Sequence[AdaptedStitch], steps: int) -> Adaptation:
+        """What was done, with the storage that it takes."""
+        own, judging = self.net.own_parameters, int(self.judges.sum())
+        held = sum(parameter.numel() for parameter in self.net.parameters())
+        return Adaptation(rows, (len(self.judges) - judging, judging), steps, own.count() if own else 0, held)
 
     def digest(self) -> str:
         """Tells apart what a fit depends on beside its settings: the net, with what stitches have, and the images."""

@@ -19,7 +19,9 @@ class AdaptSettings:
     dataset: str = option('', "timm's name of a data set (default: the folder)")
     train_split: str = option('train', 'name of the split to adapt with')
     minutes: float = option(10.0, 'about how long the updates may take')
-    steps: int | None = option(None, 'updates of each stitch, in place of what the minutes allow', least=1)
+    steps: int | None = option(
+        None, 'updates of each stitch, in place of what the minutes allow; 0 only reports', least=0
+    )
     samples: int = option(2000, 'most images to use; every fourth one judges', least=8)
     stitches: str = option('', "ids to adapt, such as '3-9,24' (default: all that have a join)")
     blocks: int = option(0, 'modules behind each join whose whole weights belong to the stitch, too', least=0)
@@ -70,8 +72,8 @@ def run(settings: AdaptSettings) -> None:
         seed=settings.seed,
         folder=kept,
     )
-    if net.own_parameters is not None:
+    if done.steps and net.own_parameters is not None:
         write_records(folder, net.records)  # first: a stop between the two leaves no accuracy of other parameters
         write_own_parameters(folder, net.own_parameters)
-    shutil.rmtree(kept)
+    shutil.rmtree(kept, ignore_errors=True)
     print(done)

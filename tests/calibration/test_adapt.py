@@ -157,6 +157,16 @@ def test_the_table_says_which_stitches_are_worth_having(vit):
     assert f'{len(done.worth_having)} of {len(done.stitches)} stitches come closer' in text
 
 
+def test_without_steps_nothing_changes_and_the_report_says_how_close_stitches_come_now(vit, plain):
+    done = adapted(plain, steps=0)
+    assert plain.own_parameters is None
+    assert not any(row.kept for row in done.stitches)
+    for now, fitted in zip(done.stitches, vit[1].stitches, strict=True):
+        assert now.before == now.after
+        assert now.before.divergence == pytest.approx(fitted.before.divergence, rel=1e-5)
+        assert now.mixed == fitted.mixed
+
+
 def test_what_cannot_be_adapted_is_refused_in_one_sentence(plain, tmp_path):
     with pytest.raises(SnnetError, match=r'stitch 0 \(small\[:\]\) has no join'):
         adapted(plain, stitches=[0, 3])
