@@ -33,7 +33,7 @@ class Gate:
     Args:
         app: the other one.
         key: what clients have to know; None lets everybody in.
-        log_access: write a line of JSON for every request to the logger `snnet.access`.
+        log_access: write a line of JSON for every request to the access log.
     """
 
     def __init__(self, app: Application, key: str | None = None, log_access: bool = False) -> None:
