@@ -8,8 +8,8 @@ torchrun --nproc_per_node=8 eval_stitches.py output/train/net --data-dir /imagen
 import os
 import sys
 
-from snnet.budget.curve import draw_curve
 from snnet.budget.frontier import frontier_table
+from snnet.budget.plot import draw_curve
 from snnet.config.parse import parse
 from snnet.errors import MissingExtra, SnnetError
 from snnet.evaluation.eval_settings import EvalSettings

@@ -2,9 +2,9 @@
 
     python benchmarks/anchors.py --most-params 150e6
 
-Networks have random weights. Checked are: the anchor's output in eval and in train mode (same seed, drop path on)
-equals the model's bit for bit; every parameter takes part somewhere; and the network cut in two after its first block
-gives the whole output, each half with nothing but its own parameters.
+Networks have random weights. The script checks three things: the anchor's output in eval and in train mode (same seed,
+drop path on) equals the model's bit for bit; every parameter takes part somewhere; and the network cut in two after its
+first block gives the whole output, where each half has only its own parameters.
 """
 
 from __future__ import annotations

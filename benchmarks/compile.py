@@ -44,7 +44,7 @@ def seconds(net: Callable[..., Tensor], images: Tensor, stitches: list[int], tra
 def compare(
     eager: snnet.StitchableNet, compiled: snnet.StitchableNet, images: Tensor, args: argparse.Namespace
 ) -> None:
-    """Prints times and the median ratio over random stitches, each run in both ways right after one another."""
+    """Prints times and the median ratio over random stitches, each run both ways, one right after the other."""
     pairs = []
     for stitch in random.Random(0).choices(range(len(eager.stitches)), k=args.pairs):
         pairs.append([seconds(net, images, [stitch], args.train) for net in (eager, compiled)])

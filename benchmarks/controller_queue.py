@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
-from typing import Any
 
 from snnet.serve import Choice, Choices, Request, controller
 from snnet.serve.recent_load import Load
@@ -41,7 +40,7 @@ def family() -> Choices:
     )
 
 
-def waiting(ways: ModuleType, choices: Choices, pattern: str, count: int) -> Any:
+def waiting(ways: ModuleType, choices: Choices, pattern: str, count: int) -> controller.ControllerState:
     """A state with `count` waiting requests at time 0, after a calm."""
     step = choices.fast[0][MOST] / MOST
     factor = {'loose': 2.0, 'burst': 2.0, 'tight': 1.001, 'busy': 1.001, 'mixed': 8.0}[pattern]
@@ -52,13 +51,10 @@ def waiting(ways: ModuleType, choices: Choices, pattern: str, count: int) -> Any
     requests = [
         Request(i, due, least if pattern == 'mixed' and i % 10 == 3 else 0.0) for i, due in enumerate(deadlines)
     ]
-    floors = [choices.floor(request.least) for request in requests]
-    state = ways.ControllerState.initial(choices)
+    floors = [choices.floor(request.least) or 0 for request in requests]
+    state = controller.ControllerState.initial(choices)
     load = Load.expected(1.0, choices.capacity).seen(0.0, deadlines[-1])._replace(peaks=(1.0,) * 8)
-    if ways is controller:
-        queue: Any = ways.WaitingQueue(tuple(requests), tuple(deadlines), tuple(floors), (1,) * count)
-    else:
-        queue = tuple(ways.Waiting(request, floor, 1) for request, floor in zip(requests, floors, strict=True))
+    queue = controller.WaitingQueue(tuple(requests), tuple(deadlines), tuple(floors), (1,) * count)
     state = replace(state, now=0.0, queue=queue, load=load)
     if pattern == 'busy':
         state, _ = ways.decide(choices, state, 0.0)

@@ -1,10 +1,10 @@
-"""Evaluation of all stitches against one pass over the images a stitch, on the same images in one run.
+"""Evaluation of all stitches at once against one pass over the images per stitch, on the same images in one run.
 
     python benchmarks/evaluate.py --anchors deit_tiny,deit_small,deit_base --images 4 --pairs 3
 
-One pass a stitch decodes every image once a stitch; evaluation decodes it once. Prints the ratio of the times for
-decoding (JPEG files of 500 x 375 pixels, made here) and for computing, and the ratio that sharing parts allows at best,
-from the FLOPs. With --suffix-batch the stitches with the same end also run as one batch.
+With one pass per stitch, every image is decoded once per stitch; evaluation decodes it once. Prints the ratio of the
+times for decoding (JPEG files of 500 x 375 pixels, made here) and for computing, and the best ratio that sharing parts
+allows, from the FLOPs. With --suffix-batch the stitches with the same end also run as one batch.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     net = snnet.create_stitchable_net(args.anchors, pretrained=False, num_classes=1).eval().to(args.device)
     ids = range(len(net.stitches))
     single, shared = sum(record.flops or 0 for record in net.records), shared_flops(net)
-    print(f'{len(ids)} stitches: {single / 1e9:.1f} GFLOPs an image one by one, {shared / 1e9:.1f} shared')
+    print(f'{len(ids)} stitches: {single / 1e9:.1f} GFLOPs per image one by one, {shared / 1e9:.1f} shared')
     decoding, computing = [], []
     with tempfile.TemporaryDirectory() as folder:
         write_photographs(Path(folder, 'validation', 'class'), args.images)

@@ -5,8 +5,8 @@
 
 The plain way is torch's DistributedDataParallel with find_unused_parameters=True, which reduces the gradients of every
 anchor in every step. Both ways train a copy of the same net (no weights needed) on two processes of this machine, one
-thread each, joined by gloo; every step runs both, in turn first. Printed are seconds a step, megabytes that each rank
-hands over, the median of the ratios, and whether the replicas end equal.
+thread each, joined by gloo; every step runs both, in alternating order. The script prints seconds per step, megabytes
+that each rank exchanges, the median of the ratios, and whether the replicas end equal.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def ours(net: snnet.StitchableNet, exchange: Exchange) -> Way:
 
 
 class Traffic:
-    """Counts the bytes that are handed to `all_reduce`."""
+    """Counts the bytes that `all_reduce` gets."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument('--anchors', default='deit_tiny,deit_small,deit_base')
     parser.add_argument('--steps', type=int, default=12, help='steps that are timed')
     parser.add_argument('--warmup', type=int, default=1, help='steps before them')
-    parser.add_argument('--batch-size', type=int, default=1, help='images a step and rank')
+    parser.add_argument('--batch-size', type=int, default=1, help='images per step and rank')
     with tempfile.TemporaryDirectory() as folder:
         arguments = f'{folder}/store', parser.parse_args()
         torch.multiprocessing.start_processes(rank_of_two, arguments, WORLD, start_method='spawn')

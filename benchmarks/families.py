@@ -2,11 +2,11 @@
 
     python benchmarks/families.py [--out docs/results/families.md] [--real] [NAMES ...]
 
-Each is built by `snnet.create_stitchable_net(names, pretrained=False)` in a process of its own with limits on time and
-memory; where timm gives the networks no classifier, or each another one, with `num_classes=10`. Then its anchors and
-five stitches run. Networks have no numbers (torch's meta device) unless one needs them, or with
---real: what runs and which shapes come out is the same, but FLOPs cannot be traced, so parameters order the networks.
-Prints a table in Markdown: stitches and stitch layers, or the refusal.
+Each is built by `snnet.create_stitchable_net(names, pretrained=False)` in a separate process with limits on time and
+memory, with `num_classes=10` where timm gives the networks no classifier or different ones. Then its anchors and five
+stitches run. Networks have no numbers (torch's meta device) unless one needs them or --real is given: what runs and
+which shapes come out is the same, but FLOPs cannot be traced, so networks are ordered by parameters. Prints a table in
+Markdown: stitches and stitch layers, or the refusal.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def swept(names: str, real: bool) -> Row:
 
 
 def table(rows: list[Row]) -> str:
-    """The table, and a sentence that sums it up."""
+    """The table, and a sentence that summarizes it."""
     nets = sum(bool(row.stitches) for row in rows)
     lines = [
         f'{nets} of {len(rows)} give a net whose anchors and five stitches run.',

@@ -29,7 +29,7 @@ Way = Callable[[snnet.StitchableNet, torch.Tensor], None]
 
 @torch.no_grad()
 def straightforward(net: snnet.StitchableNet, images: torch.Tensor) -> None:
-    """All features kept, one float32 pseudo-inverse a position, solutions averaged over a shared layer."""
+    """All features kept, one float32 pseudo-inverse per position, solutions averaged over a shared layer."""
     features = {}
     for anchor in map(net.anchor, range(len(net.anchors))):
         x, kept = anchor.run_stem(images), []
@@ -47,7 +47,7 @@ def straightforward(net: snnet.StitchableNet, images: torch.Tensor) -> None:
 
 
 def ours(net: snnet.StitchableNet, images: torch.Tensor) -> None:
-    """Float64 sums, a joint fit a layer."""
+    """Float64 sums, a joint fit per layer."""
     initialize(net, [images], samples=len(images))
 
 

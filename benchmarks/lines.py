@@ -2,7 +2,7 @@
 
     python benchmarks/lines.py [--out docs/results/lines.md] [FILE ...]
 
-Each runs in a process of its own with limits on time and memory, is wrapped by `snnet.as_anchor`, and is compared with
+Each runs in a separate process with limits on time and memory, is wrapped by `snnet.as_anchor`, and is compared with
 the bare model bit by bit: in eval mode, in train mode from the same seed (with the statistics that this leaves),
 each gradient, and cut into two halves. Prints a table in Markdown.
 """
@@ -98,7 +98,7 @@ def compared(file: str, model_name: str) -> Row:
 
 @torch.no_grad()
 def halves(anchor: snnet.Anchor, model: nn.Module, x: Tensor) -> bool:
-    """Whether two cuts, each with its own parameters, give what the whole gives."""
+    """Whether two cuts, each with its own parameters, give the output of the whole."""
     middle = len(anchor.line()) // 2
     front, end = anchor.cut(None, middle), anchor.cut(middle, None)
     features = front.run(x, None, middle)
@@ -113,7 +113,7 @@ def drawn(network: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def tried(file: str, pipe: Connection) -> None:
-    """In a process of its own."""
+    """Runs in a separate process."""
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     name = file

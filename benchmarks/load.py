@@ -2,10 +2,10 @@
 
     python benchmarks/load.py FILE
 
-The file holds `configs`, a stitch a row: cfg_id, flops, acc1, front_anchor, end_anchor. Latency is made up from FLOPs:
-a fixed part a batch and a part a GFLOP and image. Two machines: 'cpu' (0.5 ms + 1 ms a GFLOP), where batches gain
-little, and 'gpu' (4 ms + 0.2 ms a GFLOP), where they gain much. One
-rule (`SPARED` of snnet.serve.policy) was set by some of these cells with their default seeds; take others to judge it.
+The file holds `configs`, one stitch per row: cfg_id, flops, acc1, front_anchor, end_anchor. Latency is made up from
+FLOPs: a fixed part per batch, and a part per GFLOP and image. There are two machines: 'cpu' (0.5 ms + 1 ms per GFLOP),
+where batches gain little, and 'gpu' (4 ms + 0.2 ms per GFLOP), where they gain much. One rule (`SPARED` of
+snnet.serve.policy) was tuned on some of these cells with their default seeds; use other seeds to judge it.
 The numbers are published per-stitch results of SN-Net (logs in github.com/ziplab/SN-Net).
 """
 
@@ -23,7 +23,7 @@ from snnet.serve.compare_policies import POLICIES, STITCHES, PolicyOutcome, comp
 from snnet.serve.plot import draw_loads
 
 MACHINES = {'cpu': (0.0005, 0.001), 'gpu': (0.004, 0.0002)}
-"""Seconds a batch, and a GFLOP and image."""
+"""Seconds per batch, and per GFLOP and image."""
 
 
 def choices_of(rows: list[dict], machine: str, most: int = 16) -> Choices:
@@ -51,7 +51,7 @@ def hard_budgets(rows: list[dict], low: float, high: float) -> float:
 
 
 def main() -> None:
-    """Prints the tables and what a request costs the controller, and draws the pictures."""
+    """Prints the tables and the controller's time per request, and draws the pictures."""
     parser = argparse.ArgumentParser(description='Simulates a service under load with published accuracies.')
     parser.add_argument('file', type=Path, help='published numbers, stitch by stitch')
     parser.add_argument('--output', type=Path, help='folder for pictures')
@@ -83,7 +83,7 @@ def main() -> None:
                 outcomes = compare_policies(stitches, whole, moments, args.deadline, world)
                 spent = 1e6 * (time.perf_counter() - begin) / len(moments) / 9  # runs, by bisection
                 found += [PolicyOutcome(load, len(moments) / seconds, *outcome) for outcome in outcomes]
-                print(f'{machine} {shape} {load}: about {spent:.0f} us a request', flush=True)
+                print(f'{machine} {shape} {load}: about {spent:.0f} us per request', flush=True)
             print(outcome_table(found), flush=True)
             if args.output:
                 points = {p: [(r.load, r.outcome) for r in found if r.policy == p] for p in POLICIES}

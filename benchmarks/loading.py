@@ -4,8 +4,8 @@
 
 The images are generated JPEG files of ImageNet's usual size (500 x 375), augmented as in DeiT's recipe. The plain way
 is timm's data set, transform and sampler of repeated augmentation in torch's loader, with the processes kept between
-epochs as ours are. Both run in pairs, in turn; the median of the ratios is printed for every number of processes, with
-and without repeated augmentation.
+epochs as ours are. Both run in pairs, in alternating order; the median of the ratios is printed for every number of
+processes, with and without repeated augmentation.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write_photographs(folder: Path, count: int) -> None:
 def plain_loader(
     data: TrainDataSettings, augmentation: AugmentationSettings, net: snnet.StitchableNet
 ) -> DataLoader[Any]:
-    """What one writes without this package."""
+    """A loader written without this package."""
     dataset = create_dataset('', root=data.data_dir, split='train')
     steps = [
         *train_transform(augmentation, net).transforms[:-1],
@@ -70,7 +70,7 @@ def plain_loader(
 
 
 def images_per_second(epoch: Callable[[], Iterable[Any]]) -> float:
-    """Of one epoch."""
+    """Images per second over one epoch."""
     begin, count = time.perf_counter(), 0
     for images, _ in epoch():
         count += len(images)

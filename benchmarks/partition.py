@@ -2,9 +2,9 @@
 
     python benchmarks/partition.py --networks 24 --blocks 4
 
-The zoo is made up: lines of 8 to 27 modules whose boundaries drift through a common space with noise of their own, as
-features of trained networks do. Both partition methods get the same similarities, sizes and limit; printed are seconds
-and the objective J that each reaches (at most 2 a block). All assemblies are then costed from tables, and by a loop
+The zoo is made up: lines of 8 to 27 modules whose boundaries drift through a common space with noise, as features of
+trained networks do. Both partition methods get the same similarities, sizes and limit. The script prints seconds and
+the objective J that each reaches (at most 2 per block). All assemblies are then costed from tables, and by a loop
 over combinations that adds up Python numbers, timed on `--sample` of them and scaled.
 """
 

@@ -1,4 +1,4 @@
-"""A table of latencies in rounds, frontier measured and the rest predicted, against one stitch after the other.
+"""A latency table measured in rounds, with the frontier measured and the rest predicted, against one stitch at a time.
 
     python benchmarks/profiling.py
     python benchmarks/profiling.py --anchors deit_tiny,deit_small,deit_base --img-size 96 --minutes 1.5
@@ -34,7 +34,7 @@ def alone(net: snnet.StitchableNet, images: torch.Tensor, stitch: int) -> float:
     return statistics.median(times)
 
 
-def told(errors: list[float]) -> str:
+def in_words(errors: list[float]) -> str:
     """Mean and largest of some shares, in print."""
     return f'mean {100 * statistics.fmean(errors):.2f} %, largest {100 * max(errors):.2f} %' if errors else 'none'
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument('--anchors', default='deit_tiny,deit_small')
     parser.add_argument('--img-size', type=int, default=64)
     parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--minutes', type=float, default=1.0, help='stop the plain loop after so long')
+    parser.add_argument('--minutes', type=float, default=1.0, help='most minutes of the plain loop')
     args = parser.parse_args()
     torch.manual_seed(0)
     net = snnet.create_stitchable_net(args.anchors, pretrained=False, img_size=args.img_size).eval()
@@ -65,8 +65,8 @@ def main() -> None:
     theirs = (time.perf_counter() - begin) * len(net.stitches) / len(plain)
     print(f'ours {ours:.1f} s, one after the other {theirs:.1f} s: {theirs / ours:.2f} times as fast')
     apart = {i: abs(table.rows[i].ms / ms - 1) for i, ms in plain.items()}
-    print('measured against the plain loop:', told([apart[i] for i in apart if i in table.measured]))
-    print('predicted against the plain loop:', told([apart[i] for i in apart if i not in table.measured]))
+    print('measured against the plain loop:', in_words([apart[i] for i in apart if i in table.measured]))
+    print('predicted against the plain loop:', in_words([apart[i] for i in apart if i not in table.measured]))
     if table.error is not None:
         mean, largest = (100 * table.error[name] for name in ('mean', 'largest'))
         print(f'error that the table states: mean {mean:.2f} %, largest {largest:.2f} %')

@@ -1,4 +1,4 @@
-"""What BatchNorm statistics of a stitch's own are worth: taken whole, and taken where held-out images say they help.
+"""What separate BatchNorm statistics per stitch are worth: taken always, or only where held-out images say they help.
 
     python benchmarks/recalibration.py imagenet WEIGHTS SOURCE   # an EfficientNet-Lite by itself, on photographs
     python benchmarks/recalibration.py cifar SOURCE              # every stitch of ResNet-20 and ResNet-56, on CIFAR-10

@@ -1,4 +1,4 @@
-"""Similarity of all boundaries of a zoo: one matrix product a batch against pair by pair, in one run.
+"""Similarity of all boundaries of a zoo: one matrix product per batch against pair by pair, in one run.
 
     python benchmarks/similarity.py --boundaries 450 --width 512                  (pooled features)
     python benchmarks/similarity.py --boundaries 450 --width 50176 --wide 20      (features of 256 x 14 x 14)
@@ -6,9 +6,9 @@
 Both ways get the same random features of one batch; how the networks run does not matter here. The straightforward
 way computes biased CKA of every pair from its two feature matrices, as ||Y'X|| or, where features outnumber images,
 from their Gram matrices; it is timed on `--sample` pairs drawn at random, and scaled to all of them. Ours is
-`snnet.reassembly`'s: one Gram matrix a boundary, and one product of all of them. With `--wide`, so many different
-feature matrices stand for all boundaries, one after the other, so that not all lie in memory. Printed are seconds a
-batch, the median of the ratios, and the largest difference of the two ways' biased CKA on the sampled pairs.
+`snnet.reassembly`'s: one Gram matrix per boundary, and one product of all of them. With `--wide N`, N different
+feature matrices stand for all boundaries, one after the other, so that they fit in memory. The script prints seconds
+per batch, the median of the ratios, and the largest difference of the two ways' biased CKA on the sampled pairs.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def main() -> None:
     """Times both ways."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--boundaries', type=int, default=450)
-    parser.add_argument('--width', type=int, default=512, help='features an image')
-    parser.add_argument('--wide', type=int, default=0, help='different feature matrices (0: one a boundary)')
+    parser.add_argument('--width', type=int, default=512, help='features per image')
+    parser.add_argument('--wide', type=int, default=0, help='different feature matrices (0: one per boundary)')
     parser.add_argument('--batch', type=int, default=64)
     parser.add_argument('--sample', type=int, default=500, help='pairs that the straightforward way is timed on')
     parser.add_argument('--pairs', type=int, default=3, help='how often both ways are timed')

@@ -3,10 +3,10 @@
     python benchmarks/switching.py
     python benchmarks/switching.py --anchors deit_tiny,deit_small --img-size 96 --pairs 300
 
-Calls are interleaved in random order within a round, so that all meet the same noise; printed are medians of the ratios
-within a round and their 95 % interval (by order statistics). A call behind another one finds its weights outside the
-caches, so that switching is to be compared with switching among plain networks. Compiled are the blocks, one by one;
-nothing compiles after the warm-up, or the run ends with an error.
+Calls are interleaved in random order within a round, so that all meet the same noise. The script prints medians of the
+ratios within a round and their 95 % interval (by order statistics). A call that follows another one finds its weights
+outside the caches, so switching is compared with switching among plain networks. Blocks are compiled one by one. If
+anything compiles after the warm-up, the run ends with an error.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def against_plain(net: snnet.StitchableNet, images: Tensor, rounds: int) -> None
 
 
 def switching(calls: Sequence[Callable[[], object]], rounds: int, device: torch.device, what: str) -> None:
-    """Prints what a call costs behind another one, against the same call once more."""
+    """Prints what a call costs after another one, against the same call repeated."""
     other: list[float] = []
     same: list[float] = []
     for call in random.Random(0).choices(calls, k=rounds):

@@ -29,7 +29,7 @@ SAME = ((0.5,) * 3, (0.5,) * 3)
 
 
 def train(net: snnet.StitchableNet, answers: Answers, batches: list[Tensor], tau: float) -> list[float]:
-    """Losses of a step a batch, from the same weights every time."""
+    """Losses of one step per batch, from the same weights every time."""
     start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
     loss_of = DistillationLoss(nn.CrossEntropyLoss(), tau=tau)
@@ -47,7 +47,7 @@ def train(net: snnet.StitchableNet, answers: Answers, batches: list[Tensor], tau
 
 
 def print_disk(folder: Path, steps: int = 256, images: int = 128, classes: int = 1000) -> None:
-    """Bytes an image, and images a second read back, of every kind of answer."""
+    """Bytes per image, and images per second read back, for every kind of answer."""
     logits, pixels = torch.randn(images, classes), torch.zeros(images, 3, 2, 2)
     for name, question in {
         'hard': Question(),
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument('--anchors', default='deit_tiny,deit_small,deit_base')
     parser.add_argument('--teacher', default='regnety_160', help='built without weights')
     parser.add_argument('--distill', default='hard')
-    parser.add_argument('--img-size', type=int, default=112, help='pixels a side')
+    parser.add_argument('--img-size', type=int, default=112, help='pixels per side')
     parser.add_argument('--batch', type=int, default=4)
     parser.add_argument('--steps', type=int, default=4)
     parser.add_argument('--pairs', type=int, default=3, help='repetitions of both ways')

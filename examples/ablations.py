@@ -140,7 +140,7 @@ class Bench:
 
     @staticmethod
     def affordable(step: TrainStep, budget: float) -> int:
-        """How many steps spend the budget of student FLOPs an image."""
+        """How many steps spend the budget of student FLOPs per image."""
         steps, spent = 0, 0.0
         while budget:
             drawn = [step.sampler(steps, 0, turn) for turn in range(step.stitches_per_step)]
@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument('source', type=Path, help='folder of the sprites')
     parser.add_argument('target', type=Path, help="folder of the family's weights")
     parser.add_argument('--family', choices=FAMILIES, required=True)
-    parser.add_argument('--count', type=int, default=2, help='stitch so many anchors of the family (default: 2)')
+    parser.add_argument('--count', type=int, default=2, help='how many anchors of the family to stitch (default: 2)')
     parser.add_argument('--table', choices=tables('vit'), required=True)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--half', action='store_true', help='evaluate on the first half of the images only')

@@ -83,7 +83,7 @@ class CifarResNetAnchor(ResNetAnchor):
         return [Stage(list(layer)) for layer in (model.layer1, model.layer2, model.layer3)]
 
     def stitch_stages(self) -> range:
-        """All."""
+        """All three stages."""
         return range(3)
 
 
@@ -96,25 +96,25 @@ def _resnet(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 @register_model
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """3 blocks a stage."""
+    """3 blocks per stage."""
     return _resnet('cifar_resnet20', pretrained, **kwargs)
 
 
 @register_model
 def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """5 blocks a stage."""
+    """5 blocks per stage."""
     return _resnet('cifar_resnet32', pretrained, **kwargs)
 
 
 @register_model
 def cifar_resnet44(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """7 blocks a stage."""
+    """7 blocks per stage."""
     return _resnet('cifar_resnet44', pretrained, **kwargs)
 
 
 @register_model
 def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """9 blocks a stage."""
+    """9 blocks per stage."""
     return _resnet('cifar_resnet56', pretrained, **kwargs)
 
 
@@ -137,7 +137,7 @@ def read_sprite(source: Path, number: int) -> tuple[np.ndarray, list[int]]:
 
 
 def write_images(source: Path, target: Path, split: str, sprites: Iterable[int]) -> None:
-    """Cuts sprites into one folder of PNG files a class below the folder of the split."""
+    """Cuts sprites into PNG files, one folder per class below the folder of the split."""
     for number in sprites:
         images, labels = read_sprite(source, number)
         for i, (image, label) in enumerate(zip(images, labels, strict=True), start=1000 * number):

@@ -81,7 +81,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_images(images: np.ndarray, labels: np.ndarray, folder: Path) -> None:
-    """One folder a digit, as timm reads them."""
+    """One folder per digit, as timm reads them."""
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         path = folder / str(label) / f'{i:04}.png'
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -171,7 +171,7 @@ def _relative_flops(rows: list[dict[str, Any]], net: StitchableNet) -> float:
     meter = FlopsMeter(net)
     for anchor in net.anchors:
         anchor(torch.zeros(1, *net.input_size))
-    spent = [row['train_flops'] for row in [rows[0], *rows[:-1]]]  # a line says what the next step takes
+    spent = [row['train_flops'] for row in [rows[0], *rows[:-1]]]  # each line holds the cost of the next step
     more = mean(spent) - meter.total()
     return 1 + more / max(1, len(net.stitch_layers)) / mean(net.records[row['stitch']].flops or 0 for row in rows)
 

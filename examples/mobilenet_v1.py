@@ -55,7 +55,7 @@ default_cfgs = generate_default_cfgs(
 
 
 class MobileNetV1(EfficientNet):
-    """timm's network of depthwise pairs, as a class of its own for the adapter."""
+    """timm's network of depthwise pairs, as a separate class so that the adapter applies to it alone."""
 
 
 class MobileNetV1Anchor(Anchor):
@@ -67,7 +67,7 @@ class MobileNetV1Anchor(Anchor):
         return model.bn1(model.conv_stem(x))
 
     def stages(self) -> list[Stage]:
-        """Two; with one alone the rule would also list stitches that run a block twice."""
+        """Two stages; with only one, the rule would also list stitches that run a block twice."""
         first, *others = (block for stage in self.model.blocks for block in stage)
         return [Stage([first]), Stage(others)]
 
@@ -76,7 +76,7 @@ class MobileNetV1Anchor(Anchor):
         return self.model.forward_head(x)
 
     def stitch_stages(self) -> range:
-        """Both."""
+        """Both stages."""
         return range(2)
 
 
@@ -100,7 +100,7 @@ for _name in MULTIPLIERS:
 
 
 def write_images(source: Path, target: Path) -> None:
-    """Sorts the photographs into a folder a class, alternately for training and validation; lists the classes."""
+    """Sorts the photographs into one folder per class, alternately for training and validation; lists the classes."""
     with open(source / 'nips17_test1000.csv', newline='') as file:
         rows = sorted((int(row['label']), row['file']) for row in csv.DictReader(file))
     with tarfile.open(source / 'nips17_test1000_224.tar') as tar:

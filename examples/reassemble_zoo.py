@@ -1,4 +1,4 @@
-"""Does reassembly find good networks, and does its surrogate know? One experiment on any small zoo with real weights.
+"""Does reassembly find good networks, and does its surrogate predict them? One experiment on any small zoo.
 
     python examples/reassemble_zoo.py NAME=FILE,NAME=FILE,... --plugin examples/cifar10_resnet.py \
         --data-dir output/cifar10/images --budgets 5e7 7.5e7 1e8
@@ -91,7 +91,7 @@ class Bench:
         self.done = {(row['group'], row['network']): row for row in self.rows.read()}
 
     def run(self, group: str, legs: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Fits, scores, trains and tests a network, or takes what an earlier run found."""
+        """Fits, scores, trains and tests a network, or takes the results of an earlier run."""
         if (group, legs) in self.done:
             return self.done[group, legs]
         same = next((row for (_, network), row in self.done.items() if network == legs), None)
@@ -165,7 +165,7 @@ def random_partition(ours: reassembly.Partition, program: DynamicProgram, seed: 
 
 
 def read_images(settings: Experiment, split: str, like: Anchor, count: int | None) -> Images:
-    """Images of a split, prepared as for the first network; so many drawn at random, or all."""
+    """Images of a split, prepared as for the first network: `count` drawn at random, or all."""
     net = snnet.create_stitchable_net([like], pretrained=True)
     dataset = open_dataset(settings.data, split, net)
     total = len(dataset)  # type: ignore[arg-type]  # a Dataset with a length
@@ -206,7 +206,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def main(settings: Experiment) -> None:
-    """Runs what no earlier run has done."""
+    """Runs what earlier runs have not done."""
     import_plugins(settings.plugin)
     set_up_logging()
     output = Path(settings.output)

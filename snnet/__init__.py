@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         training as training,
         utils as utils,
     )
-    from .anchors.anchor import Anchor, Source, Stage
+    from .anchors.anchor import Anchor, Source
     from .anchors.boundary import Boundary
+    from .anchors.network_line import Stage
     from .anchors.registry import as_anchor, register_adapter
     from .budget.frontier import frontier
     from .budget.latency_table import Latency, LatencyTable, Setup
@@ -57,11 +58,16 @@ if TYPE_CHECKING:
     from .stitching.space import list_stitches
     from .stitching.stitch import Leg, Stitch
 else:
+    from . import (
+        reassembly as reassembly,  # enters itself among those who build the networks of saved nets; loads no torch
+    )
+
     __getattr__, __dir__ = lazy_package(
         __name__,
         {
-            'anchors.anchor': ['Anchor', 'Source', 'Stage'],
+            'anchors.anchor': ['Anchor', 'Source'],
             'anchors.boundary': ['Boundary'],
+            'anchors.network_line': ['Stage'],
             'anchors.registry': ['as_anchor', 'register_adapter'],
             'budget.frontier': ['frontier'],
             'budget.latency_table': ['Latency', 'LatencyTable', 'Setup'],

@@ -22,8 +22,8 @@ from benchmarks.gpu.cifar_images import MEAN, STD, batches, load, normalized
 from benchmarks.gpu.clock import took
 from benchmarks.gpu.part import Options, Report
 from benchmarks.gpu.pieces import save_in_pieces
-from snnet.budget.curve import draw_curve
 from snnet.budget.frontier import area, mixing_accuracy
+from snnet.budget.plot import draw_curve
 from snnet.calibration.initialize import initialize
 from snnet.config.sections import from_flat
 from snnet.net.shared_prefixes import all_logits

@@ -1,9 +1,7 @@
-"""A network as a line: stem -> [entry, block, block, ...] ... -> head, with numbered positions between the modules."""
+"""A pretrained network that runs, is measured and is cut between any two positions of its line."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,23 +15,10 @@ from ..errors import CannotStitch
 from ..utils.modes import still_statistics
 from .boundary import Boundary
 from .cut import cut_copy
+from .network_line import NetworkLine
 from .new_head import classifier_modules, new_head_modules
 from .normalization import Normalization, Renormalize
 from .survey import Survey, survey_line
-from .weightless import meta_tensors
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run of blocks on one grid.
-
-    Attributes:
-        blocks: the modules that can be cut between.
-        entry: the downsampling that opens the stage; None where the first block does it itself.
-    """
-
-    blocks: Sequence[nn.Module]
-    entry: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +29,7 @@ class Source:
     args: dict[str, Any]
 
 
-class Anchor(nn.Module):
+class Anchor(NetworkLine):
     """A pretrained network as a line; a subclass is the adapter of a family and gives four answers.
 
     The answers are `layout`, `stem`, `stages` and `head`; run in sequence they compute exactly what the model
@@ -66,10 +51,6 @@ class Anchor(nn.Module):
         checkpointing: whether blocks run again in the backward pass instead of keeping their activations.
     """
 
-    layout: str = 'NCHW'
-    has_grid_bound_modules = False
-    """Whether some modules may run only on the grid that they were made for (see `is_grid_bound`)."""
-
     def __init__(
         self,
         model: nn.Module,
@@ -78,10 +59,7 @@ class Anchor(nn.Module):
         source: Source | None = None,
         official: bool = False,
     ) -> None:
-        super().__init__()
-        self.model: Any = model  # Any: adapters reach into networks of many classes
-        self.name = name
-        self.input_size = input_size
+        super().__init__(model, name, input_size)
         self.source = source
         self.official = official
         self.normalization = Normalization.of_model(model, input_size[0])
@@ -90,64 +68,9 @@ class Anchor(nn.Module):
         self.trains_head = False
         self.checkpointing = False
 
-    # The four answers of an adapter (layout is an attribute), and two that have a default.
-
-    def stem(self, x: Tensor) -> Tensor:
-        """Image (N, C, H, W), normalized as the network was trained, to the features at position 0."""
-        raise NotImplementedError
-
-    def stages(self) -> list[Stage]:
-        """The stages, looked up in the model now."""
-        raise NotImplementedError
-
-    def head(self, x: Tensor) -> Tensor:
-        """Features at the last position to logits (N, classes)."""
-        raise NotImplementedError
-
-    def published_head(self, x: Tensor) -> Tensor:
-        """The head as the published implementation ran it behind a stitch layer."""
-        return self.head(x)
-
-    def stitch_stages(self) -> range:
-        """Stages that are stitched: all but the last, or the only one (SN-Net, section 4.1)."""
-        return range(max(1, len(self.stages()) - 1))
-
-    def is_grid_bound(self, position: int, module: nn.Module) -> bool:
-        """Whether the module behind a position fails on other grids, or silently computes something else there."""
-        return False
-
-    # What follows from them.
-
-    @property
-    def prefix(self) -> int:
-        """Number of prefix tokens in a token sequence."""
-        return int(getattr(self.model, 'num_prefix_tokens', 0)) if self.layout == 'NLC' else 0
-
-    @property
-    def num_classes(self) -> int:
-        """Width of the logits."""
-        return int(self.model.num_classes)
-
     def recipe(self) -> Source | None:
         """How to make the model again; None where nothing says so."""
         return self.source
-
-    def layout_at(self, position: int) -> tuple[str, int]:
-        """Layout and number of prefix tokens at a position; the same everywhere unless a subclass says otherwise."""
-        return self.layout, self.prefix
-
-    def line(self) -> list[nn.Module]:
-        """Entries and blocks in the order they run; position p lies before module p."""
-        return [m for stage in self.stages() for m in (stage.entry, *stage.blocks) if m is not None]
-
-    def blocks(self) -> list[range]:
-        """For each stage, the indices of its blocks in `line()`."""
-        spans, at = [], 0
-        for stage in self.stages():
-            first = at + (stage.entry is not None)
-            at = first + len(stage.blocks)
-            spans.append(range(first, at))
-        return spans
 
     def run(self, x: Tensor, start: int | None = None, stop: int | None = None) -> Tensor:
         """Runs the modules from position `start` to position `stop`.
@@ -216,16 +139,10 @@ class Anchor(nn.Module):
 
     def cut(self, start: int | None = None, stop: int | None = None) -> Anchor:
         """A copy that holds only what `run(x, start, stop)` needs; positions stay as they are."""
-        return cut_copy(self, start, stop)
-
-    def edge_modules(self) -> list[nn.Module]:
-        """Stem and head, where they are modules that may share parts with blocks."""
-        return []
-
-    def duplicate(self, memo: dict[int, Any] | None = None) -> Anchor:
-        """A deep copy; `memo` maps ids of objects to their replacements, as in `copy.deepcopy`."""
-        self.clear_caches()
-        return copy.deepcopy(self, memo)
+        twin = cut_copy(self, start, stop, self.parameter_names(start, stop))
+        if start is not None:
+            twin.renormalize = None
+        return twin
 
     def freeze(self, head: bool = True) -> None:
         """Freezes what is pretrained, and keeps it in eval mode even after `train()`.
@@ -250,13 +167,6 @@ class Anchor(nn.Module):
     def _trained_head(self) -> list[nn.Module]:
         """The modules that a frozen anchor trains."""
         return classifier_modules(self.model) if self.trains_head else new_head_modules(self.model)
-
-    def clear_caches(self) -> None:
-        """Drops what the model has derived from its weights and would keep using after they change."""
-
-    def weightless_copy(self) -> Anchor:
-        """A copy in eval mode on torch's meta device: shapes without numbers."""
-        return self.duplicate(meta_tensors(self)).eval()
 
     def __repr__(self) -> str:
         spans = ' + '.join(str(len(span)) for span in self.blocks())

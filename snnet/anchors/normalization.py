@@ -1,20 +1,13 @@
-"""Every network sees the image normalized as it was trained, although a net normalizes each image once."""
+"""How images were normalized for a network, and the map from one normalization to another."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from .anchor import Anchor
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class Normalization:
         return f'mean {self.mean} and std {self.std}'
 
 
-_IMAGENET = Normalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+IMAGENET = Normalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 """What timm's data pipeline uses for a network without a pretrained config."""
 
 
@@ -66,25 +59,3 @@ class Renormalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in the one normalization to the other."""
         return x * self.scale + self.shift
-
-
-def align_normalization(anchors: Sequence[Anchor]) -> None:
-    """Lets all anchors take images normalized for the first one: those that were trained otherwise get a map in front.
-
-    An anchor whose normalization is unknown takes the images as they come. A later call for another first anchor
-    replaces the maps.
-    """
-    given = anchors[0].normalization or _IMAGENET
-    for anchor in anchors:
-        wanted = anchor.normalization
-        if wanted is None or given == wanted or len(given.mean) != len(wanted.mean):
-            anchor.renormalize = None
-            continue
-        anchor.renormalize = Renormalize(given, wanted)
-        weight = next(anchor.parameters(), None)
-        if weight is not None:
-            anchor.renormalize.to(weight)
-        _log.info(
-            '%s was trained with %s: its images are converted from those of %s, with %s',
-            anchor.name, wanted, anchors[0].name, given,
-        )  # fmt: skip

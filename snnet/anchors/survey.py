@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import CannotStitch, reason_of
 from .boundary import Boundary, boundary_of
-
-if TYPE_CHECKING:
-    from .anchor import Anchor
+from .network_line import NetworkLine
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Survey:
     published_head: frozenset[str]
 
 
-def survey_line(anchor: Anchor) -> Survey:
+def survey_line(line: NetworkLine) -> Survey:
     """Measures a copy on the meta device, or a real copy where the network needs real numbers.
 
     Raises:
@@ -40,46 +37,46 @@ def survey_line(anchor: Anchor) -> Survey:
     """
     with torch.inference_mode(False), torch.enable_grad():
         try:
-            return _measure(anchor, anchor.weightless_copy())
+            return _measure(line, line.weightless_copy())
         except Exception:  # whatever fails on tensors without numbers
             try:
-                return _measure(anchor, _trainable_copy(anchor))
+                return _measure(line, _trainable_copy(line))
             except Exception as error:  # an AttributeError must not leave a property: nn.Module would hide it
-                size = 'x'.join(map(str, anchor.input_size))
+                size = 'x'.join(map(str, line.input_size))
                 reason = reason_of(error)
-                raise CannotStitch(f'{anchor.name} does not run as a line on an image of {size}: {reason}') from error
+                raise CannotStitch(f'{line.name} does not run as a line on an image of {size}: {reason}') from error
 
 
-def _measure(anchor: Anchor, twin: Anchor) -> Survey:
+def _measure(line: NetworkLine, twin: NetworkLine) -> Survey:
     """Runs a copy part by part, in eval mode."""
     names = {id(p): name for name, p in twin.model.named_parameters()}
     weight = next(twin.parameters())
-    x = torch.zeros(1, *anchor.input_size, device=weight.device, dtype=weight.dtype)
+    x = torch.zeros(1, *line.input_size, device=weight.device, dtype=weight.dtype)
     boundaries, used = [], []
     parts: list[Callable[[Tensor], Tensor]] = [twin.stem, *twin.line()]
     for position, part in enumerate(parts):
         x = part(x.detach().requires_grad_().clone())  # a copy, because a part may write into its input
-        boundaries.append(_boundary_at(anchor, position, x))
+        boundaries.append(_boundary_at(line, position, x))
         used.append(_used_parameters(x, names))
     x = x.detach().requires_grad_()
     heads = [_used_parameters(head(x.clone()), names) for head in (twin.head, twin.published_head)]
     return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
 
 
-def _trainable_copy(anchor: Anchor) -> Anchor:
-    twin = anchor.duplicate().eval()
+def _trainable_copy(line: NetworkLine) -> NetworkLine:
+    twin = line.duplicate().eval()
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())  # of a frozen anchor, too
     return twin
 
 
-def _boundary_at(anchor: Anchor, position: int, x: Tensor) -> Boundary:
-    layout, prefix = anchor.layout_at(position)
-    found = boundary_of(tuple(x.shape), layout, prefix, anchor.input_size)
+def _boundary_at(line: NetworkLine, position: int, x: Tensor) -> Boundary:
+    layout, prefix = line.layout_at(position)
+    found = boundary_of(tuple(x.shape), layout, prefix, line.input_size)
     if found is None:
-        height, width = anchor.input_size[1:]
+        height, width = line.input_size[1:]
         raise CannotStitch(
-            f'{anchor.name}: {x.shape[1] - prefix} tokens do not form a grid shaped like {height}x{width} pixels'
+            f'{line.name}: {x.shape[1] - prefix} tokens do not form a grid shaped like {height}x{width} pixels'
         )
     return found
 

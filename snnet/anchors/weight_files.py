@@ -25,7 +25,7 @@ from .file_kinds import reason_not_weights
 _log = logging.getLogger(__name__)
 
 _PREFERRED = ('ema', 'teacher', 'encoder_q', 'online')
-"""Of several copies of a network in one file, trainers mean these: averaged weights, teachers, query encoders."""
+"""Where a file holds several copies of a network, these are the ones to use: averaged weights, teachers, encoders."""
 _DEPTH = 4
 """Tables are looked for in tables no deeper than this."""
 

@@ -210,7 +210,7 @@ def _shapes(named: NamedNetwork, args: Mapping[str, Any]) -> dict[str, torch.Siz
 
 
 def _lacks_only(message: str, modules: tuple[str, ...]) -> bool:
-    """Whether an error of loading complains of missing keys of these modules alone (and perhaps of further keys)."""
+    """Whether an error of loading is about missing keys of these modules only (and perhaps unexpected keys)."""
     found = re.search(r'Missing key\(s\) in state_dict: (.*)', message)
     missing = re.findall(r'"([^"]+)"', found[1]) if found else []
     shapes = 'size mismatch' in message

@@ -1,4 +1,4 @@
-"""Tables of measured latency and memory: of which stitches, where, and with which weights. No torch here."""
+"""Tables of measured latency and memory: which stitches, on which machine, with which weights. No torch here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Setup:
-    """What latency depends on besides the stitch and the batch; a table holds only where all of it agrees.
+    """What latency depends on besides the stitch and the batch; a table is valid only where all of it agrees.
 
     Attributes:
         device: 'cpu', 'cuda', ...
@@ -53,9 +53,9 @@ class Latency:
     """What one call of a stitch takes.
 
     Attributes:
-        ms: median milliseconds a batch.
-        low, high: 10 % and 90 % quantile of the same calls; of a prediction, scaled like its median.
-        memory: bytes that the stitch needs by itself: parameters, buffers, and the peak of what a call allocates.
+        ms: median milliseconds per batch.
+        low, high: 10 % and 90 % quantile of the same calls; for a prediction, scaled like its median.
+        memory: bytes that the stitch alone needs: parameters, buffers, and the peak of what a call allocates.
         predicted: summed from the times of its parts, not measured.
     """
 
@@ -72,10 +72,10 @@ class LatencyTable:
 
     Attributes:
         setup: where it was measured.
-        batch: images a call.
+        batch: images per call.
         weights: SHA-256 of the weights it was measured with; None for a net that was never saved.
         rows: what is known, by stitch id.
-        error: of the predictions, as shares of the measured medians, over the measured stitches: 'mean', 'largest'.
+        error: 'mean' and 'largest' error of predictions on the measured stitches, as shares of the measured medians.
     """
 
     setup: Setup
@@ -86,7 +86,7 @@ class LatencyTable:
 
     @property
     def file_name(self) -> str:
-        """Name of the table's file, which tells setups and batch sizes apart."""
+        """Name of the table's file, which is different for each setup and batch size."""
         parts = asdict(self.setup).values()
         words = [re.sub(r'[^a-z0-9.+]+', '-', str(part).lower()).strip('-') for part in parts]
         return f'{"_".join(words)}_batch{self.batch}.json'
@@ -97,13 +97,13 @@ class LatencyTable:
         return frozenset(stitch for stitch, row in self.rows.items() if not row.predicted)
 
     def applied(self, records: Iterable[Record]) -> list[Record]:
-        """The records with latency and memory of this table, None where it has none."""
+        """The records with latency and memory from this table; None where it has no row."""
         nothing: dict[str, Any] = {'latency_ms': None, 'memory': None}
         known = {i: {'latency_ms': row.ms, 'memory': row.memory} for i, row in self.rows.items()}
         return [replace(record, **known.get(record.stitch, nothing)) for record in records]
 
     def to_json(self) -> str:
-        """The table as its file holds it."""
+        """The content of the table's file."""
         return json.dumps({'format': FORMAT, **asdict(self)}, indent=1)
 
     @classmethod
@@ -111,7 +111,7 @@ class LatencyTable:
         """The table in a file.
 
         Raises:
-            SnnetError: the file is not a valid latency table, or of a newer version.
+            SnnetError: the file is not a valid latency table, or has a newer format.
         """
         try:
             content = read_json(path, 'latency table')

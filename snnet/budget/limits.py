@@ -16,7 +16,7 @@ Limit = float | Fraction | Decimal
 
 
 def checked_limit(name: str, limit: object) -> Limit:
-    """A limit as a number that compares exactly with costs, and is never larger than the one that was given.
+    """A limit as a number that compares exactly with costs, and is never larger than the given one.
 
     Scalars of other libraries are converted, because these libraries round what they compare with: numpy says that
     209108167 is not larger than `numpy.float32(209108160)`.
@@ -69,7 +69,7 @@ def infeasible(subject: str, asked: Mapping[str, Limit], nearest: str, costs: Ma
 
 
 def excess(cost: float, limit: Limit) -> float:
-    """How many times a limit a cost is."""
+    """A cost as a multiple of a limit."""
     return cost / max(_as_float(limit), sys.float_info.min)
 
 

@@ -1,4 +1,4 @@
-"""Values of a record in a JSON file that a stranger may have written, each checked. No torch here."""
+"""Reads the values of a record from a JSON file of unknown origin, and checks each of them. No torch here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The latency tables that are at hand for one net, and the choice of a stitch by one of them. No torch here."""
+"""The latency tables of one net, and the choice of a stitch by one of them. No torch here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .select import Chooser, Selection
 
 
 class TablesAtHand:
-    """Latency tables of a net, for several setups and batch sizes.
+    """The latency tables of a net, one per setup and batch size.
 
     Attributes:
         tables: the tables, each with whether it was forced: then it is used whatever it was measured for.
@@ -37,7 +37,7 @@ class TablesAtHand:
     def holding(self, setup: Setup) -> list[LatencyTable]:
         """The tables that hold in a setup, from small to large batches."""
         held = [table for table, forced in self.tables if forced or table.setup == setup]
-        return sorted(held, key=lambda table: (table.batch, table.setup != setup))  # a forced one where there is no own
+        return sorted(held, key=lambda table: (table.batch, table.setup != setup))  # forced ones last
 
     def applied(self, records: list[Record], setup: Setup) -> list[Record]:
         """Records with latency and memory for one image, or for the smallest batch that was measured."""

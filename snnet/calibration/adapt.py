@@ -103,7 +103,7 @@ def adapt(
     before = agreements(
         net, range(len(net.stitches)), torch.split(images[judges], _CHUNK), torch.split(answers[judges], _CHUNK), quiet
     )
-    work = _Work(net, images, answers, judges, cache_gb, before)
+    work = _AdaptationWork(net, images, answers, judges, cache_gb, before)
     if steps == 0:
         return work.report([work.unchanged(stitch) for stitch in ids], 0)
     done = FinishedStitches(folder)
@@ -118,7 +118,7 @@ def adapt(
     return work.report(rows, settings.steps)
 
 
-class _Work:
+class _AdaptationWork:
     """What the fits of all stitches have in common.
 
     Args:

@@ -16,9 +16,9 @@ from ..net.stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
 _ERRORS = 1.0
-"""Standard errors by which a stitch must gain: nothing speaks for the anchors' statistics, which are not its own."""
+"""Standard errors by which a stitch must gain: few, because the statistics that it has are not its own."""
 _ANCHOR_ERRORS = 2.0
-"""Standard errors by which an anchor must gain: its weights were trained with the statistics that it has."""
+"""Standard errors by which an anchor must gain: more, because its weights were trained with its present statistics."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ def choose_shares(
     all_reduce: Callable[[Tensor], object] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[int, ShareChoice]:
-    """The share of its own statistics that each stitch is best with.
+    """The share of its own statistics that works best for each stitch.
 
     A stitch changes only where it gets more held-out images right than it does now, by more than one standard error
-    of the difference (an anchor by more than two). Among such shares the one with the highest gain less its error wins.
+    of the difference (an anchor by more than two). Of such shares, the one with the highest gain minus its error wins.
 
     Args:
         net: as it is now, in eval mode; its statistics are put back.
@@ -74,7 +74,7 @@ def choose_shares(
         all_reduce(sums)
     total, squares, count = sums.cpu()
     mean = total / count
-    error = squares.sqrt() / count  # of the mean, if nothing were gained: for hits, sqrt(changed answers) / images
+    error = squares.sqrt() / count  # of the mean if the true gain is zero: for hits, sqrt(changed answers) / images
     required = torch.tensor([_ANCHOR_ERRORS if net.records[stitch].anchor else _ERRORS for stitch in ids])
     margin = mean - required.double() * error  # (shares, stitches)
     choices = {}
@@ -86,7 +86,7 @@ def choose_shares(
 
 
 def combined(net: StitchableNet, measured: Statistics, choices: Mapping[int, ShareChoice], held_out: int) -> Statistics:
-    """The statistics of all stitches after a choice; of stitches that were not measured, those that they have."""
+    """The statistics of all stitches after a choice; stitches that were not measured keep theirs."""
     before = net.statistics
     values: dict[str, Tensor] = {}
     groups = []
@@ -108,7 +108,7 @@ def combined(net: StitchableNet, measured: Statistics, choices: Mapping[int, Sha
     return Statistics(net, values, groups, measured.samples, held_out)
 
 
-def tell_choices(statistics: Statistics, choices: Mapping[int, ShareChoice]) -> None:
+def log_choices(statistics: Statistics, choices: Mapping[int, ShareChoice]) -> None:
     """Logs which stitches normalize with how much of their own statistics, and what that brings."""
     changed = {stitch: choice for stitch, choice in choices.items() if choice.share is not None}
     gain = math.fsum(choice.gain for choice in changed.values()) / max(1, len(changed))
@@ -118,9 +118,9 @@ def tell_choices(statistics: Statistics, choices: Mapping[int, ShareChoice]) -> 
         statistics.samples, statistics.held_out, len(changed), len(choices), gain,
     )  # fmt: skip
     for group in statistics.groups:
-        told = [stitch for stitch in group.stitches if stitch in choices]
-        if told:
-            _log.info('share %g of own BatchNorm statistics: stitches %s', group.share, _ranges(told))
+        listed = [stitch for stitch in group.stitches if stitch in choices]
+        if listed:
+            _log.info('share %g of own BatchNorm statistics: stitches %s', group.share, _ranges(listed))
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def _right(logits: Tensor, answers: Tensor) -> Tensor:
 
 
 def _ranges(ids: Sequence[int]) -> str:
-    """Ids in print, runs of them as ranges: 0-2,24."""
+    """Ids as text, with consecutive ones as ranges: 0-2,24."""
     runs: list[list[int]] = []
     for stitch in sorted(ids):
         if runs and stitch == runs[-1][1] + 1:

@@ -13,7 +13,7 @@ from ..errors import SnnetError
 def image_chunks(
     batches: Iterable[Tensor | Sequence[Any]], samples: int, size: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yields the first images of some batches with their targets; no batch is drawn that is not needed.
+    """Yields the first images of some batches with their targets; draws no more batches than needed.
 
     Args:
         batches: images (n, C, H, W), or sequences that begin with images and targets.

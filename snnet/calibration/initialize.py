@@ -29,7 +29,7 @@ CHUNK = 4
 
 @dataclass(frozen=True)
 class FittedJoin:
-    """A join as the fit sees it: one layer shall map the front's features onto the end's.
+    """A join to be fitted: a layer should map the front's features onto the end's.
 
     Attributes:
         front: name of the anchor that the front leg runs, and the position at which it stops.

@@ -1,4 +1,4 @@
-"""Exact BatchNorm statistics of every place in a tree of parts."""
+"""Measures exact BatchNorm statistics at every place in a tree of parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..net.stitchable_net import StitchableNet
 
 
 class _NextBatchNorm(Exception):
-    """A run came to a BatchNorm whose statistics are not known yet."""
+    """A run has reached a BatchNorm whose statistics are not known yet."""
 
 
 class StatisticsMeter:
@@ -48,7 +48,7 @@ class StatisticsMeter:
         self._sums: Tensor | None = None  # count, sums and sums of squares of the inputs of the measured BatchNorm
 
     def measure(self, tree: PartNode, chunks: list[Tensor]) -> dict[str, Tensor]:
-        """Measures every place of a tree on images in chunks, which are used up."""
+        """Measures every place of a tree on images in chunks; the list of chunks is emptied to save memory."""
         with ExitStack() as hooks:
             attach(self._names)
             hooks.callback(detach, self.net)
@@ -58,7 +58,7 @@ class StatisticsMeter:
         return self.values
 
     def _visit(self, node: PartNode, chunks: list[Tensor], known: Table) -> None:
-        """Measures what follows a node; its features are given up one by one while the last of that runs.
+        """Measures what follows a node; its features are freed one by one while the last child runs.
 
         Stitch layers come first, so that the features along a front are held at one position only.
         """
@@ -89,7 +89,7 @@ class StatisticsMeter:
         return outputs
 
     def _look(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Before a BatchNorm runs: where its statistics are not known, adds up its inputs and ends the run."""
+        """Runs before a BatchNorm: if its statistics are not known, sums its inputs and ends the run."""
         if module in self._known:
             return
         x = inputs[0].double()  # (n, channels, ...)

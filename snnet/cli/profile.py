@@ -53,9 +53,9 @@ def run(settings: ProfileSettings) -> list[LatencyTable]:
     from ..net.stitchable_net import StitchableNet
     from ..profiling.profile import profile
     from ..saving.file_names import PROFILES
-    from ..saving.remote import locate
+    from ..saving.hub import locate
     from ..stitching.stitch import parse_ids
-    from ..utils.modes import autocast
+    from ..utils.mixed_precision import autocast
     from ..utils.plugins import import_plugins
 
     device = _checked_device(settings)

@@ -57,7 +57,7 @@ def run(settings: SimulateSettings) -> list[PolicyOutcome]:
     Raises:
         SnnetError: the folder holds no net, no accuracies or no tables; a setting is out of range.
     """
-    from ..saving.remote import locate  # here, so that --help does not load numpy and torch
+    from ..saving.hub import locate  # here, so that --help does not load numpy and torch
     from ..serve.arrivals import SHAPES
     from ..serve.compare_policies import PolicyOutcome, compare_policies, outcome_table
     from ..serve.simulation import World

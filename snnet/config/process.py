@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..utils.modes import autocast
+from ..utils.mixed_precision import autocast
 from .sections import option
 
 

@@ -32,7 +32,7 @@ class Box(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a loader process hands over.
+    """What a loader process sends to the training process.
 
     Attributes:
         images: (N, 3, H, W), uint8.

@@ -44,7 +44,7 @@ def clean_loader(
 def initialization_images(
     data: TrainDataSettings, net: StitchableNet, ranks: Ranks, samples: int, seed: int
 ) -> tuple[Iterator[tuple[Tensor, Tensor]], int]:
-    """This rank's share of the clean images for least squares, and how many they are; a random choice by seed.
+    """This rank's share of the clean images for least squares, chosen at random by seed, and their number.
 
     An image that cannot be read is replaced by another.
     """
@@ -63,7 +63,7 @@ def drawn_images(
     seed: int,
     device: torch.device = CPU,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (images, classes) of clean images drawn by seed, of which fewer are the first of more.
+    """Batches (images, classes) of clean images drawn by seed; a smaller number takes the first of a larger one.
 
     An image that cannot be read is replaced by another.
     """
@@ -82,7 +82,7 @@ def clean_batches(
 
 
 def _drawn(total: int, count: int, seed: int, purpose: str) -> list[Draw]:
-    """So many of all images, or all, in random order."""
+    """The given number of images, or all, in random order."""
     order = torch.randperm(total, generator=generator(seed, purpose)).tolist()
     return [Draw(index, key(seed, purpose, index)) for index in order[:count]]
 

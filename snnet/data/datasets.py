@@ -1,4 +1,4 @@
-"""The images of a data set: where they are, and whether they are the ones that a net can be trained or tested on."""
+"""The images of a data set: where they are, and whether a net can be trained or tested on them."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Unreadable(Exception):
 
 
 class Pictures:
-    """The decoded images of a data set, as timm decodes them, except that one that cannot be read is never passed over.
+    """The decoded images of a data set, as timm decodes them, except that unreadable ones are never skipped.
 
     Every mode becomes RGB (CMYK, grey of 1 to 16 bits, palette; transparency is dropped), and rotation by EXIF is not
     applied: the anchors were trained without it.
@@ -64,7 +64,7 @@ class Pictures:
         return str(samples[index][0]) if samples else f'image {index}'
 
     def warn(self, index: int, reason: str) -> None:
-        """Says that an image cannot be read."""
+        """Raises the error of an image that cannot be read."""
         _log.warning('%r cannot be read (%s): another image takes its place', self.path(index), reason)
 
 

@@ -1,4 +1,4 @@
-"""Loader processes that may be killed: batches go on as if nothing had happened, or end in one sentence."""
+"""Loader processes that may be killed: the batches continue unchanged, or the run ends with one sentence."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ _MEMORY = (
 
 
 def _start(loader: DataLoader[Any]) -> Iterator[Batch]:
-    """Begins a pass without torch's SIGCHLD handler, which would raise in the midst of whatever this process does.
+    """Begins a pass without torch's SIGCHLD handler, which could raise at any point in this process.
 
     A dead process is noticed while a batch is waited for.
     """
@@ -185,7 +185,7 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
 
 
 def _processes_failed(error: Exception) -> bool:
-    """Whether an error says that a process is gone, rather than what went wrong in its code."""
+    """Whether an error means that a process is gone, rather than that its code failed."""
     if isinstance(error, RuntimeError):
         return 'DataLoader worker (pid' in str(error) or _TIMED_OUT in str(error)
     return 'in DataLoader worker process' not in str(error)  # else its end of a pipe or socket is gone

@@ -1,4 +1,4 @@
-"""Which image is read when: the order of an epoch, each draw with the key of what chance does to it."""
+"""The order in which images are read in an epoch; each draw has the key of its random augmentation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Draws:
             self._order = DistributedSampler(range(images), drop_last=True, **place)  # type: ignore[arg-type]  # needs only a length
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return len(self._order) // self.batch_size
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[list[Draw]]:

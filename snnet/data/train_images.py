@@ -90,7 +90,7 @@ class TrainImages:
             )
 
     def __len__(self) -> int:
-        """Batches an epoch and rank."""
+        """Batches per epoch and rank."""
         return len(self._draws)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -114,7 +114,7 @@ class TrainImages:
         return list({draw.image: draw for draw in order if draw.image not in shown}.values())
 
     def identity(self) -> dict[str, Any]:
-        """What the pixels of every batch follow from, in values that JSON can hold.
+        """Everything that determines the pixels of every batch, in values that JSON can hold.
 
         What the files contain is left out.
         """

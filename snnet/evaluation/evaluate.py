@@ -25,7 +25,7 @@ from ..net.pretrained import write_preprocessing, write_records
 from ..net.shared_prefixes import all_logits
 from ..net.stitchable_net import StitchableNet
 from ..saving.file_names import WEIGHTS
-from ..saving.remote import locate
+from ..saving.hub import locate
 from ..stitching.stitch import parse_ids
 from ..utils.distributed import Ranks, ranks
 from ..utils.files import clear_temporaries, sha256

@@ -1,4 +1,4 @@
-"""Whether the images of an evaluation are other ones than those of the training."""
+"""Whether the images of an evaluation are different from those of the training."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def export(
     file of that name is replaced, and stays if the new one fails.
 
     Args:
-        net: a net in any mode, also compiled, or an extracted stitch, whose costs and accuracy are unknown. It is not
+        net: a net in any mode, compiled or not, or an extracted stitch, whose costs and accuracy are unknown. It is not
             changed.
         stitch: id; None for the active one. None for an extracted stitch.
         path: file to write; its folder is made.
@@ -177,7 +177,7 @@ def _compare(prepared: PreparedStitch, run: Run) -> tuple[float, float]:
         found = float((logits - expected).abs().max())
         largest = max(largest, float(expected.abs().max()))
         allowed = max(TOLERANCE[prepared.dtype] * float(expected.abs().max()), 1e-6)
-        if not found <= allowed:  # also if it is NaN
+        if not found <= allowed:  # also refuses NaN
             raise SnnetError(
                 f'{name} is not exported: on a batch of {count} the file differs from eager by {found:.2g}, '
                 f'but rounding explains at most {allowed:.2g}'

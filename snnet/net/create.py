@@ -17,7 +17,8 @@ from ..anchors.names import is_net_folder, split_names
 from ..anchors.new_head import mark_new_head
 from ..anchors.weights import default_size, load_anchor
 from ..errors import CannotStitch, SnnetError
-from ..stitching.space import check_anchors, list_stitches
+from ..stitching.check_anchors import check_anchors
+from ..stitching.space import list_stitches
 from ..utils.typed_json import quoted
 from ..utils.whole_number import whole_number
 from .costs import measure_costs

@@ -21,7 +21,7 @@ def setup_of(network: nn.Module) -> Setup:
     dtype = str(weight.dtype).removeprefix('torch.')
     if torch.is_autocast_enabled(kind):
         dtype = f'{str(torch.get_autocast_dtype(kind)).removeprefix("torch.")} autocast'
-    anchors = getattr(network, 'anchors', (network,))  # looked up, for a walk over all modules takes far longer
+    anchors = getattr(network, 'anchors', (network,))  # looked up, because walking over all modules takes far longer
     blocks = (block for anchor in anchors if isinstance(anchor, Anchor) for block in anchor.line())
     compiled = any(block._compiled_call_impl is not None for block in blocks)
     return Setup(

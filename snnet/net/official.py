@@ -1,4 +1,4 @@
-"""Checkpoints that the authors of SN-Net and SN-Netv2 released, or that their code wrote, as nets of ours."""
+"""Checkpoints that the authors of SN-Net and SN-Netv2 released, or that their code wrote, as nets."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _shapes(name: str, classes: int, distilled: bool | None) -> dict[str, tuple[
 
 
 def _fill(path: Path, net: StitchableNet, found: Mapping[str, tuple[str, Tensor]]) -> None:
-    """Puts the tensors of a file, with their names there, into a net; every one of them, and everywhere."""
+    """Puts the tensors of a file into a net; each of them must have a place, and every place must be filled."""
     own = net.state_dict()
     missing = sorted(name for name in own.keys() - found.keys() if not name.endswith(_UNCOUNTED))
     unknown = sorted(old for new, (old, _) in found.items() if new not in own)

@@ -115,10 +115,10 @@ def window_space(
             f'{"" if nearest else " without the nearest-anchor rule"} (window {window or 2} and step {step or 1} give '
             f'{layers_here} that serve a stitch)'
         )
-    told = [
+    listed = [
         f'window={choices[0][0]}, step={choices[0][1]} ({len(x.stitches)} stitches)' for x, choices in fitting.values()
     ]
-    raise NoWeights(f'{held}, as several windows give: say which it was made with, {"; ".join(told)}')
+    raise NoWeights(f'{held}, as several windows give: say which it was made with, {"; ".join(listed)}')
 
 
 def _choices(

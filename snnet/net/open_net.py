@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import NoWeights
-from ..saving.remote import locate
+from ..saving.hub import locate
 from .official import load_official
 from .stitchable_net import StitchableNet
 

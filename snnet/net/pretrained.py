@@ -24,9 +24,9 @@ from ..reparam import expect_biases, folded
 from ..saving.anchor_rows import MAX_CLASSES, is_made_by_timm
 from ..saving.config_json import NetConfig, parse_config, read_config, with_known
 from ..saving.file_names import CONFIG, OWN, PROFILES, STATISTICS, WEIGHTS
+from ..saving.hub import fetch_card, push_folder
 from ..saving.model_card import write_card
 from ..saving.rebuildable import check_weights, describe_rebuildable, with_classes
-from ..saving.remote import fetch_card, push_folder
 from ..saving.tensor_files import (
     common_dtype,
     load_into,

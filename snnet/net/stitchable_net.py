@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..anchors.align_normalization import align_normalization
 from ..anchors.anchor import Anchor
-from ..anchors.normalization import align_normalization
 from ..budget.frontier import frontier
 from ..budget.latency_table import LatencyTable
 from ..budget.record import Record
 from ..budget.select import Selection
 from ..errors import UnknownStitch
-from ..saving.remote import locate
-from ..stitching.space import check_anchors
+from ..saving.hub import locate
+from ..stitching.check_anchors import check_anchors
 from ..stitching.stitch import Leg, Stitch
 from ..stitching.stitch_layer import StitchLayer
 from .batchnorm import Statistics
@@ -365,7 +365,7 @@ class StitchableNet(nn.Module):
             folder: a folder, or OWNER/NAME or OWNER/NAME@REVISION on the Hub.
             num_classes: width of the logits; another one than was saved gives every anchor a new classifier with
                 random weights, and keeps everything else.
-            revision, cache_dir, token, local_files_only, force_download: see `snnet.saving.remote.locate`.
+            revision, cache_dir, token, local_files_only, force_download: see `snnet.saving.hub.locate`.
 
         Raises:
             SnnetError: the folder holds no net, one of a newer version, or one of a family not known here.

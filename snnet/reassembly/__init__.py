@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from ..saving.anchor_makers import AnchorMaker, register_maker
 from ..utils.lazy import lazy_package
+from .config_name import REASSEMBLED
 
 if TYPE_CHECKING:
     from .assembly import Assembly
@@ -49,6 +51,16 @@ else:
             'zoo_similarity': ['measure_similarity'],
         },
     )
+
+
+def _load_maker() -> AnchorMaker:
+    """What builds the reassembled networks of a saved net, loaded only when one is read."""
+    from .build_reassembled import rebuild
+
+    return rebuild
+
+
+register_maker(REASSEMBLED, _load_maker)
 
 __all__ = [
     'Assembly',

@@ -9,14 +9,14 @@ from typing import Any
 from ..anchors.anchor import Anchor
 from ..anchors.registry import register_adapter
 from ..errors import CannotStitch, SnnetError
-from ..saving.anchor_rows import MAX_CLASSES, AnchorRow, register_maker
+from ..saving.anchor_rows import MAX_CLASSES, AnchorRow
 from ..stitching.stitch import Leg
 from ..utils.typed_json import TypedTable
 from ..utils.whole_number import whole_number
 from .join_layer import KINDS, MAX_STRIDE
 from .legs_text import parse_legs, unknown_network
 from .reassembled import Reassembled
-from .reassembled_anchor import REASSEMBLED, ReassembledAnchor
+from .reassembled_anchor import ReassembledAnchor
 
 STEMS = ('own', 'new')
 """The stem of the first leg's network, or the paper's."""
@@ -62,35 +62,27 @@ def reassemble(
         CannotStitch: networks of different image sizes, a leg that does not run on what arrives, or an own head that
             does not fit.
     """
-    for what, value, allowed in (('stem', stem, STEMS), ('head', head, HEADS), ('joins', joins, KINDS)):
-        if value not in allowed:
-            raise SnnetError(f"{what} must be one of {', '.join(allowed)}, not '{value}'")
     num_classes = None if num_classes is None else whole_number('num_classes', num_classes)
-    if num_classes is not None and num_classes < 1:
-        raise SnnetError(f'a network needs at least one class, not num_classes={num_classes}')
+    _check_options(stem, head, joins, num_classes)
     written: Sequence[int] | None = None
     if isinstance(legs, str):
         legs, written = parse_legs(legs, zoo)
     plan = _checked_legs(legs, zoo, stem)
     steps = _checked_strides(written if strides is None else strides, len(legs), len(plan))
-    last = zoo[plan[-1].anchor]
-    classes = num_classes or last.num_classes
-    if classes < 1:
-        raise CannotStitch(f'{last.name} has no head, so the number of classes is unknown: pass num_classes')
-    why_new = 'a new one was asked for' if head == 'new' else _why_no_own_head(plan, zoo, classes)
-    if head == 'own' and why_new:
-        raise CannotStitch(f'{plan[-1]} cannot end in the head of its network: {why_new}')
-    open_end = len(last.line()) if plan[-1].stop is None else plan[-1].stop
-    plan[-1] = replace(plan[-1], stop=open_end if why_new else None)
+    classes = num_classes or zoo[plan[-1].anchor].num_classes
+    plan[-1] = _with_end(plan, zoo, head, classes)
     parts = [zoo[leg.anchor].cut(leg.start, leg.stop) for leg in plan]
-    options = {
-        'stem': stem,
-        'head': 'new' if why_new else 'own',
-        'joins': joins,
-        'resample': resample,
-        'num_classes': classes,
-    }
+    own_or_new = 'own' if plan[-1].stop is None else 'new'
+    options = {'stem': stem, 'head': own_or_new, 'joins': joins, 'resample': resample, 'num_classes': classes}
     return Reassembled(plan, parts, options, seed, steps)
+
+
+def _check_options(stem: str, head: str, joins: str, num_classes: int | None) -> None:
+    for what, value, allowed in (('stem', stem, STEMS), ('head', head, HEADS), ('joins', joins, KINDS)):
+        if value not in allowed:
+            raise SnnetError(f"{what} must be one of {', '.join(allowed)}, not '{value}'")
+    if num_classes is not None and num_classes < 1:
+        raise SnnetError(f'a network needs at least one class, not num_classes={num_classes}')
 
 
 def _checked_legs(legs: Sequence[Leg], zoo: Mapping[str, Anchor], stem: str) -> list[Leg]:
@@ -140,6 +132,18 @@ def _checked_strides(strides: Sequence[int] | None, legs: int, planned: int) -> 
     return (1,) * (planned - legs) + found
 
 
+def _with_end(plan: Sequence[Leg], zoo: Mapping[str, Anchor], head: str, classes: int) -> Leg:
+    """The last leg: open if it ends in the head of its network, closed if a new head follows."""
+    leg, last = plan[-1], zoo[plan[-1].anchor]
+    if classes < 1:
+        raise CannotStitch(f'{last.name} has no head, so the number of classes is unknown: pass num_classes')
+    why_new = 'a new one was asked for' if head == 'new' else _why_no_own_head(plan, zoo, classes)
+    if head == 'own' and why_new:
+        raise CannotStitch(f'{leg} cannot end in the head of its network: {why_new}')
+    end = len(last.line()) if leg.stop is None else leg.stop
+    return replace(leg, stop=end if why_new else None)
+
+
 def _why_no_own_head(plan: Sequence[Leg], zoo: Mapping[str, Anchor], classes: int) -> str:
     """Why the last leg cannot end in the head of its network; empty if it can."""
     last = zoo[plan[-1].anchor]
@@ -159,7 +163,7 @@ def _why_no_own_head(plan: Sequence[Leg], zoo: Mapping[str, Anchor], classes: in
     return ''
 
 
-def _rebuild(row: AnchorRow) -> Anchor:
+def rebuild(row: AnchorRow) -> Anchor:
     """The anchor of a row of config.json, with random weights."""
     table = TypedTable(row.args, f'{row.where}: args')
     table.only(('legs', 'zoo', 'stem', 'head', 'joins', 'seams', 'resample', 'num_classes'))
@@ -175,4 +179,3 @@ def _rebuild(row: AnchorRow) -> Anchor:
 
 
 register_adapter(Reassembled, ReassembledAnchor)
-register_maker(REASSEMBLED, _rebuild)

@@ -94,7 +94,7 @@ def grow_combinations(
 
 
 def _remaining(costs: np.ndarray, joins: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of all that can follow each block: the least of each cost (K, V, 2) and the highest sum of scores (K, V)."""
+    """The least of each cost (K, V, 2) and the highest sum of scores (K, V) among all that can follow each block."""
     cheapest, highest = np.zeros(costs.shape), np.zeros(costs.shape[:2])
     for k in reversed(range(len(joins))):
         cheapest[k] = (joins[k] + costs[k + 1] + cheapest[k + 1]).min(1)

@@ -142,7 +142,7 @@ class DynamicProgram:
 
 
 def check_blocks(positions: Mapping[str, int], blocks: int, epsilon: float) -> None:
-    """Refuses a partition that no similarity and no sizes could make possible.
+    """Refuses settings that no partition can satisfy, whatever the similarity and sizes.
 
     Args:
         positions: number of positions of each network, by name.

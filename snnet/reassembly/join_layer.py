@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..anchors.boundary import Boundary
 from ..errors import CannotStitch, SnnetError
 from ..stitching.stitch_layer import StitchLayer
-from ..utils.batch_norm import SafeBatchNorm2d
+from ..utils.safe_batch_norm import SafeBatchNorm2d
 from .relayout import relayout, relayout_flops
 
 KINDS = ('published', 'plain')

@@ -1,4 +1,4 @@
-"""Makes the new parts of a reassembled network with random weights drawn from a generator of their own."""
+"""Makes the new parts of a reassembled network with random weights drawn from a separate generator."""
 
 from __future__ import annotations
 

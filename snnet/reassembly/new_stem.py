@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..anchors.boundary import Boundary
-from ..utils.batch_norm import SafeBatchNorm2d
+from ..utils.safe_batch_norm import SafeBatchNorm2d
 from .join_layer import boundary_behind_join
 from .relayout import relayout, relayout_flops
 

@@ -83,6 +83,6 @@ class PublishedCounter(TorchFunctionMode):
 
 
 def _multiply_adds(name: str, x: Tensor, weight: Tensor, y: Tensor) -> int:
-    """Of a convolution or linear map; the weight is (out, in / groups, ...), transposed (in, out / groups, ...)."""
+    """FLOPs of a convolution or linear map; weight (out, in / groups, ...), transposed (in, out / groups, ...)."""
     cells = x if name.startswith('conv_transpose') else y
     return cells.numel() * math.prod(weight.shape[1:])

@@ -6,12 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..anchors.anchor import Anchor, Source, Stage
+from ..anchors.anchor import Anchor, Source
+from ..anchors.network_line import Stage
 from ..saving.anchor_rows import describe_anchor
+from .config_name import REASSEMBLED
 from .reassembled import Reassembled
-
-REASSEMBLED = 'reassembled'
-"""Stands where timm's name of a network would in config.json."""
 
 
 class ReassembledAnchor(Anchor):

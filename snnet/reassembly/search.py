@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..anchors.align_normalization import align_normalization
 from ..anchors.anchor import Anchor
 from ..anchors.boundary import Boundary
 from ..anchors.flops import PartFlops, part_flops
-from ..anchors.normalization import align_normalization
 from ..config.parse import to_yaml
 from ..data.clean_images import drawn_images
 from ..data.datasets import open_dataset

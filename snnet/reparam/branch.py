@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..utils.batch_norm import SafeBatchNorm2d
+from ..utils.safe_batch_norm import SafeBatchNorm2d
 from .batch_norm_algebra import scale_and_shift, take_statistics_of
 from .kernel_window import KernelWindow
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ..utils.batch_norm import SafeBatchNorm2d
+from ..utils.safe_batch_norm import SafeBatchNorm2d
 from .batch_norm_algebra import as_float64, output_for_zero, scale_and_shift, take_statistics_of
 from .branch import Branch
 from .kernel_window import KernelWindow

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..stitching.layout import to_layout
 from ..stitching.stitch_layer import StitchLayer
-from ..utils.batch_norm import SafeBatchNorm2d
+from ..utils.safe_batch_norm import SafeBatchNorm2d
 from .block import Block, is_block
 from .branch import Branch
 from .convolution_branches import CONVOLUTION

@@ -53,7 +53,7 @@ def output_of(part: nn.Module, run: Run) -> list[Tensor]:
 
 
 def read_outside(part: nn.Module, run: Run, modules: Mapping[str, nn.Module]) -> set[str]:
-    """Names of the modules whose weight or bias something else than their own forward reads in a pass."""
+    """Names of the modules whose weight or bias is read outside their own forward in a pass."""
     watcher = _Watcher(modules, (), ())
     with watcher.hooks():
         watcher.watch(part, run)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import timm
@@ -19,15 +17,11 @@ from ..anchors.registry import as_anchor
 from ..errors import SnnetError, reason_of
 from ..utils.skip_random_weights import SkipRandomWeights
 from ..utils.typed_json import TypedTable
+from .anchor_makers import has_maker, load_maker
 from .model_arguments import check_arguments
 
 MAX_SIDE, MAX_CHANNELS, MAX_CLASSES = 4096, 256, 1_000_000
 _MODEL = re.compile(r'\w+(\.[\w-]+)?', re.ASCII)
-
-_Maker = Callable[['AnchorRow'], Anchor]
-_makers: dict[str, _Maker] = {}
-_MAKERS_IN = {'reassembled': 'snnet.reassembly.build_reassembled'}
-"""Modules that register a maker when they are imported, by the name of the maker: imported when a row asks for it."""
 
 
 def _read_normalization(row: TypedTable, channels: int) -> Normalization | None:
@@ -35,11 +29,6 @@ def _read_normalization(row: TypedTable, channels: int) -> Normalization | None:
         return None
     mean, std = row.numbers('mean', -1e6, 1e6, channels), row.numbers('std', 1e-6, 1e6, channels)
     return Normalization(tuple(mean), tuple(std))
-
-
-def register_maker(name: str, make: _Maker) -> None:
-    """Lets rows whose `model` is `name` be built by `make` instead of timm."""
-    _makers[name] = make
 
 
 @dataclass(frozen=True)
@@ -109,11 +98,10 @@ class AnchorRow:
         Raises:
             SnnetError: the network is not known, or cannot be built with these arguments.
         """
-        if self.model in _MAKERS_IN and self.model not in _makers:
-            import_module(_MAKERS_IN[self.model])
         try:
-            if self.model in _makers:
-                return _makers[self.model](self)
+            if has_maker(self.model):
+                made: Anchor = load_maker(self.model)(self)
+                return made
             source = Source(self.model, self.args)
             with nullcontext() if random else SkipRandomWeights():
                 model = self.build_model()
@@ -141,7 +129,7 @@ class AnchorRow:
 
 def is_made_by_timm(row: AnchorRow) -> bool:
     """Whether timm builds the network of a row, rather than a registered maker."""
-    return row.model not in _makers and row.model not in _MAKERS_IN
+    return not has_maker(row.model)
 
 
 def describe_anchor(anchor: Anchor) -> AnchorRow:

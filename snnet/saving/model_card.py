@@ -11,8 +11,8 @@ from typing import Any
 
 from timm.models import get_pretrained_cfg
 
-from ..budget.curve import draw_curve
 from ..budget.frontier import frontier, frontier_table
+from ..budget.plot import draw_curve
 from ..budget.record import Record
 from ..errors import MissingExtra
 from ..utils.files import write_atomically, write_text

@@ -29,7 +29,7 @@ def draw_arrivals(
             'diurnal' (the rate is a sine wave from 10 % to 190 % of its mean), 'ramp' (in every period it rises from 0
             to twice the mean), 'flash' (in one tenth of the time, in the middle, five times as many come) or 'heavy'
             (gaps of a Pareto distribution, whose variance is infinite). All but the last are Poisson processes.
-        rate: mean requests a second.
+        rate: mean requests per second.
         seconds: length.
         seed: of the draws.
         period: seconds of a burst and the pause after it, or of a day.
@@ -49,7 +49,7 @@ def draw_arrivals(
     peaks = {'poisson': 1.0, 'bursts': 1 / share, 'diurnal': 1.9, 'ramp': 2.0, 'flash': crowd, 'heavy': 1.0}
     peak = peaks[shape] * rate
     if peak * seconds > MOST:
-        raise SnnetError(f'{rate:g} requests a second for {seconds:g} s are more than {MOST} to simulate')
+        raise SnnetError(f'{rate:g} requests per second for {seconds:g} s are more than {MOST} to simulate')
     random = np.random.default_rng(key(seed, f'arrivals {shape}'))
     if shape == 'heavy':
         moments = np.cumsum(random.pareto(2.0, round(1.5 * rate * seconds) + 100)) / rate  # gaps of mean 1, some long
@@ -67,7 +67,7 @@ def draw_arrivals(
 
 
 def read_arrivals(path: Path) -> np.ndarray:
-    """Moments of arrival in a text file: one a line in seconds, first on the line where commas part it.
+    """Times of arrival from a text file: one per line in seconds, the first value of lines with commas.
 
     Empty lines and a first line of names are passed over; the earliest moment becomes 0. Order does not matter.
 
@@ -77,7 +77,7 @@ def read_arrivals(path: Path) -> np.ndarray:
     try:
         lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else 'it is no text'
+        reason = error.strerror if isinstance(error, OSError) else 'it is not a text file'
         raise SnnetError(f'the arrivals in {path} cannot be read: {reason}') from None
     moments: list[float] = []
     for number, line in enumerate(lines, 1):
@@ -87,9 +87,9 @@ def read_arrivals(path: Path) -> np.ndarray:
         except ValueError:
             if not line.strip() or (number == 1 and len(lines) > 1):
                 continue
-            raise SnnetError(f"line {number} of {path} is no moment in seconds: '{line.strip()[:60]}'") from None
+            raise SnnetError(f"line {number} of {path} is not a time in seconds: '{line.strip()[:60]}'") from None
         if not math.isfinite(moment):
-            raise SnnetError(f"line {number} of {path} is no moment in seconds: '{line.strip()[:60]}'")
+            raise SnnetError(f"line {number} of {path} is not a time in seconds: '{line.strip()[:60]}'")
         moments.append(moment)
     if not 0 < len(moments) <= MOST:
         raise SnnetError(f'{path} holds {len(moments)} arrivals; between 1 and {MOST} can be simulated')

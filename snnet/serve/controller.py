@@ -168,7 +168,7 @@ def admit(choices: Choices, state: ControllerState, request: Request, now: float
     if floor is None or left < factor * tables.fast[floor][1] - ROUNDING:
         return replace(state, now=now), False
     load = state.load.seen(now, left)
-    scale = factor * _margin(tables, state.timing, load)
+    scale = factor * planning_margin(tables, state.timing, load)
     begin = now
     if state.running is not None:
         begin = max(now, state.started + state.running.seconds * scale / factor)
@@ -196,7 +196,7 @@ def decide(choices: Choices, state: ControllerState, now: float) -> tuple[Contro
     tables, factor = choices.corrected(state.timing.steps), state.timing.factor
     queue = state.queue
     dropped: tuple[Request, ...] = ()
-    backlog, starts = _view(queue, tables, now, factor * _margin(tables, state.timing, state.load), factor)
+    backlog, starts = _view(queue, tables, now, factor * planning_margin(tables, state.timing, state.load), factor)
     if starts[0] < 0:
         lost = _lost(backlog, starts)
         dropped = tuple(queue.requests[index] for index in sorted(lost))
@@ -231,7 +231,7 @@ def finish(state: ControllerState, now: float, measured: float | None = None) ->
     return replace(state, now=now, running=None, timing=timing, known_ends=KnownEnds())
 
 
-def _margin(choices: Choices, timing: Timing, load: Load) -> float:
+def planning_margin(choices: Choices, timing: Timing, load: Load) -> float:
     """Factor by which batches are planned longer. It uses at most half of the time that usual deadlines leave."""
     if timing.variance == 0:
         return 1.0

@@ -20,7 +20,7 @@ HEADROOM = 1.1
 """Work that may arrive during a batch is multiplied by this, because more may arrive after it."""
 SPARED = 0.25
 """Share of the usual deadline kept in reserve, in case the load rises, when a batch leaves requests waiting."""
-_EVEN = 1.01
+EVEN = 1.01
 """Among batches whose total times differ by less than this factor, the smallest runs: it answers first."""
 
 
@@ -104,7 +104,7 @@ def choose(choices: Choices, rush: Rush, backlog: Backlog, starts: Sequence[floa
         backlog: the waiting requests.
         starts: result of `backlog.latest_starts`.
     """
-    even = _EVEN if admission_batch_size(choices, rush) == 1 else 1.0
+    even = EVEN if admission_batch_size(choices, rush) == 1 else 1.0
     count = len(backlog.deadlines)
     level = highest_level(choices, rush)
     mixes = level < len(choices) - 1 and choices.rate(level, rush.due / 2) >= rush.rate

@@ -48,7 +48,7 @@ class Load(NamedTuple):
 
     @classmethod
     def expected(cls, longest: float, capacity: float) -> Load:
-        """Returns the load before the first arrival: `capacity` requests a second, windows up to `longest` seconds."""
+        """Returns the load before the first arrival: `capacity` requests per second, windows to `longest` seconds."""
         windows = tuple(longest / 2**i for i in reversed(range(_WINDOWS)))
         peaks = tuple(1 + capacity * window for window in windows)
         return cls(-math.inf, _BEFORE, _BEFORE / capacity, math.inf, windows, peaks, ())

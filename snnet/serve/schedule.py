@@ -1,7 +1,7 @@
 """Schedules for requests that wait for one worker: which batches answer all of them in time.
 
 Times are relative to a common start. A schedule orders requests by deadline and cuts this order into batches. For
-requests without an accuracy of their own, no other schedule does better: given two batches, moving a request with an
+requests without a required accuracy, no other schedule does better: given two batches, moving a request with an
 earlier deadline into the earlier batch never makes anything late. What these functions call impossible is impossible.
 This module needs no torch.
 """

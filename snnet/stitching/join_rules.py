@@ -23,8 +23,8 @@ def paired(depth: int, window: int = 2, step: int = 1, official: bool = False) -
         depth: number of blocks.
         window: blocks in a window.
         step: blocks from the first of one window to the first of the next. A step wider than the window would leave
-            out the blocks between two windows: it is shortened to the window, unless official.
-        official: take such a step all the same, as the published implementation does.
+            out the blocks between two windows, so it is shortened to the window unless `official` is set.
+        official: keep such a step, as the published implementation does.
     """
     joins: dict[tuple[int, int], Join] = {}
     for layer, blocks in enumerate(windows(depth, window, step if official else min(step, window))):
@@ -64,7 +64,7 @@ def unpaired(front_depth: int, end_depth: int, official: bool = False) -> list[J
 
 
 def depth_aligned(small_depth: int, ratio: int) -> tuple[list[Join], list[Join]]:
-    """SN-Netv2's rule for two networks of depths d and r d: positions of equal relative depth, one layer for each.
+    """SN-Netv2's rule for two networks of depths d and r d: joins positions of equal relative depth.
 
     Args:
         small_depth: d, blocks of the smaller network.

@@ -1,4 +1,4 @@
-"""Features of one layout in another, and as plain vectors."""
+"""Converts features between layouts, and into plain vectors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def to_layout(x: Tensor, given: Boundary, layout: str) -> Tensor:
 
 
 def feature_vectors(x: Tensor, layout: str) -> Tensor:
-    """The feature vectors of all tokens or cells of a batch, one a row: (n * tokens, channels)."""
+    """The feature vectors of all tokens or cells of a batch, one per row: (n * tokens, channels)."""
     if layout == 'NCHW':
         x = x.movedim(1, -1)  # (n, h, w, channels)
     return x.reshape(-1, x.shape[-1])

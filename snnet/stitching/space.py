@@ -11,6 +11,7 @@ from ..anchors.anchor import Anchor
 from ..anchors.boundary import Boundary
 from ..errors import CannotStitch, SnnetError
 from ..utils.whole_number import whole_number
+from .check_anchors import check_anchors
 from .join_rules import depth_aligned, paired, unpaired
 from .stitch import Leg, Stitch
 
@@ -31,14 +32,14 @@ def list_stitches(
 ) -> tuple[Stitch, ...]:
     """All stitches of anchors given from small to large, in the published order of ids.
 
-    Anchors come first; then, stage by stage, pair by pair, join by join, the stitches of neighbors. Without the
-    nearest-anchor rule follow the pairs further apart (Ti-B) and the chains of three anchors (Ti-S-B).
+    Anchors come first, then the stitches of neighbors: stage by stage, pair by pair, join by join. Without the
+    nearest-anchor rule, pairs further apart (Ti-B) and chains of three anchors (Ti-S-B) follow.
 
-    'two_way' lists all that from small to large, then from large to small with other stitch layers, then, without the
-    nearest-anchor rule, the chains that leave an anchor for another one and return to it.
+    'two_way' lists all of these from small to large, then from large to small with separate stitch layers. Without the
+    nearest-anchor rule, chains that leave an anchor for another one and return to it come last.
 
-    'snnetv2' is the space of SN-Netv2, which has a rule of its own (see `snnetv2_stitches`); window, step and nearest
-    do not matter to it.
+    'snnetv2' is the space of SN-Netv2, which follows another rule (see `snnetv2_stitches`) and ignores window, step and
+    nearest.
 
     Args:
         anchors: from small to large, with distinct names; a single anchor makes one stitch, itself.
@@ -122,43 +123,6 @@ def snnetv2_stitches(anchors: Sequence[Anchor]) -> tuple[Stitch, ...]:
     return (*(Stitch((Leg(anchor.name),)) for anchor in anchors), *(_stitch_of(anchors, chain) for chain in chains))
 
 
-def check_anchors(anchors: Sequence[Anchor]) -> None:
-    """Refuses anchors that do not belong together.
-
-    Raises:
-        SnnetError: none, or two of one name.
-        CannotStitch: they differ in number of classes or in image size, or one does not run on its image size.
-    """
-    if not anchors:
-        raise SnnetError('a stitchable network needs at least one anchor, none given')
-    for anchor in anchors:
-        _ = anchor.boundaries  # runs the anchor once, and says so where it does not run on its image size
-    names = [anchor.name for anchor in anchors]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise SnnetError(f"two anchors are called '{twice}': give each its own name")
-    headless = [anchor.name for anchor in anchors if anchor.num_classes == 0]
-    if headless:
-        raise CannotStitch(
-            f'{", ".join(headless)} has no classifier (0 classes): give num_classes= (--num-classes) for a new one'
-        )
-    for what, values, remedy in (
-        (
-            'number of classes',
-            [anchor.num_classes for anchor in anchors],
-            'num_classes= (--num-classes) gives all of them new classifiers of one width',
-        ),
-        (
-            'image size',
-            ['x'.join(map(str, anchor.input_size)) for anchor in anchors],
-            'img_size= (--img-size), or input_size= of as_anchor, gives all of them one',
-        ),
-    ):
-        if len(set(values)) > 1:
-            listed = ', '.join(f'{name} {value}' for name, value in zip(names, values, strict=True))
-            raise CannotStitch(f'anchors differ in {what}: {listed}; {remedy}')
-
-
 @dataclass(frozen=True)
 class _PlacedJoin:
     """A join of two anchors of the net.
@@ -222,7 +186,7 @@ class _Space:
         return [_stitch_of(self.anchors, [join]) for join in placed]
 
     def three_legs(self, chains: Sequence[tuple[int, ...]]) -> list[Stitch]:
-        """Stitches of the chains (front, middle, end) whose middle leg runs a module, and no leg one of another leg."""
+        """Stitches of the chains (front, middle, end) whose middle leg runs a module and whose legs share none."""
         return [
             _stitch_of(self.anchors, [first, second])
             for a, b, c in chains

@@ -1,4 +1,4 @@
-"""Legs and stitches: frozen values that print as 'deit_tiny[:7] > deit_small[7:]'."""
+"""Legs and stitches: immutable values that print as 'deit_tiny[:7] > deit_small[7:]'."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def settle_grown_layers(net: StitchableNet, samples: int, images: TrainImages, s
 
 
 def give_statistics(net: StitchableNet, samples: int, step: TrainStep, images: TrainImages, epochs: int) -> None:
-    """Gives stitches BatchNorm statistics of their own where they help, if several stitches share BatchNorms.
+    """Gives stitches their own BatchNorm statistics where they help, if several stitches share BatchNorms.
 
     Measured are images as the steps saw them, because clean ones have other statistics; judged are other, clean images,
     because these are what the net will be used on. Both are of the epoch after the last.

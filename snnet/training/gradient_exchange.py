@@ -78,7 +78,7 @@ class Exchange:
 
         Args:
             active: of the stitches of all ranks.
-            numbers: float64 values of this rank that are averaged as well.
+            numbers: float64 values of this rank that are also averaged.
 
         Returns:
             The numbers, averaged.

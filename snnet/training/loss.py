@@ -1,44 +1,11 @@
-"""The loss of a stitch without a teacher: with smoothed labels and weighted classes, on images that may be mixed up."""
+"""The loss of a stitch without a teacher: with smoothed labels and weighted classes, on images that may be mixed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from ..config.sections import option
-
-
-@dataclass
-class MixupSettings:
-    """How images and their labels are mixed up and smoothed."""
-
-    mixup: float = option(0.0, 'alpha of mixup')
-    cutmix: float = option(0.0, 'alpha of cutmix')
-    mixup_prob: float = option(1.0, 'probability of mixup or cutmix')
-    mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on')
-    smoothing: float = option(0.1, 'label smoothing')
-    loss: str = option('ce', 'ce (cross entropy), or bce (each class by itself, yes or no)', choices=('ce', 'bce'))
-    class_weights: str = option(
-        '', "'balanced' (every class counts the same), or a CSV file with the name and the weight of every class"
-    )
-
-    @property
-    def mixes(self) -> bool:
-        """Whether images are mixed up at all."""
-        return self.mixup > 0 or self.cutmix > 0
-
-
-def make_mixup(settings: MixupSettings, classes: int) -> Mixup | None:
-    """timm's mixup and cutmix of a batch; None where both are off."""
-    if not settings.mixes:
-        return None
-    return Mixup(
-        settings.mixup, settings.cutmix, prob=settings.mixup_prob, switch_prob=settings.mixup_switch_prob,
-        label_smoothing=settings.smoothing, num_classes=classes,
-    )  # fmt: skip
+from .mixup import MixupSettings
 
 
 def make_loss(settings: MixupSettings, mixed: bool, weights: Tensor | None = None) -> nn.Module:
@@ -46,7 +13,7 @@ def make_loss(settings: MixupSettings, mixed: bool, weights: Tensor | None = Non
 
     Args:
         settings: which.
-        mixed: whether images are mixed up, so that targets are shares of classes (N, classes) instead of classes (N,).
+        mixed: whether images are mixed, so that targets are shares of classes (N, classes) instead of classes (N,).
         weights: of the classes (classes,); equal ones where None.
     """
     smoothing = 0.0 if mixed else settings.smoothing  # mixing has smoothed the labels

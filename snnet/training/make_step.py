@@ -14,7 +14,8 @@ from ..utils.distributed import Ranks
 from .anchor_teachers import AnchorTeachers
 from .class_weights import class_weights
 from .distillation import DistillationLoss
-from .loss import MixupSettings, make_loss, make_mixup
+from .loss import make_loss
+from .mixup import MixupSettings, make_mixup
 from .optimizer import make_optimizer, make_schedule
 from .samplers import make_sampler
 from .teacher import LARGEST, NONE

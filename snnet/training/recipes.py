@@ -17,7 +17,7 @@ PAPER: dict[str, Any] = {
     'stitch_lr': None,
     'recalibrate': 0,
 }
-"""As SN-Net was published: every stitch equally often, one a rank and step, hard distillation (section 4.1)."""
+"""As SN-Net was published: every stitch equally often, one per rank and step, hard distillation (section 4.1)."""
 
 SNNET: dict[str, Any] = {
     **PAPER,

@@ -35,7 +35,7 @@ from ..utils.seeds import seeded_libraries
 from .answer_store import Store
 from .compute_settings import TrainComputeSettings
 from .distillation import Answer, DistillationSettings, Question
-from .loss import MixupSettings
+from .mixup import MixupSettings
 from .teacher import NONE, Teacher, teacher_identity, teacher_maker
 
 _log = logging.getLogger(__name__)

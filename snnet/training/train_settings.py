@@ -17,7 +17,7 @@ from .gradient_exchange import RanksSettings
 from .growth import GrowthSettings
 from .head_settings import HeadSettings
 from .initialize_layers import InitializationSettings
-from .loss import MixupSettings
+from .mixup import MixupSettings
 from .optimizer import OptimizerSettings, ScheduleSettings
 from .samplers import SamplingSettings
 from .train_step import UpdateSettings

@@ -1,4 +1,4 @@
-"""One digest of tensors, for all who must know whether weights are still the same."""
+"""A digest of tensors, to see whether weights are still the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor
     digest = hashlib.sha256(about.encode())
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        if type(tensor) not in (Tensor, nn.Parameter):  # of torchao and the like, which have no bytes of their own
+        if type(tensor) not in (Tensor, nn.Parameter):  # of torchao and the like, which have no plain bytes
             digest.update(repr(type(tensor)).encode())
         elif not tensor.is_meta:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,17 +1,11 @@
-"""Context managers for eval mode, frozen BatchNorm statistics and mixed precision."""
+"""Context managers for eval mode and for BatchNorm statistics that stay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
-import torch
 from torch import nn
-
-from ..errors import SnnetError
-
-_TYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 @contextmanager
@@ -43,14 +37,3 @@ def still_statistics(network: nn.Module) -> Iterator[None]:
         for norm, buffers in zip(norms, before, strict=True):
             for name, buffer in buffers.items():
                 setattr(norm, name, buffer)
-
-
-def autocast(on: bool, dtype: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Returns a context for mixed precision in the named type, or one that does nothing if `on` is false.
-
-    Raises:
-        SnnetError: the type is neither bfloat16 nor float16.
-    """
-    if dtype not in _TYPES:
-        raise SnnetError(f"amp_dtype is one of {', '.join(_TYPES)}, not '{dtype}'")
-    return torch.autocast(device.type, _TYPES[dtype]) if on else nullcontext()

@@ -1,4 +1,4 @@
-"""JSON files that strangers may have written, read with limits and checked value by value."""
+"""JSON files of unknown origin, read with limits and checked value by value."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_a_local_file_is_loaded_whether_or_not_others_are_pretrained(tmp_path, m
     assert torch.equal(anchor.model.head.weight, model.head.weight)
 
 
-def test_another_number_of_classes_makes_the_classifier_anew_and_keeps_the_rest(tmp_path, model):
+def test_another_number_of_classes_makes_the_classifier_again_and_keeps_the_rest(tmp_path, model):
     anchor = load_anchor(saved(model, tmp_path / 'w.safetensors'), pretrained=True, num_classes=CLASSES + 1)
     assert anchor.model.head.weight.shape[0] == anchor.num_classes == CLASSES + 1
     assert torch.equal(anchor.model.blocks[3].mlp.fc1.weight, model.blocks[3].mlp.fc1.weight)
@@ -187,7 +187,7 @@ def test_a_negative_number_of_classes_is_refused():
         create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=-1)
 
 
-def test_foreign_weights_are_refused_also_where_the_classifier_starts_anew(tmp_path):
+def test_foreign_weights_are_refused_also_where_the_classifier_starts_again(tmp_path):
     save_file(timm.create_model('test_vit2', num_classes=CLASSES).state_dict(), tmp_path / 'w.safetensors')
     with pytest.raises(NoWeights, match=r'does not fit test_vit .*Unexpected key.*; it fits test_vit2: test_vit2=/'):
         load_anchor(f'test_vit={tmp_path}/w.safetensors', pretrained=True, num_classes=CLASSES + 1)

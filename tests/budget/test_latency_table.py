@@ -87,10 +87,10 @@ def damaged():
     yield 'a number', 3
     yield 'text for a time', {**good, 'rows': {'0': {**row, 'ms': '1.0'}}}
     yield 'a time of zero', {**good, 'rows': {'0': {**row, 'ms': 0}}}
-    yield 'a time that is no number', {**good, 'rows': {'0': {**row, 'ms': float('nan')}}}
+    yield 'a time that is not a number', {**good, 'rows': {'0': {**row, 'ms': float('nan')}}}
     yield 'an endless time', {**good, 'rows': {'0': {**row, 'high': float('inf')}}}
     yield 'no time', {**good, 'rows': {'0': {**row, 'ms': None}}}
-    yield 'memory that is no integer', {**good, 'rows': {'0': {**row, 'memory': 1.5}}}
+    yield 'memory that is not an integer', {**good, 'rows': {'0': {**row, 'memory': 1.5}}}
     yield 'memory below zero', {**good, 'rows': {'0': {**row, 'memory': -1}}}
     yield 'a word for truth', {**good, 'rows': {'0': {**row, 'predicted': 'no'}}}
     yield 'a stitch without a number', {**good, 'rows': {'first': row}}

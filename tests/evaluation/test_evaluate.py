@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from snnet import SnnetError, StitchableNet, UnknownStitch, create_stitchable_net
-from snnet.budget.curve import draw_curve
 from snnet.budget.frontier import frontier_table
+from snnet.budget.plot import draw_curve
 from snnet.budget.record import Record
 from snnet.calibration.recalibrate import recalibrate
 from snnet.data.clean_images import clean_loader

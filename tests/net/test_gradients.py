@@ -12,7 +12,7 @@ from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
 
-from snnet.anchors.anchor import Boundary
+from snnet.anchors.boundary import Boundary
 from snnet.net.compile_blocks import TensorDropPath
 from snnet.reassembly.join_layer import JoinLayer, boundary_behind_join
 from snnet.reassembly.new_stem import NewStem

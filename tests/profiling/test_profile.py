@@ -226,7 +226,7 @@ def test_a_stopped_profile_goes_on_where_it_was_and_is_no_table_before(net, tmp_
 
 
 @pytest.mark.parametrize('content', [b'', b'{"facts": 3}', b'\xff', b'[]', None])
-def test_a_damaged_or_foreign_beginning_is_measured_anew(net, tmp_path, content):
+def test_a_damaged_or_foreign_beginning_is_measured_again(net, tmp_path, content):
     net.save_pretrained(tmp_path)
     (table,) = profile(net, stitches=[4], predict=False, folder=tmp_path, quiet=True)
     file = tmp_path / 'profiles' / table.file_name
@@ -238,7 +238,7 @@ def test_a_damaged_or_foreign_beginning_is_measured_anew(net, tmp_path, content)
     assert again.rows[4].ms == pytest.approx(table.rows[4].ms)
 
 
-def test_a_table_of_earlier_weights_is_made_anew(net, tmp_path, caplog):
+def test_a_table_of_earlier_weights_is_made_again(net, tmp_path, caplog):
     net.save_pretrained(tmp_path)
     (old,) = profile(net, stitches=[4], predict=False, folder=tmp_path, quiet=True)
     with torch.no_grad():

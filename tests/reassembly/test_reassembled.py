@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import Boundary, CannotStitch, Leg, SnnetError, StitchableNet
-from snnet.anchors.anchor import Anchor, Stage
+from snnet.anchors.anchor import Anchor
+from snnet.anchors.network_line import Stage
 from snnet.anchors.normalization import Normalization, Renormalize
 from snnet.evaluation.evaluate import evaluate
 from snnet.net.create import load_folder, load_zoo

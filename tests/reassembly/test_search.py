@@ -119,7 +119,7 @@ def test_the_network_is_trained_with_frozen_blocks_and_evaluated(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_command_takes_up_the_similarity_and_other_facts_measure_anew(tmp_path, monkeypatch):
+def test_the_same_command_takes_up_the_similarity_and_other_facts_measure_again(tmp_path, monkeypatch):
     first = [c.row(0) for c in found(shop(tmp_path))]
     measured = dery.measure_similarity
     calls = []

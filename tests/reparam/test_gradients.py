@@ -9,10 +9,10 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
-from snnet.anchors.anchor import Boundary
+from snnet.anchors.boundary import Boundary
 from snnet.reparam import CONVOLUTION, STITCH, expand, fold
 from snnet.stitching.stitch_layer import StitchLayer
-from snnet.utils.batch_norm import SafeBatchNorm2d
+from snnet.utils.safe_batch_norm import SafeBatchNorm2d
 from tests.helpers.families import images, shake
 from tests.helpers.gradients import assert_gradients_equal, elementary, farthest, gradients, stored
 from tests.reparam.test_stitch_branches import resnets

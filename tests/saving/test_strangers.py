@@ -26,7 +26,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp('saved')
     family_net('vit').save_pretrained(folder)
     config = json.loads((folder / 'config.json').read_text())
-    del config['sha256']  # whoever forges a folder forges the sums, too
+    del config['sha256']  # a forged folder would have forged sums, too
     (folder / 'config.json').write_text(json.dumps(config))
     return folder
 

@@ -8,172 +8,73 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
-from snnet.serve import Choices, Decision, Request
-from snnet.serve.policy import HEADROOM, SPARED, Rush, admission_batch_size, highest_level
-from snnet.serve.recent_load import Load
+from snnet.serve import Choices, Controller, Decision, Request
+from snnet.serve.backlog import ROUNDING
+from snnet.serve.controller import ControllerState, KnownEnds, WaitingQueue, planning_margin
+from snnet.serve.policy import EVEN, HEADROOM, SPARED, Rush, admission_batch_size, highest_level
 from snnet.serve.schedule import answers_all, finishes, latest_starts
-from snnet.serve.time_correction import Timing
-
-DEVIATIONS = 2.0
-EVEN = 1.01
-ROUNDING = 1e-9
-
-
-class Waiting(NamedTuple):
-    """An admitted request.
-
-    Attributes:
-        request: the request itself.
-        floor: index of the first choice that is accurate enough for it.
-        batch_size: size of the batch that must still be possible when it starts one (`policy.admission_batch_size`).
-    """
-
-    request: Request
-    floor: int
-    batch_size: int
-
-
-class EarliestEnds(NamedTuple):
-    """Earliest ends of the waiting requests, as admission last computed them, and what they depend on."""
-
-    begin: float
-    scale: float
-    ends: tuple[float, ...]
-
-
-_UNKNOWN_ENDS = EarliestEnds(0.0, 0.0, ())
-
-
-@dataclass(frozen=True, slots=True)
-class ControllerState:
-    """Everything that decisions depend on, apart from the choices.
-
-    Attributes:
-        now: latest time that was passed in.
-        queue: waiting requests, earliest deadline first.
-        running: what the worker is doing; None if it is idle.
-        started: time at which it started that.
-        load: recent arrivals.
-        timing: correction of the latency tables.
-        known_ends: a result of the last admission that the next one can reuse.
-    """
-
-    now: float
-    queue: tuple[Waiting, ...]
-    running: Decision | None
-    started: float
-    load: Load
-    timing: Timing
-    known_ends: EarliestEnds = _UNKNOWN_ENDS
-
-    @classmethod
-    def initial(cls, choices: Choices) -> ControllerState:
-        """Returns the state before the first request."""
-        load = Load.expected(max(row[-1] for row in choices.rows), choices.capacity)
-        timing = Timing.expected(len(choices), choices.spread)
-        return cls(-math.inf, (), None, -math.inf, load, timing)
 
 
 def admit(choices: Choices, state: ControllerState, request: Request, now: float) -> tuple[ControllerState, bool]:
-    """Admits a request, or refuses it if answering it in time is impossible or would make an admitted request late.
-
-    Possible means: with batches of the fastest choices, starting when the running batch should end. Under heavy load,
-    batches must also leave room for others (`policy.admission_batch_size`).
-
-    Returns:
-        The new state, and whether the request was admitted.
-
-    Raises:
-        SnnetError: the time or the deadline is not a finite number.
-    """
+    """Admits a request or refuses it, by the rule of `snnet.serve.controller.admit`."""
     now = max(now, state.now)
     tables, factor = choices.corrected(state.timing.steps), state.timing.factor
     left, floor = request.deadline - now, choices.floor(request.least)
     if floor is None or left < factor * tables.fast[floor][1] - ROUNDING:
         return replace(state, now=now), False
     load = state.load.seen(now, left)
-    scale = factor * _margin(tables, state.timing, load)
+    scale = factor * planning_margin(tables, state.timing, load)
     begin = now
     if state.running is not None:
         begin = max(now, state.started + state.running.seconds * scale / factor)
-    place = bisect_right(state.queue, request.deadline, key=lambda waiting: waiting.request.deadline)
-    waiting = Waiting(request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
-    queue = (*state.queue[:place], waiting, *state.queue[place:])
+    place = bisect_right(state.queue.deadlines, request.deadline)
+    queue = state.queue.insert(place, request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
     known = state.known_ends.ends[: place + 1] if state.known_ends[:2] == (begin, scale) else ()
-    rooms = [tables.padded(waiting.batch_size) for waiting in queue]
+    rooms = [tables.padded(size) for size in queue.sizes]
     ends = finishes(tables.fast, *_slack(queue, begin, scale), known, rooms)
     if ends[-1] == math.inf:
         if not _was_infeasible_before(tables, state.queue, queue, begin, factor, place):
             return replace(state, now=now, load=load), False
-        return replace(state, now=now, queue=queue, load=load, known_ends=_UNKNOWN_ENDS), True
-    known_ends = EarliestEnds(begin, scale, tuple(ends))
+        return replace(state, now=now, queue=queue, load=load, known_ends=KnownEnds()), True
+    known_ends = KnownEnds(begin, scale, tuple(ends))
     return replace(state, now=now, queue=queue, load=load, known_ends=known_ends), True
 
 
 def decide(choices: Choices, state: ControllerState, now: float) -> tuple[ControllerState, Decision | None]:
     """Decides what the worker does next; None while it runs a batch or nothing waits."""
     now = max(now, state.now)
-    if state.running is not None or not state.queue:
+    if state.running is not None or not state.queue.requests:
         return replace(state, now=now), None
     tables, factor = choices.corrected(state.timing.steps), state.timing.factor
     queue = state.queue
     dropped: tuple[Request, ...] = ()
-    for scale in (factor * _margin(tables, state.timing, state.load), factor):
+    for scale in (factor * planning_margin(tables, state.timing, state.load), factor):
         slack, floors = _slack(queue, now, scale)
         starts = latest_starts(tables.fast, slack, floors)
         if starts[0] >= 0:
             break
     else:
         queue, dropped = _keep_most(tables, queue, slack, floors, starts)
-        if not queue:
-            return replace(state, now=now, queue=(), known_ends=_UNKNOWN_ENDS), Decision(None, (), dropped, 0.0, 0)
+        if not queue.requests:
+            return replace(state, now=now, queue=queue, known_ends=KnownEnds()), Decision(None, (), dropped, 0.0, 0)
         slack, floors = _slack(queue, now, scale)
         starts = latest_starts(tables.fast, slack, floors)
     rush = Rush.at(state.load, now, scale)
     chosen, size = choose(tables, rush, slack, floors, starts)
     index, seconds = tables.pick(chosen, max(floors[:size]), size)
-    batch = tuple(waiting.request for waiting in queue[:size])
-    decision = Decision(choices.choices[index].stitch, batch, dropped, seconds * factor, index)
-    return ControllerState(now, queue[size:], decision, now, state.load, state.timing), decision
+    decision = Decision(choices.choices[index].stitch, queue.requests[:size], dropped, seconds * factor, index)
+    return ControllerState(now, queue.between(size), decision, now, state.load, state.timing), decision
 
 
-def finish(state: ControllerState, now: float, measured: float | None = None) -> ControllerState:
-    """Notes that the worker has finished its batch.
-
-    Args:
-        state: a state with a running batch.
-        now: current time in seconds.
-        measured: seconds that the batch took; by default the time since it was decided.
-
-    Raises:
-        SnnetError: no batch is running.
-    """
-    assert state.running is not None
-    now = max(now, state.now)
-    took = now - state.started if measured is None else measured
-    timing = state.timing.learned(state.running.choice, took, state.running.seconds)
-    return replace(state, now=now, running=None, timing=timing, known_ends=_UNKNOWN_ENDS)
-
-
-def _margin(choices: Choices, timing: Timing, load: Load) -> float:
-    """Factor by which batches are planned longer. It uses at most half of the time that usual deadlines leave."""
-    if timing.variance == 0:
-        return 1.0
-    usual = load.deadline / (timing.factor * choices.fast[0][1])
-    return max(1.0, min(timing.margin(DEVIATIONS), (1 + usual) / 2))
-
-
-def _slack(queue: Sequence[Waiting], begin: float, scale: float) -> tuple[list[float], list[int]]:
+def _slack(queue: WaitingQueue, begin: float, scale: float) -> tuple[list[float], tuple[int, ...]]:
     """Returns the table seconds until the deadline of each request, and its floor."""
-    slack = [(waiting.request.deadline - begin) / scale + ROUNDING for waiting in queue]
-    return slack, [waiting.floor for waiting in queue]
+    return [(deadline - begin) / scale + ROUNDING for deadline in queue.deadlines], queue.floors
 
 
 def _was_infeasible_before(
-    choices: Choices, old: Sequence[Waiting], new: Sequence[Waiting], begin: float, factor: float, place: int
+    choices: Choices, old: WaitingQueue, new: WaitingQueue, begin: float, factor: float, place: int
 ) -> bool:
     """Whether the queue is infeasible even without the new request, which fits once the lost ones are dropped."""
     if latest_starts(choices.fast, *_slack(old, begin, factor))[0] >= 0:
@@ -183,24 +84,24 @@ def _was_infeasible_before(
 
 
 def _keep_most(
-    choices: Choices, queue: tuple[Waiting, ...], slack: Sequence[float], floors: Sequence[int], starts: Sequence[float]
-) -> tuple[tuple[Waiting, ...], tuple[Request, ...]]:
+    choices: Choices, queue: WaitingQueue, slack: Sequence[float], floors: Sequence[int], starts: Sequence[float]
+) -> tuple[WaitingQueue, tuple[Request, ...]]:
     """Splits a queue that cannot be answered as a whole into what still can be answered and what is dropped.
 
     Two ways are tried, and the one that drops less wins: dropping requests from the front until the rest is feasible,
     and dropping each request that cannot be answered in addition to those before it.
     """
-    later = set(range(next(first for first, start in enumerate(starts) if start >= 0), len(queue)))
+    count = len(queue.requests)
+    later = set(range(next(first for first, start in enumerate(starts) if start >= 0), count))
     kept: list[int] = []
     ends: list[float] = [0.0]
-    for index in range(len(queue)):
+    for index in range(count):
         tried = [*kept, index]
         more = finishes(choices.fast, [slack[i] for i in tried], [floors[i] for i in tried], ends)
         if more[-1] < math.inf:
             kept, ends = tried, more
-    rest = later if len(later) >= len(kept) else set(kept)
-    dropped = tuple(waiting.request for index, waiting in enumerate(queue) if index not in rest)
-    return tuple(waiting for index, waiting in enumerate(queue) if index in rest), dropped
+    lost = set(range(count)) - (later if len(later) >= len(kept) else set(kept))
+    return queue.without(lost), tuple(queue.requests[index] for index in sorted(lost))
 
 
 def choose(
@@ -271,15 +172,8 @@ def _batch(
     return chosen
 
 
-class StraightforwardController:
-    """The functions of this module with their state, for one worker. Threads that share it need a lock.
-
-    Args:
-        choices: the stitches that may run, and how long they take.
-    """
-
-    def __init__(self, choices: Choices) -> None:
-        self.choices, self.state = choices, ControllerState.initial(choices)
+class StraightforwardController(Controller):
+    """The controller of the package with the functions of this module in place of `admit` and `decide`."""
 
     def submit(self, request: Request, now: float) -> bool:
         """Admits a request, or returns False if it is refused (see `admit`)."""
@@ -290,7 +184,3 @@ class StraightforwardController:
         """Returns what the worker does next; None while it is busy or nothing waits."""
         self.state, decision = decide(self.choices, self.state, now)
         return decision
-
-    def done(self, now: float, measured: float | None = None) -> None:
-        """Notes that the worker has finished its batch (see `finish`)."""
-        self.state = finish(self.state, now, measured)

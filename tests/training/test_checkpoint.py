@@ -165,7 +165,7 @@ def test_a_step_can_break_twice(two):
     assert names(checkpoints.folder) == ['broken-step-00000002', 'step-00000001', 'step-00000002']
 
 
-def test_where_none_is_left_the_run_is_told_to_begin_anew(two, said):
+def test_where_none_is_left_the_run_is_told_to_begin_again(two, said):
     checkpoints, _ = two
     for step in (1, 2):
         flip(checkpoints.folder / f'step-0000000{step}' / 'state.safetensors')

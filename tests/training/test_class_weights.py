@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from snnet import SnnetError
 from snnet.training.class_weights import class_weights
-from snnet.training.loss import MixupSettings, make_loss
+from snnet.training.loss import make_loss
+from snnet.training.mixup import MixupSettings
 from tests.helpers.runs import write_images
 
 

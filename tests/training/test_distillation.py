@@ -140,7 +140,7 @@ def test_the_largest_anchor_teaches_as_it_was_before_training_whenever_the_teach
     assert not torch.equal(net.anchor(1)(batch[0]), before)
 
 
-def test_images_are_normalized_anew_for_a_teacher_that_wants_it():
+def test_images_are_normalized_again_for_a_teacher_trained_otherwise():
     own, given = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     pixels = torch.rand(2, 3, 4, 4)
 

@@ -104,7 +104,8 @@ def test_a_damaged_table_is_refused(tmp_path, content, hint):
 def test_the_loss_of_several_labels_is_torchs():
     from torch.nn import functional as F
 
-    from snnet.training.loss import MixupSettings, make_loss
+    from snnet.training.loss import make_loss
+    from snnet.training.mixup import MixupSettings
 
     logits, labels = torch.randn(4, 3), torch.tensor([[1, 0, 1]] * 4)
     found = make_loss(MixupSettings(loss='bce'), False)(logits, labels)

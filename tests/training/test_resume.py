@@ -225,7 +225,7 @@ def said(caplog, monkeypatch):
     return caplog
 
 
-def test_where_every_checkpoint_is_broken_the_run_begins_anew_with_a_warning(tmp_path, monkeypatch, said):
+def test_where_every_checkpoint_is_broken_the_run_begins_again_with_a_warning(tmp_path, monkeypatch, said):
     changes = {'epochs': 1}
     train(train_settings(tmp_path / 'whole', **changes))
     stopped(monkeypatch, train_settings(tmp_path / 'stopped', **changes), 1, 'asked')

@@ -244,7 +244,7 @@ def test_where_every_rank_was_killed_the_cause_is_unknown(restart):
         restart(3, 0)
 
 
-def test_progress_and_a_fresh_start_begin_the_count_anew(restart):
+def test_progress_and_a_fresh_start_begin_the_count_again(restart):
     for count, step in enumerate([0, 0, 5, 5, 10, 10, 15]):
         restart(count, step, CAUSE)
     restart(7, 15)

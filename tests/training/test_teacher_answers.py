@@ -221,7 +221,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize('damage', DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_shard_is_noticed_reported_once_asked_anew_and_rewritten(tmp_path, small, caplog, damage):
+def test_a_damaged_shard_is_noticed_reported_once_asked_again_and_rewritten(tmp_path, small, caplog, damage):
     given = run(tmp_path, steps=10)
     opened = Store(tmp_path, {'of': 'test'})
     damage(shards(tmp_path)[1])

@@ -32,7 +32,7 @@ from .report import Result, write
 
 
 def main() -> int:
-    """Injects what the command line asks for; 1 where a defect was found."""
+    """Injects what the command line asks for; returns 1 where a defect was found."""
     arguments = _parse()
     plan = list(_plan(arguments.injections, arguments.kinds, arguments.seed))
     if arguments.number is not None:
@@ -78,7 +78,7 @@ def _plan(injections: int | None, kinds: list[str], seed: int) -> Iterator[tuple
 
 
 def _campaign(plan: list[tuple[str, int]], folder: Path, arguments: argparse.Namespace) -> Iterator[Result]:
-    """Each injection in a process of its own, some at a time."""
+    """Runs each injection in a separate process, some at a time."""
     shared = folder / 'shared'
     shared.mkdir()
     waiting = plan[::-1]
@@ -98,7 +98,7 @@ def _campaign(plan: list[tuple[str, int]], folder: Path, arguments: argparse.Nam
 
 
 def _inject(name: str, number: int, folder: Path, shared: Path, arguments: argparse.Namespace) -> int:
-    """One injection; writes what came of it."""
+    """Runs one injection and writes its outcome."""
     adopt_orphans()
     lab = Lab(folder, shared, random.Random(f'{arguments.seed} {name} {number}'))
     begin, good, hang = time.monotonic(), False, False

@@ -22,7 +22,7 @@ PATIENCE = 120.0
 
 @dataclass
 class Fault:
-    """What happens where.
+    """What happens, and where.
 
     Attributes:
         point: 'start', 'step', 'loss', 'update' or 'file'.
@@ -61,7 +61,7 @@ class Fault:
         return point == 'start' or step == self.at
 
     def happen(self, rank: int, context: Any) -> Any:
-        """Does it, unless it has been done; returns what takes the place of the context (a loss)."""
+        """Does it once; returns what replaces the context (a loss)."""
         marker = Path(f'{self.marker}.{rank}')
         if marker.exists() and self.last is None:
             return context
@@ -70,7 +70,7 @@ class Fault:
 
 
 def _pause(fault: Fault, context: Any) -> Any:
-    """Waits until the outside has done what it wants to do."""
+    """Waits until the observer lets the process continue."""
     go, end = Path(f'{fault.marker}.go'), time.monotonic() + PATIENCE
     while not go.exists() and time.monotonic() < end:
         time.sleep(0.002)

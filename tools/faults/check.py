@@ -1,4 +1,4 @@
-"""What must hold of a run's folder after a fault; written without the package that is under test."""
+"""What must hold for a run's folder after a fault, written without the package under test."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def sound(output: Path) -> None:
 
 
 def whole(output: Path, reference: Path) -> None:
-    """A finished run's folder is that of the run that was never stopped, and nothing is left over.
+    """A finished run's folder equals that of a run that was never stopped, and nothing is left over.
 
     Raises:
         Violation: weights, log, or the last checkpoint differ, or temporary files are left.

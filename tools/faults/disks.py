@@ -16,7 +16,7 @@ from .lab import STEPS, Lab
 
 @kind('no room for files of a checkpoint for some steps', often=6)
 def limit(lab: Lab) -> str:
-    """A limit on the size of files stands for the full disk; the run goes on without these checkpoints."""
+    """A limit on file size stands in for a full disk. The run continues without these checkpoints."""
     world, at = lab.random.choice((1, 2)), lab.random.randrange(STEPS - 8)
     lab.fault('step', 'limit', at=at, value=lab.random.randrange(20_000, 1_000_000))
     lab.fault('step', 'limit', at=at + 7)
@@ -30,7 +30,7 @@ def limit(lab: Lab) -> str:
 
 @kind('the disk is full for some steps', often=4)
 def full_disk(lab: Lab) -> str:
-    """A small file system, filled to the last byte and emptied again."""
+    """A small file system is filled to the last byte and emptied again."""
     with _small_disk(lab, megabytes=64) as disk:
         if disk is None:
             return 'left out: only root can mount'
@@ -52,7 +52,7 @@ def full_disk(lab: Lab) -> str:
 
 @kind('the disk is full from some step on', often=3, lost=STEPS)
 def full_disk_at_end(lab: Lab) -> str:
-    """The net finds no room either: the run ends with a sentence, and goes on when there is room."""
+    """There is no room for the net either. The run stops with a message, and continues once there is room."""
     with _small_disk(lab, megabytes=64) as disk:
         if disk is None:
             return 'left out: only root can mount'
@@ -75,7 +75,7 @@ def full_disk_at_end(lab: Lab) -> str:
 
 @kind('the folder cannot be written', often=2)
 def read_only(lab: Lab) -> str:
-    """Told at the start, before the first step."""
+    """The run refuses to start, before its first step."""
     folder = lab.folder / 'disk'
     with _small_disk(lab, megabytes=64) as disk:
         if disk is None:
@@ -94,7 +94,7 @@ def read_only(lab: Lab) -> str:
 
 @kind('the folder vanishes', often=2, lost=STEPS)
 def vanish(lab: Lab) -> str:
-    """Someone removes it while the run writes to it."""
+    """The folder is removed while the run writes to it."""
     marker = lab.fault('step', 'pause', at=lab.random.randrange(STEPS))
     run = lab.train()
     run.reached(marker)
@@ -124,7 +124,7 @@ def _fill(ballast: Path) -> None:
 
 @contextmanager
 def _small_disk(lab: Lab, megabytes: int) -> Iterator[Path | None]:
-    """A file system of its own, where this process may mount one."""
+    """A separate file system, where this process may mount one."""
     disk = lab.folder / 'disk'
     disk.mkdir()
     if os.geteuid() != 0:

@@ -21,7 +21,7 @@ RESULTS = ('stitches.jsonl', 'hits.safetensors')
 
 @kind('an evaluation is killed', often=6)
 def kill(lab: Lab) -> str:
-    """Before a random operation on a file in the folder of the results."""
+    """Kills the process before a random file operation in the results folder."""
     marker = lab.fault('file', 'pause', match='/run/', at=lab.random.randint(1, 20))
     run = lab.evaluate(_net(lab), lab.output)
     run.reached(marker)
@@ -32,7 +32,7 @@ def kill(lab: Lab) -> str:
 
 @kind('an evaluation is killed while it notes results in the net', often=3)
 def kill_in_net(lab: Lab) -> str:
-    """The net must stay whole."""
+    """The saved net must stay intact."""
     net = _net(lab)
     marker = lab.fault('file', 'pause', match='/net/.*tmp|/net$', at=lab.random.randint(1, 6))
     run = lab.evaluate(net, lab.output)
@@ -45,7 +45,7 @@ def kill_in_net(lab: Lab) -> str:
 
 @kind('the last line of the results is torn', often=3)
 def tear(lab: Lab) -> str:
-    """Its stitch alone is evaluated again."""
+    """Only the stitch of that line is evaluated again."""
     shutil.copytree(_evaluated(lab), lab.output)
     file = lab.output / RESULTS[0]
     os.truncate(file, file.stat().st_size - lab.random.randrange(2, 100))
@@ -54,19 +54,19 @@ def tear(lab: Lab) -> str:
 
 @kind('the notes of an unfinished evaluation are torn', often=3)
 def tear_progress(lab: Lab) -> str:
-    """The pass begins anew."""
+    """The pass starts again."""
     return _damage_progress(lab, lambda file: os.truncate(file, lab.random.randrange(file.stat().st_size)))
 
 
 @kind('a bit flips in the notes of an unfinished evaluation', often=4)
 def flip_progress(lab: Lab) -> str:
-    """The pass begins anew rather than go on from wrong sums."""
+    """The pass starts again instead of continuing from wrong sums."""
     return _damage_progress(lab, lambda file: flip_bit(file, lab.random))
 
 
 @kind('no room for the notes of an evaluation', often=2)
 def limit(lab: Lab) -> str:
-    """It stops with a sentence, and goes on where there is room."""
+    """It stops with a message, and continues where there is room."""
     lab.fault('file', 'limit', match='progress', at=lab.random.randint(1, 12), value=LIMIT)
     run = lab.evaluate(_net(lab), lab.output)
     codes = run.wait()
@@ -77,7 +77,7 @@ def limit(lab: Lab) -> str:
 
 @kind('a bit flips in the weights of a net', often=3)
 def flip(lab: Lab) -> str:
-    """An evaluation of other weights than were saved would mean nothing."""
+    """The evaluation is refused, because these are not the weights that were saved."""
     net = _net(lab)
     file = net / 'model.safetensors'
     flip_bit(file, lab.random)
@@ -89,7 +89,7 @@ def flip(lab: Lab) -> str:
 
 
 def _net(lab: Lab) -> Path:
-    """A net of its own: an evaluation writes into it."""
+    """A separate copy of the net, because an evaluation writes into it."""
     net = lab.folder / 'net'
     shutil.copytree(lab.reference() / 'net', net)
     return net

@@ -25,25 +25,25 @@ COUNTED = 'warned and replaced, the same with 0 and 2 loader workers'
 
 @kind('unreadable images', often=3)
 def unreadable(lab: Lab) -> str:
-    """Bytes that are no image."""
+    """Files of random bytes."""
     return _bad(lab, lambda file: file.write_bytes(lab.random.randbytes(200)))
 
 
 @kind('truncated images', often=3)
 def truncated(lab: Lab) -> str:
-    """Cut at a random byte."""
+    """Files cut off at a random byte."""
     return _bad(lab, lambda file: os.truncate(file, lab.random.randrange(file.stat().st_size - 30)))
 
 
 @kind('images of absurd size', often=2)
 def huge(lab: Lab) -> str:
-    """A file of a few bytes that says it has 3600 megapixels."""
+    """A file of a few bytes that claims to have 3600 megapixels."""
     return _bad(lab, lambda file: file.write_bytes(_bomb(60_000)))
 
 
 @kind('kill -9 in a step, with bad images', often=4, lost=INTERVAL)
 def kill_with_bad(lab: Lab) -> str:
-    """What was found before the death is known after it, and replaced by the same images."""
+    """Bad images that were found before the kill are still known after it, and are replaced by the same images."""
     data = lab.prepared('bad pictures', _write_bad) / 'data'
     world, workers = lab.random.choice((1, 2)), lab.random.choice((0, 2))
     bad: dict[str, Any] = {'dataset': None, 'data_dir': data, 'max_bad_images': 0.2}
@@ -52,7 +52,7 @@ def kill_with_bad(lab: Lab) -> str:
 
 @kind('images that vanish while training', often=2)
 def vanished(lab: Lab) -> str:
-    """They were there when the folder was listed."""
+    """The images were there when the folder was listed."""
     data = lab.folder / 'data'
     write_pictures(data)
     marker = lab.fault('step', 'pause', at=lab.random.randrange(STEPS // 2))
@@ -68,7 +68,7 @@ def vanished(lab: Lab) -> str:
 
 @kind('CMYK, grey, palette, transparent and 16-bit images', often=2)
 def modes(lab: Lab) -> str:
-    """All can be read: none is counted as bad."""
+    """All of them can be read, so none counts as bad."""
     data = lab.folder / 'data'
     write_pictures(data)
     for file, mode in zip(sorted(data.rglob('*.png')), ('CMYK', 'L', 'P', 'RGBA', 'LA', '1', 'I;16'), strict=False):
@@ -86,7 +86,7 @@ def modes(lab: Lab) -> str:
 
 @kind('more bad images than allowed', often=3)
 def too_many(lab: Lab) -> str:
-    """The run stops with a sentence; once the files are whole it goes on."""
+    """The run stops with a message, and continues once the files are repaired."""
     data = lab.folder / 'data'
     write_pictures(data)
     files = lab.random.sample(sorted(data.rglob('*.png')), 5)
@@ -108,7 +108,7 @@ def too_many(lab: Lab) -> str:
 
 @kind('a loader worker is killed', often=4, lost=INTERVAL)
 def kill_worker(lab: Lab) -> str:
-    """As when memory runs out."""
+    """The kernel does the same when memory runs out."""
     marker = lab.fault('step', 'pause', at=lab.random.randrange(STEPS - 1))
     run = lab.train(workers=2)
     run.reached(marker)
@@ -126,7 +126,7 @@ def kill_worker(lab: Lab) -> str:
 
 @kind('a pickle with a payload as weights', often=2)
 def payload(lab: Lab) -> str:
-    """It is refused, and what it holds is never run."""
+    """The file is refused, and its payload never runs."""
     proof, file = lab.folder / 'ran', lab.folder / 'weights.pth'
     file.write_bytes(pickle.dumps(_Payload(proof), protocol=lab.random.choice((2, 4))))
     run = lab.train(anchors=f'test_vit={file},test_vit2')
@@ -139,7 +139,7 @@ def payload(lab: Lab) -> str:
 
 @kind('a pickle with a payload in the place of a checkpoint', often=2, lost=7)
 def payload_in_checkpoint(lab: Lab) -> str:
-    """Even with a manifest that fits."""
+    """The checkpoint is refused even though its manifest matches."""
     lab.stopped()
     proof, newest = lab.folder / 'ran', check.checkpoints(lab.output)[-1]
     file, sums = newest / 'state.safetensors', newest / 'SHA256SUMS'
@@ -174,7 +174,7 @@ class _Payload:
 
 
 def _bad(lab: Lab, damage: Callable[[Path], object]) -> str:
-    """Damages two images: they are replaced and named, whoever reads them."""
+    """Damages two images, which every process must replace and report."""
     data = lab.folder / 'data'
     write_pictures(data)
     files = lab.random.sample(sorted(data.rglob('*.png')), 2)

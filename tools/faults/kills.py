@@ -38,33 +38,33 @@ def kill_rank_in_step(lab: Lab) -> str:
 
 @kind('kill -9 of all ranks, in a step', often=10, lost=INTERVAL)
 def kill_all_in_step(lab: Lab) -> str:
-    """As a machine that loses its power."""
+    """The same as a power failure."""
     world = lab.random.choice((1, 2))
     return kill_in_step(lab, range(world), world)
 
 
 @kind('kill -9 in a step, two loader workers', often=4, lost=INTERVAL)
 def kill_with_workers(lab: Lab) -> str:
-    """The workers end by themselves; the images that they had read ahead are read again."""
+    """The workers exit by themselves, and the images that they had read ahead are read again."""
     return kill_in_step(lab, [0], world=1, workers=2)
 
 
 @kind('kill -9 in a step, other recipes', often=10, lost=INTERVAL)
 def kill_other_recipe(lab: Lab) -> str:
-    """What else a run remembers or draws: moving averages, mixup, drop path, several stitches or batches a step."""
+    """Recipes with more state: moving averages, mixup, drop path, several stitches or batches per step."""
     world, changes = lab.random.choice((1, 2)), lab.random.choice(RECIPES)
     return kill_in_step(lab, range(world), world, STEPS // changes.get('grad_accum_steps', 1), **changes)
 
 
 @kind('kill -9 of a random rank, in a save', often=10, lost=INTERVAL)
 def kill_rank_in_save(lab: Lab) -> str:
-    """Before a random one of the operations on files that saves make."""
+    """Kills before a random file operation of a save."""
     return _kill_at_file(lab, [lab.random.randrange(2)], 2, SAVE)
 
 
 @kind('kill -9 of all ranks, in a save', often=12, lost=INTERVAL)
 def kill_all_in_save(lab: Lab) -> str:
-    """Before a random one of the operations on files that saves make."""
+    """Kills before a random file operation of a save."""
     world = lab.random.choice((1, 2))
     return _kill_at_file(lab, range(world), world, SAVE)
 
@@ -80,7 +80,7 @@ def kill_at_byte(lab: Lab) -> str:
 
 @kind('kill -9 three times in one run', often=4, lost=3 * INTERVAL)
 def kill_again(lab: Lab) -> str:
-    """Each time when a new checkpoint has appeared."""
+    """Kills each time a new checkpoint has appeared."""
     for _ in range(3):
         seen = len(check.checkpoints(lab.output))
         newest = check.checkpoints(lab.output)[-1:]
@@ -95,7 +95,7 @@ def kill_again(lab: Lab) -> str:
 
 @kind('kill -9 before the first checkpoint', often=6, lost=INTERVAL)
 def kill_before_checkpoint(lab: Lab) -> str:
-    """At the start of the process, while the folder is opened, or in the first steps."""
+    """Kills at the start of the process, while the folder is opened, or in the first steps."""
     world = lab.random.choice((1, 2))
     place = lab.random.choice(('start', 'file', 'step'))
     count = lab.operations(world, r'/run/?$|config.yaml|train.log')
@@ -109,12 +109,12 @@ def kill_before_checkpoint(lab: Lab) -> str:
 
 @kind('kill -9 while the net is written', often=6, lost=INTERVAL)
 def kill_in_net(lab: Lab) -> str:
-    """Before a random one of the operations on files in the folder of the net."""
+    """Kills before a random file operation in the net's folder."""
     return _kill_at_file(lab, [0], lab.random.choice((1, 2)), r'/run/\.?net')
 
 
 def kill_in_step(lab: Lab, ranks: Sequence[int], world: int, steps: int = STEPS, **changes: Any) -> str:
-    """Pauses a random place of a random step and kills."""
+    """Pauses at a random place in a random step and kills."""
     marker = lab.fault(lab.random.choice(POINTS), 'pause', at=lab.random.randrange(steps), rank=ranks[0])
     run = lab.train(world, **changes)
     run.reached(marker, ranks[:1])
@@ -134,7 +134,7 @@ def _kill_at_file(lab: Lab, ranks: Sequence[int], world: int, pattern: str) -> s
 
 
 def _killed(lab: Lab, run: Run, world: int, **changes: Any) -> str:
-    """What holds after a death: nothing is broken, and the run goes on to the same end."""
+    """What must hold after a kill: nothing is broken, and the run continues to the same end."""
     codes = run.wait()
     check.require(any(codes), f'nothing died: {codes}')
     check.sound(lab.output)

@@ -177,7 +177,7 @@ def write_pictures(folder: Path) -> None:
 
 
 def flip_bit(file: Path, random: random.Random) -> None:
-    """Turns one bit of a file, wherever it is."""
+    """Flips one bit at a random place of a file."""
     content = bytearray(file.read_bytes())
     content[random.randrange(len(content))] ^= 1 << random.randrange(8)
     file.write_bytes(content)

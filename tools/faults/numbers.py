@@ -16,19 +16,19 @@ SKIPS = 3
 
 @kind('NaN loss on a random rank, once', often=6)
 def nan_once(lab: Lab) -> str:
-    """All ranks leave the step out: the end is the same whichever rank had it."""
+    """All ranks skip the step, so the end is the same whichever rank had the NaN."""
     return _left_out(lab, 'nan loss')
 
 
 @kind('NaN gradient with a finite loss, once', often=4)
 def nan_gradient(lab: Lab) -> str:
-    """The loss does not tell, the gradients do."""
+    """Only the gradients show it."""
     return _left_out(lab, 'nan gradient')
 
 
 @kind('NaN loss in every step from some step on', often=4, lost=INTERVAL)
 def nan_always(lab: Lab) -> str:
-    """The run stops after the allowed number in a row, with the last good checkpoint."""
+    """The run stops after the allowed number of bad steps in a row, and keeps its last good checkpoint."""
     at = lab.random.randrange(STEPS - SKIPS)
     lab.fault('loss', 'nan loss', rank=lab.random.randrange(2), at=at, last=STEPS)
     run = lab.train(2, max_skips=SKIPS)
@@ -37,14 +37,14 @@ def nan_always(lab: Lab) -> str:
 
 @kind('NaN in a weight', often=4, lost=STEPS)
 def nan_weight(lab: Lab) -> str:
-    """On one rank or on all; it never gets into a checkpoint."""
+    """A weight becomes NaN on one rank or on all. It never gets into a checkpoint."""
     lab.fault('update', 'nan weight', rank=lab.random.choice((0, 1, None)), at=lab.random.randrange(STEPS - SKIPS))
     return _stopped(lab, lab.train(2, max_skips=SKIPS), max_skips=SKIPS, exact=False)
 
 
 @kind('NaN in a moment of the optimizer', often=4, lost=STEPS)
 def nan_moment(lab: Lab) -> str:
-    """The next update makes a weight of it."""
+    """The next update carries it into a weight."""
     world = lab.random.choice((1, 2))
     lab.fault('update', 'nan moment', at=lab.random.randrange(STEPS - SKIPS))
     return _stopped(lab, lab.train(world, max_skips=SKIPS), world=world, max_skips=SKIPS, exact=False)
@@ -52,7 +52,7 @@ def nan_moment(lab: Lab) -> str:
 
 @kind('a rank drifts by 1e-6', often=8, lost=2 * INTERVAL)
 def drift(lab: Lab) -> str:
-    """Caught before a checkpoint holds what came of it."""
+    """The drift is caught before a checkpoint contains it."""
     lab.fault('update', 'drift', rank=lab.random.randrange(2), at=lab.random.randrange(STEPS))
     checks = lab.random.choice((1, 4, 7))
     return _stopped(lab, lab.train(2, check_steps=checks), 'differ', check_steps=checks)
@@ -60,7 +60,7 @@ def drift(lab: Lab) -> str:
 
 @kind('a rank hangs', often=3, lost=INTERVAL)
 def hang(lab: Lab) -> str:
-    """Within seconds of the timeout all ranks are gone, and the stack tells where it hung."""
+    """All ranks exit within seconds of the timeout, and the stack shows where the rank hung."""
     timeout = 8
     point, at = lab.random.choice(('step', 'loss', 'update')), lab.random.randrange(STEPS)
     marker = lab.fault(point, 'hang', rank=lab.random.randrange(2), at=at)
@@ -99,7 +99,7 @@ def _left_out(lab: Lab, action: str) -> str:
 
 
 def _stopped(lab: Lab, run: Run, *words: str, world: int = 2, exact: bool = True, **changes: Any) -> str:
-    """The run stops with a sentence, and what it leaves is good: it goes on to a good end."""
+    """The run stops with a message and leaves a good checkpoint, from which it continues to a good end."""
     codes = run.wait()
     check.require(any(codes) and set(codes) <= {2, -15}, f'{codes}: {run.said()[-2000:]}')
     if words:
@@ -119,5 +119,5 @@ def _stopped(lab: Lab, run: Run, *words: str, world: int = 2, exact: bool = True
 
 
 def _no_checkpoint_in(first: int, last: int) -> bool:
-    """Whether no checkpoint is due after these steps, so that a restart goes back before them."""
+    """Whether no checkpoint is due after these steps. A restart then goes back to before them."""
     return not any(first < due <= last for due in range(0, STEPS, INTERVAL))

@@ -1,4 +1,4 @@
-"""Processes that are forks of this one, which has imported torch already: a run costs what it computes."""
+"""Processes that are forks of this one, which has already imported torch, so a run costs only what it computes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def children(pid: int) -> list[int]:
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of grandchildren whose parent dies, so that none is overlooked."""
+    """Makes this process the parent of grandchildren whose parent dies, so none is overlooked."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def left_over(patience: float) -> list[int]:
-    """Children of this process that do not end by themselves in so many seconds; they are killed."""
+    """Children of this process that do not exit within so many seconds; they are killed."""
     end = time.monotonic() + patience
     while True:
         try:
@@ -73,7 +73,7 @@ def fork(work: Callable[[], int]) -> int:
 
 
 def fork_into(work: Callable[[], int], log: Path, environment: dict[str, str]) -> int:
-    """Runs a function in a fork with a session, an environment and a file for its words of its own."""
+    """Runs a function in a fork that has its own session, environment and output file."""
 
     def child() -> int:
         os.setsid()

@@ -27,28 +27,28 @@ CHANGES: tuple[dict[str, Any], ...] = (
 
 @kind('a changed setting', often=6, lost=2)
 def setting(lab: Lab) -> str:
-    """The sentence names it."""
+    """The message names the setting."""
     changes = lab.random.choice(CHANGES)
     return _refused(lab, *changes, **changes)
 
 
 @kind('changed anchors', often=3, lost=2)
 def anchors(lab: Lab) -> str:
-    """Others, fewer, or in another order."""
+    """Other anchors, fewer, or in a different order."""
     names = lab.random.choice(('test_vit,test_vit3', 'test_vit2,test_vit', 'test_vit'))
     return _refused(lab, 'anchors', anchors=names)
 
 
 @kind('another number of processes', often=3, lost=2)
 def world(lab: Lab) -> str:
-    """With another number of images a step."""
+    """The number of images per step changes with it."""
     before = lab.random.choice((1, 2))
     return _refused(lab, 'process', before=before, world=3 - before, batch_size=IMAGES_A_STEP // before)
 
 
 @kind('another number of processes with the same images a step', often=3, lost=2)
 def rescaled(lab: Lab) -> str:
-    """Goes on; sums are rounded otherwise, so the end is near, not equal."""
+    """The run continues. Sums round differently, so the end is close but not equal."""
     before = lab.random.choice((1, 2))
     lab.stopped(before)
     run = lab.train(3 - before)
@@ -63,13 +63,13 @@ def rescaled(lab: Lab) -> str:
 
 @kind('--no-resume with a run in the folder', often=2, lost=2)
 def no_resume(lab: Lab) -> str:
-    """Someone who wants to begin anew says where."""
+    """A new run needs another folder."""
     return _refused(lab, '--resume', resume=False)
 
 
 @kind('a finished run is started again', often=2)
 def finished(lab: Lab) -> str:
-    """Says so and changes nothing."""
+    """The run says so and changes nothing."""
     number = lab.random.choice((1, 2))
     shutil.copytree(lab.reference(number), lab.output)
     run = lab.train(number)
@@ -82,7 +82,7 @@ def finished(lab: Lab) -> str:
 
 @kind('a finished run whose net is gone or damaged', often=3)
 def finished_without_net(lab: Lab) -> str:
-    """The last checkpoint has everything: the net is written again."""
+    """The net is written again from the last checkpoint."""
     shutil.copytree(lab.reference(), lab.output)
     weights = lab.output / check.WEIGHTS
     how = lab.random.choice(('gone', 'without weights', 'cut'))
@@ -101,7 +101,7 @@ def finished_without_net(lab: Lab) -> str:
 
 @kind('two runs in one folder', often=3)
 def two_runs(lab: Lab) -> str:
-    """The second is refused, the first goes on."""
+    """The second run is refused, and the first continues."""
     number, at = lab.random.choice((1, 2)), lab.random.randrange(STEPS)
     marker = lab.fault('step', 'pause', at=at)
     first = lab.train(number)
@@ -119,7 +119,7 @@ def two_runs(lab: Lab) -> str:
 
 @kind('a folder with other things in it', often=2)
 def foreign(lab: Lab) -> str:
-    """Nothing of it is touched."""
+    """Nothing in the folder is touched."""
     lab.output.mkdir()
     (lab.output / 'thesis.tex').write_text('ten years of work')
     before = check.digests(lab.output)
@@ -132,7 +132,7 @@ def foreign(lab: Lab) -> str:
 
 
 def _refused(lab: Lab, *words: str, before: int = 1, world: int = 1, **changes: Any) -> str:
-    """A stopped run is left as it is; with the right command it goes on."""
+    """A stopped run is left as it is, and continues with the right command."""
     lab.stopped(before)
     held = check.digests(lab.output)
     run = lab.train(world, **changes)

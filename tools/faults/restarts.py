@@ -13,14 +13,14 @@ from .processes import left_over
 
 @kind('a rank dies at the start, torchrun restarts', often=2)
 def die_at_start(lab: Lab) -> str:
-    """A new attempt finds no stale addresses in the store."""
+    """The new attempt finds no stale addresses in the store."""
     lab.fault('start', 'kill', rank=lab.random.randrange(2))
     return _restarted(lab)
 
 
 @kind('a rank dies in a step, torchrun restarts', often=4, lost=INTERVAL)
 def die_in_step(lab: Lab) -> str:
-    """Twice, so that there are three attempts."""
+    """A rank dies twice, so there are three attempts."""
     first = lab.random.randrange(1, STEPS - 6)
     lab.fault('loss', 'kill', rank=lab.random.randrange(2), at=first)
     lab.fault('loss', 'kill', rank=lab.random.randrange(2), at=first + INTERVAL)
@@ -48,7 +48,7 @@ def restart_storm(lab: Lab) -> str:
 
 @kind('kill -9 of torchrun itself', often=2, lost=INTERVAL)
 def kill_torchrun(lab: Lab) -> str:
-    """Nobody looks after the ranks any more: they end by themselves, and the run can be started again."""
+    """The ranks exit by themselves, and the run can be started again."""
     marker = lab.fault('loss', 'pause', rank=0, at=lab.random.randrange(STEPS))
     run = lab.train(2, restarts=3)
     run.reached(marker)
@@ -64,7 +64,7 @@ def kill_torchrun(lab: Lab) -> str:
 
 @kind('kill -9 while a run is taken up again', often=6, lost=12)
 def kill_again_at_start(lab: Lab) -> str:
-    """Before a random operation on a file; the newest checkpoint may be damaged, too, and is being set aside."""
+    """Kills before a random file operation. The newest checkpoint may also be damaged and about to be set aside."""
     world = lab.random.choice((1, 2))
     lab.stopped(world)
     if lab.random.random() < 0.5:
@@ -79,7 +79,7 @@ def kill_again_at_start(lab: Lab) -> str:
 
 
 def _restarted(lab: Lab) -> str:
-    """Under torchrun the run comes to the same end by itself."""
+    """Under torchrun the run reaches the same end by itself."""
     run = lab.train(2, restarts=3)
     codes = run.wait()
     check.require(not any(codes), f'torchrun gave up: {run.said()[-3000:]}')

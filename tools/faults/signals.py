@@ -14,37 +14,37 @@ CLEAN = 'saved at the next step; bit-identical end after a restart'
 
 @kind('SIGTERM to a random rank or all', often=14)
 def terminate(lab: Lab) -> str:
-    """In a random place of a random step."""
+    """Sends the signal at a random place in a random step."""
     return _stop(lab, signal.SIGTERM)
 
 
 @kind('SIGINT', often=3)
 def interrupt(lab: Lab) -> str:
-    """Ctrl-C."""
+    """The user presses Ctrl-C."""
     return _stop(lab, signal.SIGINT)
 
 
 @kind('SIGUSR1', often=3)
 def user_signal(lab: Lab) -> str:
-    """What schedulers send some time before they kill."""
+    """Schedulers send it some time before they kill."""
     return _stop(lab, signal.SIGUSR1)
 
 
 @kind('SIGTERM, two loader workers', often=4)
 def terminate_with_workers(lab: Lab) -> str:
-    """The signal may reach the loader's workers as well, as from a terminal or a scheduler."""
+    """The signal may also reach the loader's workers, as it does from a terminal or a scheduler."""
     return _stop(lab, signal.SIGTERM, workers=2)
 
 
 @kind('SIGTERM, and SIGTERM again in that save', often=6, lost=INTERVAL)
 def terminate_twice(lab: Lab) -> str:
-    """An impatient user."""
+    """An impatient user sends it twice."""
     return _stop_in_save(lab, signal.SIGTERM, signal.SIGTERM)
 
 
 @kind('SIGTERM, and SIGKILL in that save', often=10, lost=INTERVAL)
 def terminate_and_kill(lab: Lab) -> str:
-    """An impatient scheduler."""
+    """An impatient scheduler kills during the save."""
     return _stop_in_save(lab, signal.SIGTERM, signal.SIGKILL)
 
 
@@ -56,7 +56,7 @@ def interrupt_twice(lab: Lab) -> str:
 
 @kind('SIGTERM before the first step', often=2)
 def terminate_at_start(lab: Lab) -> str:
-    """While the folder is opened."""
+    """Sends the signal while the folder is opened."""
     marker = lab.fault('file', 'pause', rank=0, match='config.yaml', at=1)
     run = lab.train(2)
     run.reached(marker)
@@ -84,13 +84,13 @@ def terminate_at_end(lab: Lab) -> str:
 
 @kind('SIGTERM to torchrun', often=4)
 def terminate_torchrun(lab: Lab) -> str:
-    """It passes the signal on to the ranks and, as they share a process group, to their loader workers."""
+    """torchrun passes the signal on to the ranks and, because they share a process group, to their loader workers."""
     return _stop_torchrun(lab, lab.random.choice((0, 2)))
 
 
 @kind('SIGTERM to torchrun, started from a command line', often=1)
 def terminate_real_torchrun(lab: Lab) -> str:
-    """Not one process is a fork of this one."""
+    """No process is a fork of this one."""
     return _stop_torchrun(lab, 0, program=True)
 
 
@@ -125,7 +125,7 @@ def _stop(lab: Lab, number: int, workers: int = 0) -> str:
 
 
 def _stop_in_save(lab: Lab, one: int, two: int) -> str:
-    """The second signal comes before a random one of the operations on files of the save."""
+    """The second signal comes before a random file operation of the save."""
     world, step = lab.random.choice((1, 2)), lab.random.randrange(STEPS - 1)
     one_save = lab.operations(world, r'\.step-0*5\.')
     first = lab.fault('update', 'pause', rank=0, at=step)

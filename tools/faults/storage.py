@@ -18,38 +18,38 @@ FILES = ('state.safetensors', 'state.json', 'SHA256SUMS')
 
 @kind('a bit flips in the newest checkpoint', often=20, lost=LOST)
 def flip(lab: Lab) -> str:
-    """In a random file."""
+    """Flips a bit in a random file."""
     return _damaged(lab, lambda file: flip_bit(file, lab.random))
 
 
 @kind('a file of the newest checkpoint is cut off', often=8, lost=LOST)
 def truncate(lab: Lab) -> str:
-    """At a random byte."""
+    """Cuts a random file at a random byte."""
     return _damaged(lab, lambda file: os.truncate(file, lab.random.randrange(file.stat().st_size)))
 
 
 @kind('a file of the newest checkpoint is empty', often=4, lost=LOST)
 def empty(lab: Lab) -> str:
-    """As some file systems leave it after a power failure."""
+    """Some file systems leave empty files after a power failure."""
     return _damaged(lab, lambda file: os.truncate(file, 0))
 
 
 @kind('a file of the newest checkpoint is gone', often=4, lost=LOST)
 def remove(lab: Lab) -> str:
-    """A random one."""
+    """Removes a random file."""
     return _damaged(lab, Path.unlink)
 
 
 @kind('the manifest of the newest checkpoint is garbage', often=3, lost=LOST)
 def garbage(lab: Lab) -> str:
-    """No text, or text of another kind."""
+    """The manifest is not text, or text with other content."""
     content = lab.random.choice((b'\xff\xfe\x00', b'not a manifest\n', b'0' * 64 + b'  state.safetensors\n'))
     return _damaged(lab, lambda file: (file.parent / 'SHA256SUMS').write_bytes(content))
 
 
 @kind('an old checkpoint under the name of a newer one', often=3, lost=LOST)
 def rename(lab: Lab) -> str:
-    """It verifies, but holds another step than it says."""
+    """Its digests match, but it holds another step than its name says."""
 
     def damage(file: Path) -> None:
         shutil.rmtree(file.parent)
@@ -60,7 +60,7 @@ def rename(lab: Lab) -> str:
 
 @kind('all checkpoints are damaged', often=2, lost=17)
 def damage_all(lab: Lab) -> str:
-    """The run begins anew, with a warning, or refuses."""
+    """The run starts again with a warning, or refuses to start."""
     lab.stopped()
     for checkpoint in check.checkpoints(lab.output):
         os.truncate(checkpoint / lab.random.choice(FILES), 10)
@@ -77,7 +77,7 @@ def damage_all(lab: Lab) -> str:
 
 @kind('the last line of log.jsonl is torn', often=4, lost=2)
 def tear_log(lab: Lab) -> str:
-    """Cut anywhere, in the middle of a character too."""
+    """The line is cut anywhere, even in the middle of a character."""
     lab.stopped()
     log = lab.output / 'log.jsonl'
     content = log.read_bytes()
@@ -88,7 +88,7 @@ def tear_log(lab: Lab) -> str:
 
 @kind('config.yaml of the run is damaged', often=2, lost=2)
 def damage_config(lab: Lab) -> str:
-    """Nobody can tell any more whether the run may go on."""
+    """The settings of the run are lost, so it refuses to continue."""
     lab.stopped()
     config = lab.output / 'config.yaml'
     content = config.read_bytes()

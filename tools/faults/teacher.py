@@ -16,7 +16,7 @@ TEACHER = 'largest'
 
 @kind("a shard of the teacher's answers is damaged", often=6)
 def damage(lab: Lab) -> str:
-    """The teacher is asked again for its steps: the end is that of a run with a live teacher."""
+    """The teacher runs again for the steps of that shard. The end equals that of a run with a live teacher."""
     store = lab.folder / 'net' / 'store'
     shutil.copytree(lab.prepared('store', _fill) / 'store', store)
     shard = lab.random.choice(sorted(store.rglob('*.safetensors')))
@@ -37,7 +37,7 @@ def damage(lab: Lab) -> str:
 
 @kind("kill -9 while the teacher's answers are stored", often=6, lost=INTERVAL)
 def kill(lab: Lab) -> str:
-    """In a random place of a random step; what was stored is replayed."""
+    """Kills at a random place in a random step. Stored answers are replayed."""
     store = lab.folder / 'net' / 'store'
     store.parent.mkdir()
     marker = lab.fault(lab.random.choice(POINTS), 'pause', at=lab.random.randrange(STEPS))

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..anchor import Anchor, Stage
+from ..anchor import Anchor
 from ..attention_bias import clear_attention_bias_caches
+from ..network_line import Stage
 from .swin import entry_or_none
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..anchor import Anchor, Stage
+from ..anchor import Anchor
+from ..network_line import Stage
 
 
 class ResNetAnchor(Anchor):

@@ -15,7 +15,7 @@ class NumberRecorder(Protocol):
     """Records calculations with numbers."""
 
     def number(self, target: Any, args: Any, value: Any) -> Any:
-        """NumberRecorder that `target(*args)` is `value`, and returns it as a number whose uses are recorded, too."""
+        """Records that `target(*args)` is `value`, and returns it as a number whose uses are recorded, too."""
 
 
 def unrecorded(value: Any) -> Any:
@@ -45,7 +45,7 @@ class RecordedNumber:
         return self.base.__pos__(self)
 
     def _escape(self) -> Any:
-        """The number for a use that cannot be recorded: from then on it must be the same in every run."""
+        """The number, for a use that cannot be recorded: it must then be the same in every run."""
         value = self.bare()
         self.recorder.number(operator.eq, (self, value), True)
         return value

@@ -177,7 +177,7 @@ class _RunRecorder(TorchFunctionMode):
         return hook
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """A hook that notes the end of a call; an input that is returned as it came gets a node of its own."""
+        """A hook that notes the end of a call; an input that is returned unchanged gets a separate node."""
         given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         if isinstance(output, Tensor) and any(output is t for t in given) and not self._wrote(output):
             node = self._add('call_function', same, (self.node(output),), {})

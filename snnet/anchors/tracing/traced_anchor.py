@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CannotStitch
-from ..anchor import Anchor, Source, Stage
+from ..anchor import Anchor, Source
 from ..attention_bias import clear_attention_bias_caches
+from ..network_line import Stage
 from .line_plan import LinePlan, Size
 
 

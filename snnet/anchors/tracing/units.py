@@ -40,7 +40,7 @@ def find_spans(flow: Dataflow, model: nn.Module) -> list[Span]:
 
 
 def _residual(flow: Dataflow, heavy: list[ModuleCall], weights: dict[str, int]) -> list[ModuleCall]:
-    """Closed calls of classes that have a parallel path of their own."""
+    """Closed calls of classes that contain a parallel path."""
     branching = [call for call in heavy if flow.own_branches(call)]
     kinds = Counter(call.kind for call in heavy)
     units = set()
@@ -109,7 +109,7 @@ def _repeated(flow: Dataflow, heavy: list[ModuleCall], weights: dict[str, int]) 
 
 
 def _functional(flow: Dataflow) -> list[Span]:
-    """Repeated stretches between cut points whose code is not a module of its own, but part of a larger forward."""
+    """Repeated stretches between cut points whose code is part of a larger forward, not a separate module."""
     open_cuts = [i for i in sorted(flow.cuts) if flow.open(i)]
     nodes = flow.recording.nodes
     kinds: dict[Any, list[Span]] = defaultdict(list)

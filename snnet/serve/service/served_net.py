@@ -19,7 +19,7 @@ from ...budget.record import Record, accuracy
 from ...data.transforms import clean_transform, preprocessing
 from ...net.compile_blocks import compile_blocks
 from ...net.stitchable_net import StitchableNet
-from ...saving.remote import locate
+from ...saving.hub import locate
 from ..stitch_choices import Choice, Choices
 from .demand import Demand
 from .refusal import Refusal

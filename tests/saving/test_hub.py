@@ -12,7 +12,7 @@ from huggingface_hub import constants
 import snnet
 from snnet import NoWeights, SnnetError, StitchableNet
 from snnet.evaluation.evaluate import evaluate
-from snnet.saving.remote import locate, push_folder
+from snnet.saving.hub import locate, push_folder
 from tests.helpers.families import family_net, images
 from tests.helpers.hub_server import Hub
 from tests.helpers.runs import eval_settings
@@ -102,7 +102,7 @@ def test_a_revision_can_be_named_in_two_ways(hub, net):
         assert len(StitchableNet.from_pretrained(name, **options).stitches) == len(plain.stitches)
     commit = hub.commit(hub.repos['me/elastic']['small'])
     assert len(StitchableNet.from_pretrained(f'me/elastic@{commit}').stitches) == len(plain.stitches)
-    with pytest.raises(SnnetError, match="names another revision than the one that was asked for, 'main'"):
+    with pytest.raises(SnnetError, match="names another revision than revision='main'"):
         locate('me/elastic@small', revision='main')
 
 

@@ -17,7 +17,7 @@ class SafeBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes the channels of x (N, C, H, W)."""
-        if torch.compiler.is_compiling():  # compilers generate a backward pass of their own
+        if torch.compiler.is_compiling():  # compilers generate their own backward pass
             return super().forward(x)
         y = super().forward(usual_strides(x))
         if y.requires_grad:

@@ -58,7 +58,7 @@ def locate(
             f"there is no folder '{name}', and a repository id on the Hub reads OWNER/NAME or OWNER/NAME@REVISION"
         )
     if revision is not None and match['revision'] not in (None, revision):
-        raise SnnetError(f"'{name}' names another revision than the one that was asked for, '{revision}'")
+        raise SnnetError(f"'{name}' names another revision than revision='{revision}'")
     from huggingface_hub import snapshot_download
 
     repo_id, revision = match['repo'], revision or match['revision']
@@ -129,9 +129,7 @@ def push_folder(
     from huggingface_hub import HfApi
 
     if create_pr and revision is not None:
-        raise SnnetError(
-            f"a pull request goes to the main branch, so revision='{revision}' cannot be asked for as well"
-        )
+        raise SnnetError(f"a pull request goes to the main branch, so revision='{revision}' cannot be combined with it")
     api = HfApi(token=token)
     with _explained(repo_id, revision):
         api.create_repo(repo_id, private=private, exist_ok=True)
