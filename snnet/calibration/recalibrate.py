@@ -71,8 +71,7 @@ def recalibrate(
             parameters of its own.
         UnknownStitch: no such id.
     """
-    samples = whole_number('samples', samples)
-    _check_request(net, samples, shares)
+    samples = _checked_samples(net, samples, shares)
     ids = _chosen(net, stitches)
     net.eval()
     net.known.verified(net, thorough=True)  # a stitch that is not recalibrated keeps what it has
@@ -86,13 +85,16 @@ def recalibrate(
             work.choose(measured, shares)
 
 
-def _check_request(net: StitchableNet, samples: int, shares: Sequence[float]) -> None:
+def _checked_samples(net: StitchableNet, samples: int, shares: Sequence[float]) -> int:
+    """The number of images as an int, after a check of everything that was asked for."""
     if not batch_norms(net):
         raise SnnetError(f'there is nothing to recalibrate: no anchor of {net.title} has BatchNorm')
+    samples = whole_number('samples', samples)
     if samples < 1:
         raise SnnetError(f'at least one image is needed to recalibrate, but samples={samples} was given')
     if not shares or not all(0 <= share <= 1 for share in shares):
         raise SnnetError(f'shares are one or more numbers from 0 to 1, not {list(shares)}')
+    return samples
 
 
 class _Recalibration:

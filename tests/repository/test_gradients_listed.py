@@ -65,7 +65,7 @@ COMPARED = {
     'training.low_rank.LowRankUpdate': f'{PARTS}::test_a_low_rank_update_has_the_gradient_of_its_equation',
     'training.distillation.DistillationLoss': f'{NET}::test_distillation_has_the_gradient_of_its_equation',
     'training.teacher.Teacher': NO_GRADIENT,  # it is frozen
-    'utils.batch_norm.SafeBatchNorm2d': f'{GROWN}::test_a_norm_is_safe_for_every_way_to_store_input_and_gradient',
+    'utils.safe_batch_norm.SafeBatchNorm2d': f'{GROWN}::test_a_norm_is_safe_for_every_way_to_store_input_and_gradient',
 }
 """The test that compares the gradients of each module with those of a twin; empty where it has none."""
 
