@@ -32,6 +32,7 @@ COMPARED = {
     'anchors.cut.Absent': NO_GRADIENT,  # it refuses to run
     'anchors.flops._Part': NO_GRADIENT,  # it is only counted
     'anchors.flops._Parts': NO_GRADIENT,
+    'anchors.network_line.NetworkLine': NO_GRADIENT,  # an anchor runs it
     'anchors.normalization.Renormalize': f'{PARTS}::test_a_change_of_normalization_has_the_gradient_of_its_equation',
     'anchors.tracing.segment.Segment': WHOLE,
     'anchors.tracing.traced_anchor.TracedAnchor': WHOLE,
