@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from ..errors import CannotStitch, reason_of
 from .boundary import Boundary, boundary_of
 from .network_line import NetworkLine
+
+_SMALL = 1_000_000
+"""Parameters below which the arithmetic of a network takes less time than torch's bookkeeping on the meta device."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,20 @@ class Survey:
 
 
 def survey_line(line: NetworkLine) -> Survey:
-    """Measures a copy on the meta device, or a real copy where the network needs real numbers.
+    """Measures a copy on the meta device, or a real copy where that fails or where the network is small.
 
     Raises:
         CannotStitch: the network does not run as a line on images of its input size.
     """
+    twins = [line.weightless_copy, partial(_trainable_copy, line)]
+    if sum(parameter.numel() for parameter in line.model.parameters()) < _SMALL:
+        twins.reverse()
     with torch.inference_mode(False), torch.enable_grad():
         try:
-            return _measure(line, line.weightless_copy())
-        except Exception:  # whatever fails on tensors without numbers
+            return _measure(line, twins[0]())
+        except Exception:  # such as what fails on tensors without numbers
             try:
-                return _measure(line, _trainable_copy(line))
+                return _measure(line, twins[1]())
             except Exception as error:  # an AttributeError must not leave a property: nn.Module would hide it
                 size = 'x'.join(map(str, line.input_size))
                 reason = reason_of(error)

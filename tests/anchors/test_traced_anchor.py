@@ -412,7 +412,7 @@ def test_networks_without_adapter_are_known_by_name():
         load_anchor('crossvit_9_240', pretrained=False)
 
 
-@pytest.mark.quick('mobilenet')
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('small', 'large'),
     [(mobilenet, partial(mobilenet, 'mobilenetv2_050')), (pvt, partial(pvt, 12))],
