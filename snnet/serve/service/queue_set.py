@@ -12,7 +12,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..controller import Controller, Decision, KnownEnds, Request
-from ..stitch_choices import Choices
+from ..stitch_choices import STEP, Choices
+
+KEPT = 0.9
+"""Share of the logarithm of a correction that is left after an idle worker has refused a request."""
 
 
 class Work(NamedTuple):
@@ -101,6 +104,8 @@ class QueueSet:
             controller.state = before
         else:
             controller.state = replace(before, now=after.now, load=after.load, known_ends=KnownEnds())
+            if self._running is None and not self.waiting:
+                _forget_times(controller)
         return admitted
 
     def _seconds_elsewhere(self, queue: Hashable, now: float) -> float:
@@ -120,6 +125,20 @@ class QueueSet:
 def _seconds_waiting(controller: Controller) -> float:
     count = len(controller.state.queue.requests)
     return controller.state.timing.factor * controller.choices.time(0, count) if count else 0.0
+
+
+def _forget_times(controller: Controller) -> None:
+    """Moves the correction of the times towards the latency tables.
+
+    An idle worker that refuses a request expects even its fastest stitch to be too slow. That may have been measured
+    during a hiccup, and a worker that refuses everything measures nothing else.
+    """
+    timing = controller.state.timing
+    own = tuple(KEPT * value for value in timing.own)
+    steps = tuple(round(value / STEP) for value in own)
+    controller.state = replace(
+        controller.state, timing=timing._replace(common=KEPT * timing.common, own=own, steps=steps)
+    )
 
 
 def _occupy(controller: Controller, seconds: float, now: float) -> None:

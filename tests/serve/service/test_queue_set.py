@@ -83,3 +83,33 @@ def test_empty_queues_are_forgotten_unless_they_are_kept():
     queues.forget_idle({'a'})
     assert set(queues._controllers) == {'a'}
     assert queues.seconds_of_work(math.inf) == 0
+
+
+def test_a_hiccup_does_not_make_an_idle_worker_refuse_for_ever():
+    queues = QueueSet()
+    now = 0.0
+    for _ in range(100):  # batches take far longer than the tables say
+        queues.submit('a', ONE_SECOND, [Request(0, now + 100)], now)
+        queues.next(now)
+        now += 20
+        queues.done(now)
+    assert not admitted(queues, 'a', now + 2, now)
+    refusals = 0
+    while not admitted(queues, 'a', now + 2, now):
+        now += 1
+        refusals += 1
+    assert refusals < 30
+    queues.next(now)
+    queues.done(now + 1)  # and now they are as fast as before
+
+
+def test_a_refusal_while_others_wait_forgets_nothing():
+    queues = QueueSet()
+    queues.submit('a', ONE_SECOND, [Request(0, 100.0)], 0.0)
+    queues.next(0.0)
+    queues.done(4.0)
+    factor = queues._controllers['a'].state.timing.factor
+    assert factor > 1
+    assert admitted(queues, 'a', 100.0, 4.0)
+    assert not admitted(queues, 'a', 5.0, 4.0)
+    assert queues._controllers['a'].state.timing.factor == factor
