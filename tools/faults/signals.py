@@ -95,7 +95,8 @@ def terminate_real_torchrun(lab: Lab) -> str:
 
 
 def _stop_torchrun(lab: Lab, workers: int, program: bool = False) -> str:
-    marker = lab.fault(lab.random.choice(POINTS), 'await signal', rank=0, at=lab.random.randrange(STEPS - 1))
+    step = lab.random.randrange(STEPS - 2)  # the ranks agree in the step after it, which must not be the last
+    marker = lab.fault(lab.random.choice(POINTS), 'await signal', rank=0, at=step)
     run = lab.train(2, restarts=3, program=program, workers=workers)
     run.reached(marker)
     run.signal(signal.SIGTERM)
