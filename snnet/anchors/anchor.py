@@ -47,6 +47,7 @@ class Anchor(NetworkLine):
         normalization: how its images were normalized in training; None where that is unknown.
         renormalize: the map from the net's normalization to its own; None where they agree.
         frozen: whether `freeze` was called.
+        keeps_statistics: whether BatchNorms normalize with their running statistics also in training.
         trains_head: whether the classifier of a frozen anchor is trained though it is not new.
         checkpointing: whether blocks run again in the backward pass instead of keeping their activations.
     """
@@ -65,6 +66,7 @@ class Anchor(NetworkLine):
         self.normalization = Normalization.of_model(model, input_size[0])
         self.renormalize: Renormalize | None = None
         self.frozen = False
+        self.keeps_statistics = False
         self.trains_head = False
         self.checkpointing = False
 
@@ -159,6 +161,10 @@ class Anchor(NetworkLine):
     def train(self, mode: bool = True) -> Anchor:
         """Train or eval mode; a frozen anchor stays in eval mode (batch norms, drop path)."""
         super().train(mode and not self.frozen)
+        if self.keeps_statistics:
+            for module in self.pretrained_part().modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         if self.frozen:
             for module in self._trained_head():
                 module.train(mode)
@@ -167,6 +173,11 @@ class Anchor(NetworkLine):
     def _trained_head(self) -> list[nn.Module]:
         """The modules that a frozen anchor trains."""
         return classifier_modules(self.model) if self.trains_head else new_head_modules(self.model)
+
+    def pretrained_part(self) -> nn.Module:
+        """What holds the modules that were trained before: all of the network."""
+        model: nn.Module = self.model
+        return model
 
     def __repr__(self) -> str:
         spans = ' + '.join(str(len(span)) for span in self.blocks())

@@ -67,6 +67,10 @@ class ReassembledAnchor(Anchor):
         for i in range(len(self.network.plan)):
             self.network.part(i).clear_caches()
 
+    def pretrained_part(self) -> nn.Module:
+        """The legs; joins, a new stem and a new head have not been trained before."""
+        return self.network.legs
+
     def freeze(self, head: bool = True) -> None:
         """Frozen-tuning: only joins, head and a new stem train, whatever `head` says."""
         self.network.freeze_blocks()

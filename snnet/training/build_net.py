@@ -55,6 +55,7 @@ class NetSettings:
     direction: str = option('fast_to_slow', 'fast_to_slow, slow_to_fast or two_way')
     drop_path: float | None = option(None, 'rate of stochastic depth')
     freeze_anchors: bool = option(False, 'train stitch layers only; of a reassembled network seams, head, new stem')
+    freeze_bn: bool = option(False, 'keep the BatchNorm statistics of the anchors; scale and shift are trained')
     stitch_rank: int = option(
         0, "rank of the update trained in place of a stitch layer's weight (0: the weight)", least=0
     )
@@ -142,6 +143,7 @@ def choose_trained_weights(settings: NetSettings, net: StitchableNet, seed: int)
     """
     tuned = settings.tuned
     for i in range(len(net.anchors)):
+        net.anchor(i).keeps_statistics = settings.freeze_bn
         if settings.freeze_anchors or tuned != 'all':
             net.anchor(i).freeze(head=settings.freeze_anchors)
         if tuned == 'lora':

@@ -266,3 +266,16 @@ def test_a_reassembled_network_is_tuned_like_any_other(data, tmp_path, tune):
     assert any(name.endswith('qkv.weight') for name in moved) is (tune == 'lora')
     if tune == 'heads':
         assert all('.head.' in name for name in moved)
+
+
+def test_anchors_may_keep_their_statistics_while_their_weights_move():
+    anchor = as_anchor(timm.create_model('resnet10t', num_classes=3), input_size=(3, 32, 32))
+    anchor.keeps_statistics = True
+    before = {name: value.clone() for name, value in anchor.train().named_buffers()}
+    anchor(random_images(32, 2)).sum().backward()
+    assert anchor.model.bn1.weight.grad is not None
+    assert anchor.model.training
+    assert all(torch.equal(value, before[name]) for name, value in anchor.named_buffers())
+    anchor.keeps_statistics = False
+    anchor.train()(random_images(32, 2))
+    assert not torch.equal(anchor.model.bn1.running_mean, before['model.bn1.running_mean'])
