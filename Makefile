@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
 DEMO := output/demo
 
-.PHONY: demo test test-all numerics faults check docs clean-demo
+.PHONY: demo demo-photos test test-all numerics faults check docs clean-demo
 
 # Trains three small anchors on handwritten digits, stitches them, evaluates every stitch, and switches between them.
 demo: export OMP_NUM_THREADS := 1  # the networks are too small to gain from more threads
@@ -13,6 +13,11 @@ demo: $(VENV)/demo clean-demo
 	$(BIN)/python train.py --config configs/digits.yaml
 	$(BIN)/python eval_stitches.py $(DEMO)/run/net --plugin examples/digits.py --data-dir $(DEMO)/images --workers 0
 	$(BIN)/python examples/budgets.py $(DEMO)/run/net --plugin examples/digits.py
+
+# Stitches three installed ImageNet networks on photographs, and names what these show under three latency budgets.
+# More photographs: make demo-photos PHOTOS=FOLDER
+demo-photos: $(VENV)/photos
+	$(BIN)/python examples/photos.py output/photos $(PHOTOS)
 
 clean-demo:
 	rm -rf $(DEMO)

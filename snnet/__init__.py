@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .budget.record import Record
     from .budget.select import Selection, select
     from .calibration.adapt import adapt
+    from .calibration.fit_embeddings import fit_embeddings
     from .calibration.initialize import initialise, initialize, kaiming
     from .calibration.recalibrate import recalibrate
     from .errors import (
@@ -74,6 +75,7 @@ else:
             'budget.record': ['Record'],
             'budget.select': ['Selection', 'select'],
             'calibration.adapt': ['adapt'],
+            'calibration.fit_embeddings': ['fit_embeddings'],
             'calibration.initialize': ['initialise', 'initialize', 'kaiming'],
             'calibration.recalibrate': ['recalibrate'],
             'errors': [
@@ -130,6 +132,7 @@ __all__ = [
     'create_stitchable_net',
     'export',
     'export_set',
+    'fit_embeddings',
     'frontier',
     'initialise',
     'initialize',

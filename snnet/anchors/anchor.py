@@ -45,6 +45,7 @@ class Anchor(NetworkLine):
 
     Attributes:
         normalization: how its images were normalized in training; None where that is unknown.
+        class_names: of the classes that its classifier tells apart, in the order of the logits; None where unknown.
         renormalize: the map from the net's normalization to its own; None where they agree.
         frozen: whether `freeze` was called.
         keeps_statistics: whether BatchNorms normalize with their running statistics also in training.
@@ -64,6 +65,7 @@ class Anchor(NetworkLine):
         self.source = source
         self.official = official
         self.normalization = Normalization.of_model(model, input_size[0])
+        self.class_names: tuple[str, ...] | None = None
         self.renormalize: Renormalize | None = None
         self.frozen = False
         self.keeps_statistics = False

@@ -163,7 +163,7 @@ def _holds_timm_config(folder: Path) -> bool:
         config = read_json(folder / 'config.json')
     except (OSError, ValueError):  # SnnetError is a ValueError
         return False
-    return isinstance(config, dict) and 'architecture' in config
+    return isinstance(config, dict) and 'architecture' in config and config.get('library') != 'snnet'
 
 
 def _is_registered(text: str) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from .pre_logits import pre_logits as pre_logits_of
 from .weightless import meta_tensors
 
 if TYPE_CHECKING:
@@ -67,6 +68,22 @@ class NetworkLine(nn.Module):
     def published_head(self, x: Tensor) -> Tensor:
         """The head as the published implementation ran it behind a stitch layer."""
         return self.head(x)
+
+    def tail(self, x: Tensor) -> Tensor:
+        """Features at the last position to what timm's `forward_features` gives; a subclass adds its final norm."""
+        return x
+
+    def published_tail(self, x: Tensor) -> Tensor:
+        """The tail as the published implementation ran it behind a stitch layer."""
+        return self.tail(x)
+
+    def classify(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """What the tail gives to logits (N, classes), or to what goes into the classifier.
+
+        Raises:
+            SnnetError: `pre_logits`, and the network does not say which module its classifier is.
+        """
+        return pre_logits_of(self.model, self.head, x) if pre_logits else self.head(x)
 
     def stitch_stages(self) -> range:
         """Stages that are stitched: all but the last, or the only one (SN-Net, section 4.1)."""

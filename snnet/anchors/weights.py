@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import NoClassifier, NoWeights, SnnetError, reason_of
 from .anchor import Anchor, Source
+from .class_names import names_of_weights
 from .names import HUB, LOCAL, NamedNetwork, resolve
 from .nearest_network import nearest_network
-from .new_head import mark_new_head
+from .new_head import has_new_head, mark_new_head
 from .registry import as_anchor, image_channels
 from .weight_files import read_weights
 
@@ -32,7 +33,7 @@ def load_model(
         named: the network.
         pretrained: load weights (always the case with a local file or folder).
         num_classes: width of the logits; by default what the weights hold. A classifier of another width is new, as
-            in timm, and the log says so.
+            in timm, and the log says so. 0 leaves it out: the network gives embeddings.
         headless: let a file without a classifier give a network without one, where `num_classes` is None.
         args: further arguments of `timm.create_model`.
 
@@ -42,8 +43,8 @@ def load_model(
         SnnetError: timm does not take one of the arguments.
     """
     args = {key: value for key, value in args.items() if value is not None}
-    if num_classes is not None and num_classes < 1:
-        raise SnnetError(f'{named.name} needs at least one class, num_classes={num_classes} was asked for')
+    if num_classes is not None and num_classes < 0:
+        raise SnnetError(f'{named.name} has classes or none (0, embeddings), not num_classes={num_classes}')
     if named.file is not None:
         return _load_file(named, num_classes, args, headless)
     if num_classes is not None:
@@ -54,7 +55,7 @@ def load_model(
     except Exception as error:  # whatever wrong arguments, no connection or a broken download lead to
         raise _explained(named, args, error) from error
     held = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
-    if pretrained and held is not None and held != getattr(model, 'num_classes', held):
+    if pretrained and held is not None and getattr(model, 'num_classes', held) not in (held, 0):
         classes = model.num_classes
         _log.warning('%s: its weights hold %d classes, so the classifier for %d is new', named.name, held, classes)
         mark_new_head(model)
@@ -94,14 +95,22 @@ def load_anchor(
         img_size=img_size if fixed else None,  # networks that take any size know no such argument
     )
     size = (image_channels(model), img_size, img_size) if img_size is not None else None
+    learned = (pretrained or named.is_local) and named.file is None and not has_new_head(model)
+    names = names_of_weights(model) if learned else None
     if not _is_registered(named):  # what timm noted says how to make it again
-        return as_anchor(model, named.name, input_size=size, official=official)
+        return _named(as_anchor(model, named.name, input_size=size, official=official), names)
     args: dict[str, Any] = {'num_classes': getattr(model, 'num_classes', None)}
     if drop_path_rate is not None:
         args['drop_path_rate'] = drop_path_rate
     if fixed and img_size is not None:
         args['img_size'] = img_size
-    return as_anchor(model, named.name, input_size=size, source=Source(named.model, args), official=official)
+    source = Source(named.model, args)
+    return _named(as_anchor(model, named.name, input_size=size, source=source, official=official), names)
+
+
+def _named(anchor: Anchor, class_names: tuple[str, ...] | None) -> Anchor:
+    anchor.class_names = class_names
+    return anchor
 
 
 def default_size(text: str) -> tuple[int, int, int] | None:
@@ -147,7 +156,9 @@ def _load_file(named: NamedNetwork, num_classes: int | None, args: dict[str, Any
         if held is None and _lacks_only(str(error), _classifiers(named)):
             return _load_headless(named, state, 0 if headless and num_classes is None else num_classes, args)
         raise _explained(named, args, error, state) from error
-    if num_classes is not None and num_classes != model.num_classes:
+    if num_classes == 0:
+        cast('Any', model).reset_classifier(0)
+    elif num_classes is not None and num_classes != model.num_classes:
         _log.warning(
             '%s: %s holds %d classes, so the classifier for %d classes is new',
             named.name, named.file, model.num_classes, num_classes,

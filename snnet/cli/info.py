@@ -42,6 +42,9 @@ def describe(net: StitchableNet) -> Iterator[str]:
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     yield f'{net.title}: {len(net.stitches)} stitches, {millions:.4g} Mparams, images {size}, {net.num_classes} classes'
     yield from _describe_anchors(net)
+    if net.class_names:
+        shown = ', '.join(net.class_names[:5])
+        yield f'  classes: {shown}{", ..." if len(net.class_names) > 5 else ""}'
     if net.statistics:
         own = sum(share > 0 for share in net.statistics.shares.values())
         yield f'{own} of {len(net.statistics.shares)} recalibrated stitches have their own BatchNorm statistics'

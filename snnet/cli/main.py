@@ -16,12 +16,15 @@ COMMANDS = {
     'export': 'write a stitch, or a set of them, as torch.export or ONNX',
     'serve': 'answer requests over HTTP and keep their deadlines (several FOLDERs are possible)',
     'simulate': 'show how a controller keeps deadlines as the load changes',
+    'predict': 'name the classes of images (FOLDER of the net, then files or folders of images)',
+    'report': 'write a page about a training run or a net, with curves, tables and images',
     'info': 'print the anchors, the frontier and the latency tables',
     'split': 'divide a folder of classes into training and validation images',
     'line': 'print the positions of a network (NETWORK instead of FOLDER)',
 }
 """Module and help text of each subcommand. The module of `info` holds `InfoSettings`, whose first field is
-the argument without a flag, and `run`."""
+the argument without a flag, and `run`. Where there are more such arguments, `POSITIONAL` names them all; where `run`
+returns an integer, that is the exit code."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; by default those of the process.
 
     Returns:
-        The exit code: 0, or 2 for bad input, which is explained in one sentence.
+        The exit code: 0, 1 where a part could not be done, or 2 for bad input, which is explained in one sentence.
     """
     parser = argparse.ArgumentParser(
         prog='snnet',
@@ -55,9 +58,10 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     command = import_module(f'.{name}', __package__)
     kind = getattr(command, f'{name.capitalize()}Settings')
     set_up_logging()
+    positional = getattr(command, 'POSITIONAL', fields(kind)[0].name)
     try:
-        command.run(parse(kind, arguments, positional=fields(kind)[0].name, prog=f'snnet {name}'))
+        done = command.run(parse(kind, arguments, positional=positional, prog=f'snnet {name}'))
     except (SnnetError, OSError) as error:  # OSError: the disk is full, or the folder may not be written
         print(f'snnet {name}: {error}', file=sys.stderr)
         return 2
-    return 0
+    return done if isinstance(done, int) else 0

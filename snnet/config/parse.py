@@ -21,7 +21,7 @@ Recipes = Mapping[str, Mapping[str, Any]]
 def parse(
     kind: type[Settings],
     argv: Sequence[str] | None = None,
-    positional: str = '',
+    positional: str | Sequence[str] = '',
     recipes: Recipes | None = None,
     prog: str | None = None,
     implied: Mapping[str, str] | None = None,
@@ -31,7 +31,7 @@ def parse(
     Args:
         kind: dataclass of settings (see `sections`).
         argv: arguments; those of the process by default.
-        positional: name of the setting that is given without a flag.
+        positional: names of the settings that are given without a flag; the last may be a list.
         recipes: settings by the name that --recipe, or `recipe` in the file, selects.
         prog: name of the program in help and usage; its file name by default.
         implied: the recipe by the name of a setting that implies it, where no recipe is named.
@@ -40,6 +40,7 @@ def parse(
         SnnetError: the file is missing or is not YAML, a key is unknown, a value has the wrong type, or there is no
             such recipe.
     """
+    positional = (positional,) if isinstance(positional, str) else tuple(positional)
     given = vars(_parser(kind, positional, recipes, prog).parse_args(argv))
     file = given.pop('config', None)
     layers = [read_yaml(Path(file), kind, recipes is not None) if file else {}, given]
@@ -142,7 +143,9 @@ def to_yaml(settings: Any) -> str:
     return str(yaml.safe_dump(nested, sort_keys=False))
 
 
-def _parser(kind: type, positional: str, recipes: Recipes | None, prog: str | None) -> argparse.ArgumentParser:
+def _parser(
+    kind: type, positional: tuple[str, ...], recipes: Recipes | None, prog: str | None
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
     parser.add_argument('--config', help='YAML file with settings')
     if recipes:
@@ -152,7 +155,7 @@ def _parser(kind: type, positional: str, recipes: Recipes | None, prog: str | No
     for name, inner in sections_of(kind).items():
         groups[name] = parser.add_argument_group(name, (inner.__doc__ or '').partition('\n')[0])
     for known in options_of(kind).values():
-        _add_argument(groups[known.section], known, known.name == positional)
+        _add_argument(groups[known.section], known, known.name in positional)
     return parser
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from ..utils.pictures import Unreadable
 from ..utils.seeds import key, seed_cpu, seeded_libraries
-from .decode import Pictures, Unreadable
+from .decode import Pictures
 from .order import Draw
 
 REPLACEMENTS = 100

@@ -10,6 +10,7 @@ from timm.data import create_dataset
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import FakeData
 
+from ..anchors.class_names import names_of_table
 from ..config.sections import option
 from ..errors import SnnetError, reason_of
 from ..net.stitchable_net import StitchableNet
@@ -45,8 +46,11 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
         classes_matter: whether the classes must be those of the net.
 
     Raises:
-        SnnetError: the folder is missing, holds no images, or has another number of classes than the net.
+        SnnetError: the folder is missing, holds no images, or has another number of classes than the net; or the net
+            has none.
     """
+    if classes_matter and net.num_classes == 0:
+        raise SnnetError(f'{net.title} has no classes, it is a net of embeddings: --num-classes gives it classifiers')
     if data.dataset.startswith(GENERATED):
         count = data.dataset.removeprefix(GENERATED)
         if not count.isdigit() or int(count) < 1:
@@ -128,6 +132,11 @@ def class_names(dataset: Any, classes: int) -> list[str]:
     table = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or {}
     names = {index: str(name) for name, index in table.items()}
     return [names.get(i, str(i)) for i in range(classes)]
+
+
+def class_names_of(dataset: Any) -> tuple[str, ...] | None:
+    """Names of the classes in the order of their numbers, if the data set says them."""
+    return names_of_table(getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None))
 
 
 def _place(data: DataSettings) -> str:

@@ -6,19 +6,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
-from ..errors import SnnetError, reason_of
+from ..errors import SnnetError
 from ..utils.distributed import Ranks
 from ..utils.json_lines import JsonLines
+from ..utils.pictures import Unreadable, to_rgb, why_unreadable
 
 _log = logging.getLogger(__name__)
-
-
-class Unreadable(Exception):
-    """An image that cannot be decoded; the message is the reason, the same on every machine and in every process."""
 
 
 class Pictures:
@@ -43,8 +39,8 @@ class Pictures:
         Raises:
             Unreadable: the file is missing, damaged, no image, or has more pixels than Pillow's limit.
         """
+        reader = getattr(self.dataset, 'reader', None)
         try:
-            reader = getattr(self.dataset, 'reader', None)
             if reader is None:
                 image, target = self.dataset[index]
                 return to_rgb(image), target
@@ -54,7 +50,7 @@ class Pictures:
         except MemoryError:  # says something about the machine, not about the image
             raise
         except Exception as error:  # decoders raise what they like: SyntaxError, struct.error, zlib.error ...
-            raise Unreadable(_reason(error)) from None
+            raise Unreadable(why_unreadable(error)) from None
 
     def path(self, index: int) -> str:
         """The file of an image, or its number where it has none."""
@@ -137,27 +133,3 @@ class Quarantine:
                 f'{len(self.bad)} of {len(self._pictures)} training images cannot be read, and {self.limit} may be '
                 f'(--max-bad-images {self._share:g}): {self._lines.path} names them all, such as {examples}'
             )
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Decodes an image to RGB."""
-    if image.mode == 'RGB':
-        image.load()
-        return image
-    if image.mode.startswith('I;16'):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # convert would cut all but the darkest off
-    if image.mode in ('I', 'F'):
-        raise ValueError(f"pixels of mode '{image.mode}' have no known range")
-    if image.mode == 'P' and 'transparency' in image.info:
-        image = image.convert('RGBA')  # the same colors; Pillow warns of each image that skips this step
-    return image.convert('RGB')
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return 'no image in a format that Pillow knows'
-    if isinstance(error, Image.DecompressionBombError):
-        return f'more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels'
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return reason_of(error)

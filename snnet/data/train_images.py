@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config.sections import option
 from ..errors import SnnetError
+from ..net.preprocessing import preprocessing
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 from .batches import AugmentedPictures
@@ -22,7 +23,7 @@ from .decode import Pictures, Quarantine
 from .folder_checks import is_undivided
 from .loader import Loader
 from .order import Draw, Draws
-from .transforms import AugmentationSettings, make_normalizer, preprocessing, random_erasing, train_transform
+from .transforms import AugmentationSettings, make_normalizer, random_erasing, train_transform
 
 _log = logging.getLogger(__name__)
 QUARANTINE = 'quarantine.jsonl'

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp
 from timm.data.random_erasing import RandomErasing
 
 from ..config.sections import option
 from ..errors import SnnetError
+from ..net.preprocessing import preprocessing
 from ..net.stitchable_net import StitchableNet
 from ..saving.config_json import INTERPOLATIONS
 from .batches import Normalizer
@@ -96,13 +97,6 @@ def make_normalizer(net: StitchableNet, device: torch.device) -> Normalizer:
     """What normalizes batches on a device as the first anchor was trained."""
     config = preprocessing(net)
     return Normalizer(config['mean'], config['std'], device)
-
-
-def preprocessing(net: StitchableNet) -> dict[str, Any]:
-    """Size, resizing, cropping and normalization as the net keeps them, or else as the first anchor's; timm's words."""
-    known = {'input_size': net.input_size, **net.preprocessing}
-    config = resolve_data_config(known, model=net.anchor(0).model, verbose=False)
-    return {name: config[name] for name in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
 
 
 def _keep_one_bit(transform: Any) -> None:

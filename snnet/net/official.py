@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..anchors.anchor import Anchor, Source
+from ..anchors.class_names import imagenet_names
 from ..anchors.names import ALIASES, resolve, split_names
 from ..anchors.new_head import mark_new_head
 from ..anchors.registry import as_anchor
@@ -87,6 +88,7 @@ def load_official(
         names |= {f'stitch_layers.{layer}.{leaf}': old for leaf, old in file.layers[key].items()}
     _fill(file.path, net, {new: (old, file.state[old]) for new, old in names.items()})
     net.preprocessing = dict(PREPROCESSING)
+    net.class_names = imagenet_names(net.num_classes)
     if num_classes is not None and num_classes != net.num_classes:
         _replace_classifiers(net, num_classes)
     _log.info('%s: %s with %d stitches, whose costs are counted now', path, net.title, len(net.stitches))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..anchors.class_names import checked_names
 from ..anchors.new_head import mark_new_head
 from ..budget.latency_table import LatencyTable
 from ..budget.record import Record
@@ -41,6 +42,7 @@ from ..utils.whole_number import whole_number
 from .batchnorm import Statistics, statistics_groups
 from .costs import measure_costs
 from .own_parameters import OwnParameters, by_stitch
+from .preprocessing import timm_row
 
 if TYPE_CHECKING:
     from .stitchable_net import StitchableNet
@@ -61,7 +63,10 @@ def save_net(net: StitchableNet, folder: Path, license: str | None = None) -> No
     tensors = _weights_of(plain)
     dtype = common_dtype(tensors)
     anchors = [describe_rebuildable(plain.anchor(i), dtype) for i in range(len(plain.anchors))]
-    config = NetConfig(anchors, list(net.stitches), list(known.records), dtype=dtype, preprocessing=net.preprocessing)
+    config = NetConfig(
+        anchors, list(net.stitches), list(known.records), dtype=dtype, preprocessing=net.preprocessing,
+        class_names=net.class_names or (), for_timm=timm_row(net),
+    )  # fmt: skip
     parse_config(TypedTable(config.to_values(), 'the net is not saved: what would be its config.json'))
     refuse_infinite({**tensors, **(statistics.values if statistics else {}), **(own.tensors() if own else {})})
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,8 +82,8 @@ def save_net(net: StitchableNet, folder: Path, license: str | None = None) -> No
 def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> Net:
     """Builds the net of a folder (see `StitchableNet.from_pretrained`)."""
     num_classes = None if num_classes is None else whole_number('num_classes', num_classes)
-    if num_classes is not None and not 1 <= num_classes <= MAX_CLASSES:
-        raise SnnetError(f'a net has 1 to {MAX_CLASSES:,} classes, num_classes={num_classes} was asked for')
+    if num_classes is not None and not 0 <= num_classes <= MAX_CLASSES:
+        raise SnnetError(f'a net has 0 (embeddings) to {MAX_CLASSES:,} classes, not num_classes={num_classes}')
     config = read_config(folder)
     tensors = read_tensors(folder / WEIGHTS, config.sha256.get(WEIGHTS))
     for i, row in enumerate(config.anchors):
@@ -91,6 +96,8 @@ def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> N
     net.preprocessing = config.preprocessing
     changed = _load_weights(net, tensors, folder / WEIGHTS, num_classes)
     net.eval()
+    if config.class_names and (num_classes is None or not changed):
+        net.class_names = _names_of(config, net, folder)
     if config.statistics is not None:
         net.set_statistics(_read_statistics(net, folder / STATISTICS, config))
     if config.own is not None:
@@ -130,10 +137,11 @@ def write_records(folder: Path, records: list[Record]) -> None:
     config.write(folder)
 
 
-def write_preprocessing(folder: Path, preprocessing: dict[str, Any]) -> None:
+def write_preprocessing(folder: Path, changed: dict[str, Any]) -> None:
     """Puts how images are prepared for evaluation into the folder of a saved net."""
     config = read_config(folder)
-    config.preprocessing = preprocessing
+    config.preprocessing = changed
+    config.for_timm = {**config.for_timm, **changed}
     config.write(folder)
 
 
@@ -198,6 +206,13 @@ def _load_weights(net: StitchableNet, tensors: dict[str, Tensor], path: Path, nu
     for i in range(len(net.anchors)):
         net.anchor(i).clear_caches()
     return bool(new) or net.num_classes != num_classes
+
+
+def _names_of(config: NetConfig, net: StitchableNet, folder: Path) -> tuple[str, ...]:
+    try:
+        return checked_names(config.class_names, net.num_classes)
+    except SnnetError as error:
+        raise SnnetError(f'{folder / CONFIG} is damaged: {error}') from None
 
 
 def _with_new_classifiers(net: Net, num_classes: int, folder: Path) -> Net:

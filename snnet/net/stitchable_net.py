@@ -27,9 +27,11 @@ from ..stitching.stitch_layer import StitchLayer
 from .batchnorm import Statistics
 from .build_layers import build_layers
 from .costs import measure_costs
+from .embeddings import make_projections
 from .extract import ExtractedStitch, extract_stitch
 from .hardware import setup_of
 from .known import Known
+from .net_as_timm import NetAsTimm
 from .own_parameters import OwnParameters
 from .own_state import carry_own_parameters
 from .pretrained import load_net, push_net, save_net
@@ -44,7 +46,7 @@ _using: ContextVar[Mapping[int, int]] = ContextVar('stitches in use', default=Ma
 """The stitch of each net inside its `using`, by the net's identity: a context variable, so that threads differ."""
 
 
-class StitchableNet(nn.Module):
+class StitchableNet(NetAsTimm):
     """One network that is a whole family: runs any of its stitches on demand.
 
     It takes built anchors and builds only the stitch layers. Parameters are named `anchors.{i}.model.*`, as in the
@@ -77,7 +79,9 @@ class StitchableNet(nn.Module):
         self._index = {anchor.name: i for i, anchor in enumerate(anchors)}
         self.stitch_layers = nn.ModuleList(build_layers(dict(zip(self._index, anchors, strict=True)), self.stitches))
         self._default = 0
+        self.projections = make_projections(anchors)
         self.preprocessing: dict[str, Any] = {}
+        self._class_names = anchors[0].class_names if len({anchor.class_names for anchor in anchors}) == 1 else None
         records = [
             Record(i, str(stitch), anchor=stitch.legs == (Leg(stitch.legs[0].anchor),))
             for i, stitch in enumerate(self.stitches)
@@ -108,6 +112,10 @@ class StitchableNet(nn.Module):
         found = self.anchors[self._index[which] if isinstance(which, str) else which]
         assert isinstance(found, Anchor)
         return found
+
+    def index_of(self, name: str) -> int:
+        """The index of the anchor with this name."""
+        return self._index[name]
 
     def layer(self, index: int) -> StitchLayer:
         """The stitch layer with this index."""
@@ -169,14 +177,18 @@ class StitchableNet(nn.Module):
         finally:
             _using.reset(token)
 
-    def extract(self, stitch: int) -> ExtractedStitch:
+    def extract(self, stitch: int, *, intermediates: bool = False) -> ExtractedStitch:
         """Cuts one stitch out: a plain module with copies of only its own parameters and the same output.
+
+        Args:
+            stitch: id of the stitch.
+            intermediates: take along the stitch layers that `forward_intermediates` needs for the features of fronts.
 
         Raises:
             UnknownStitch: no such id.
         """
         self.known.verified(self).follow_modules(self)
-        return extract_stitch(self, self.checked(stitch))
+        return extract_stitch(self, self.checked(stitch), intermediates)
 
     def parameter_names(self, stitch: int) -> frozenset[str]:
         """Names of the parameters that take part in a stitch.

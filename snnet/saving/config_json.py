@@ -9,14 +9,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..anchors.class_names import LONGEST
 from ..budget.read_record import is_overflow, read_known
 from ..budget.record import Record
 from ..errors import SnnetError, reason_of
 from ..stitching.stitch import Stitch
 from ..utils.files import write_text
 from ..utils.typed_json import TypedTable, quoted, read_json
-from .anchor_rows import AnchorRow
+from .anchor_rows import MAX_CLASSES, AnchorRow
 from .file_names import CONFIG
+from .timm_row import FOR_OTHERS, read_timm_row
 
 FORMATS = (1, 2)
 """Versions of the layout of config.json. A net whose stitches have parameters of their own is of version 2, because
@@ -46,6 +48,8 @@ class NetConfig:
         dtype: of the floating-point weights.
         preprocessing: how images are prepared for evaluation where that differs from the first anchor's own way, in
             timm's words ('crop_pct', 'interpolation').
+        class_names: in the order of the logits; empty where nothing says them.
+        for_timm: how images are prepared, for readers other than snnet (see `read_timm_row`).
     """
 
     anchors: list[AnchorRow]
@@ -56,12 +60,16 @@ class NetConfig:
     own: dict[str, Any] | None = None
     dtype: str = 'float32'
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    for_timm: dict[str, Any] = field(default_factory=dict)
 
     def to_values(self) -> dict[str, Any]:
         """The values of config.json."""
         values: dict[str, Any] = {
             'format': FORMATS[0] if self.own is None else FORMATS[1],
             'library': 'snnet',
+            **FOR_OTHERS,
+            'pretrained_cfg': self.for_timm,
             'anchors': [row.to_values() for row in self.anchors],
             'stitches': [
                 {'legs': str(stitch), 'layers': list(stitch.layers), **_row_of(record)}
@@ -73,6 +81,8 @@ class NetConfig:
             values['dtype'] = self.dtype
         if self.preprocessing:
             values['preprocessing'] = self.preprocessing
+        if self.class_names:
+            values['class_names'] = list(self.class_names)
         if self.statistics is not None:
             values['statistics'] = self.statistics
         if self.own is not None:
@@ -114,8 +124,9 @@ def parse_config(table: TypedTable) -> NetConfig:
         stitches.append(_read_stitch(row))
         records.append(Record(i, str(stitches[-1]), anchor=not stitches[-1].layers, **read_known(row)))
     sums, statistics, own = _read_sums(table), _read_statistics(table), _read_own(table)
-    dtype, preprocessing = _read_dtype(table), _read_preprocessing(table)
-    return NetConfig(anchors, stitches, records, sums, statistics, own, dtype, preprocessing)
+    dtype, preprocessing, for_timm = _read_dtype(table), _read_preprocessing(table), read_timm_row(table)
+    names = tuple(table.texts('class_names', LONGEST, MAX_CLASSES)) if table.has('class_names') else ()
+    return NetConfig(anchors, stitches, records, sums, statistics, own, dtype, preprocessing, names, for_timm)
 
 
 def _read_stitch(row: TypedTable) -> Stitch:

@@ -24,9 +24,10 @@ def check_anchors(anchors: Sequence[Anchor]) -> None:
     if twice:
         raise SnnetError(f"two anchors are called '{twice}': give each its own name")
     headless = [anchor.name for anchor in anchors if anchor.num_classes == 0]
-    if headless:
+    if 0 < len(headless) < len(anchors):
         raise CannotStitch(
-            f'{", ".join(headless)} has no classifier (0 classes): give num_classes= (--num-classes) for a new one'
+            f'{", ".join(headless)} has no classifier (0 classes), the others have: give num_classes= (--num-classes) '
+            f'for new ones, or num_classes=0 for a net of embeddings'
         )
     for what, values, remedy in (
         (

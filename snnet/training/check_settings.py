@@ -8,6 +8,7 @@ from ..config.sections import check_ranges, with_changes
 from ..errors import SnnetError
 from .build_net import NetSettings
 from .growth import check_growth
+from .log_to import check_logs
 from .optimizer import check_schedule
 from .teacher import LARGEST, NONE, PUBLISHED
 from .train_settings import TrainSettings
@@ -29,6 +30,7 @@ def check_settings(settings: TrainSettings) -> None:
         raise SnnetError(f'timeout is a number of seconds above 0 and at most {_LONGEST:.0e}, not {timeout}')
     if mixing.mixes and batch_size % 2:
         raise SnnetError(f'mixup and cutmix pair the images of a batch: batch_size {batch_size} is odd')
+    check_logs(settings.log_to)
     check_schedule(settings.schedule)
     check_growth(settings.growth, settings.compute.compile)
     _check_net(settings.net)

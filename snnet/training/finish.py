@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..data.clean_images import clean_batches, drawn_images
-from ..data.datasets import DataSettings
+from ..data.datasets import DataSettings, class_names_of
 from ..data.train_images import TrainImages
 from ..errors import SnnetError
 from ..evaluation.prepare_statistics import recalibrate_in_sight
@@ -72,9 +72,11 @@ def _prepared_images(step: TrainStep, images: TrainImages, epoch: int, batches: 
         yield step.prepared(TrainBatch(number, *batch))
 
 
-def save_net(net: StitchableNet, folder: Path, ranks: Ranks) -> None:
-    """Saves the net (first rank); every rank waits for it."""
+def save_net(net: StitchableNet, folder: Path, images: TrainImages, ranks: Ranks) -> None:
+    """Saves the net (first rank), with the names of the classes that it was trained on; every rank waits for it."""
     net.eval()
+    names = class_names_of(images.dataset)
+    net.class_names = names if names and len(names) == net.num_classes else None
     if ranks.first:
         net.save_pretrained(folder)
     ranks.barrier()

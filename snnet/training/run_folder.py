@@ -14,10 +14,11 @@ from typing import Any, TextIO
 import yaml
 
 from ..config.parse import to_yaml
-from ..config.sections import changes, flattened
+from ..config.sections import changes, flattened, to_flat
 from ..errors import LostRanks, SnnetError
 from ..utils.files import clear_temporaries, write_text
 from ..utils.json_lines import JsonLines
+from .log_to import TrainingLog, open_logs, write_logs
 from .train_settings import TrainSettings
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'
@@ -42,6 +43,7 @@ class RunFolder:
         self.lines = JsonLines(self.path / 'log.jsonl')
         self._attempts = JsonLines(self.path / 'attempts.jsonl')
         self._lock: TextIO | None = None
+        self._logs: list[TrainingLog] = []
 
     def refuse_what_is_not_ours(self) -> None:
         """Refuses a folder that this run may not write to, before anything is written.
@@ -111,6 +113,8 @@ class RunFolder:
         """Gives up the claim on the folder."""
         if self._lock is not None:
             self._lock.close()
+        while self._logs:
+            self._logs.pop().close()
 
     def __del__(self) -> None:
         self.close()
@@ -140,6 +144,12 @@ class RunFolder:
                 f'last cause: {_cause(rows)}'
             )
         self._attempts.rewrite([*rows, {'step': step}])
+        self._logs = open_logs(self.settings.log_to, self.path, to_flat(self.settings), step)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Adds a row to log.jsonl, and to the other logs that the settings name."""
+        self.lines.append(row)
+        write_logs(self._logs, row)
 
     def note_error(self, rank: int, error: BaseException) -> None:
         """Records why a rank ends, for `note_attempt` of the next attempt."""

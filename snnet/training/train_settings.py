@@ -37,6 +37,7 @@ class TrainSettings:
     output: str = option('output/train', 'folder for checkpoints, logs and the net', free=True)
     resume: bool = option(True, 'continue the run in the output folder, if it holds one', free=True)
     log_interval: int = option(50, 'steps between log lines', free=True, least=1)
+    log_to: list[str] = option([], 'where the log also goes: tensorboard, wandb (default: only log.jsonl)', free=True)
     recalibrate: int = option(
         1000, 'training images for BatchNorm statistics of every stitch, at the end; 0 for none', least=0
     )

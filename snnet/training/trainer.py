@@ -246,7 +246,7 @@ class Trainer:
         due = (row['step'] + 1) % self.settings.log_interval == 0
         if self.ranks.first and (due or 'skipped' in row or 'changes' in row):
             size = {} if self.grower is None else {'train_flops': self.grower.flops}
-            self.folder.lines.append({'epoch': row['step'] // self.updates, **row, **size})
+            self.folder.log({'epoch': row['step'] // self.updates, **row, **size})
         if self.step.skips >= self.settings.update.max_skips:
             raise SnnetError(
                 f'gradients were not finite in {self.step.skips} steps in a row, the last of stitch {row["stitch"]} at '
@@ -295,7 +295,7 @@ class Trainer:
             self.grower.fold()
         if not settings.net.freeze_anchors:
             give_statistics(net, settings.recalibrate, self.step, self.images, settings.schedule.epochs)
-        save_net(net, self.folder.net, self.ranks)
+        save_net(net, self.folder.net, self.images, self.ranks)
         following = next_command(self.folder.net, settings.data, settings.net.plugin, self.images.undivided)
         _log.info('saved the net; next: %s', following)
 

@@ -106,6 +106,15 @@ class TypedTable:
             raise self.wrong(name, f'a printable text of at most {max_length} characters')
         return value
 
+    def texts(self, name: str, max_length: int, max_count: int) -> list[str]:
+        """A list of 1 to `max_count` strings, each like those of `text`."""
+        value = self.values.get(name)
+        if not isinstance(value, list) or not 0 < len(value) <= max_count:
+            raise self.wrong(name, f'a list of 1 to {max_count:,} texts')
+        for i, item in enumerate(value):
+            TypedTable({f'{name}[{i}]': item}, self.where).text(f'{name}[{i}]', max_length)
+        return value
+
     def boolean(self, name: str) -> bool:
         """True or false."""
         value = self.values.get(name)

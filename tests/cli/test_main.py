@@ -51,7 +51,7 @@ def test_info_says_what_is_not_known_yet(tmp_path, capsys):
 
 @pytest.mark.parametrize('command', [command for command in COMMANDS if command != 'split'])  # which takes images
 def test_every_command_tells_bad_input_in_one_sentence(command, tmp_path, capsys):
-    more = ['--stitch', '0'] if command == 'export' else []
+    more = {'export': ['--stitch', '0'], 'predict': [__file__]}.get(command, ())
     assert main([command, str(tmp_path), *more]) == 2
     caught = capsys.readouterr()
     assert caught.err == f'snnet {command}: {tmp_path} holds no stitchable network: there is no config.json\n'

@@ -19,8 +19,9 @@ from torch import distributed as dist
 from snnet import SnnetError, create_stitchable_net
 from snnet.data.clean_images import clean_loader, initialization_images
 from snnet.data.datasets import open_dataset
-from snnet.data.decode import Pictures, Quarantine, Unreadable
+from snnet.data.decode import Pictures, Quarantine
 from snnet.utils.distributed import Ranks
+from snnet.utils.pictures import Unreadable
 from tests.helpers.runs import train_images, train_settings, write_images
 
 CPU = torch.device('cpu')

@@ -67,13 +67,13 @@ def test_an_image_size_that_was_asked_for_is_kept():
     assert net.input_size == (3, 64, 64)
 
 
-def test_networks_without_classifier_are_refused_with_the_remedy():
-    anchors = [as_anchor(timm.create_model(n, num_classes=0), n) for n in ('test_vit', 'test_vit2')]
-    with pytest.raises(CannotStitch, match=r'test_vit, test_vit2 has no classifier.*num_classes='):
+def test_networks_some_of_which_have_no_classifier_are_refused_with_the_remedy():
+    anchors = [as_anchor(timm.create_model(n, num_classes=c), n) for n, c in (('test_vit', 0), ('test_vit2', 3))]
+    with pytest.raises(CannotStitch, match=r'test_vit has no classifier .*num_classes=.*num_classes=0 for a net'):
         create_stitchable_net(anchors, pretrained=False)
 
 
-def test_embeddings_of_different_widths_are_refused_with_the_remedy():
+def test_classifiers_of_different_widths_are_refused_with_the_remedy():
     anchors = [as_anchor(timm.create_model(n, num_classes=c), n) for n, c in (('test_vit', 3), ('test_vit2', 4))]
     with pytest.raises(CannotStitch, match=r'number of classes: .*num_classes='):
         create_stitchable_net(anchors, pretrained=False)

@@ -22,11 +22,11 @@ from torch.nn import functional as F
 import snnet
 from snnet import NoWeights, SnnetError, StitchableNet, list_stitches, load_official
 from snnet.anchors.names import ALIASES
-from snnet.data.transforms import preprocessing
 from snnet.net.official import _recognize
 from snnet.net.official_file import OfficialFile
 from snnet.net.official_names import names_today
 from snnet.net.official_space import window_space
+from snnet.net.preprocessing import preprocessing
 from snnet.utils.skip_random_weights import SkipRandomWeights
 from tests.helpers.families import images, levit, resnet, shake, swin, vit
 

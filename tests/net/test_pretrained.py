@@ -291,3 +291,34 @@ def test_a_net_without_statistics_leaves_none_of_an_earlier_one(tmp_path, recali
     family_net('resnet').save_pretrained(tmp_path)
     assert not (tmp_path / 'statistics.safetensors').exists()
     assert StitchableNet.from_pretrained(tmp_path).statistics is None
+
+
+def test_class_names_travel_with_a_net_and_go_with_its_classifiers(tmp_path):
+    net = family_net('vit')
+    assert net.class_names is None
+    net.class_names = [f'sort {i}' for i in range(net.num_classes)]
+    net.save_pretrained(tmp_path)
+    assert snnet.StitchableNet.from_pretrained(tmp_path).class_names == net.class_names
+    other = snnet.StitchableNet.from_pretrained(tmp_path, num_classes=3)
+    assert other.class_names is None
+    other.save_pretrained(tmp_path)
+    assert 'class_names' not in json.loads((tmp_path / 'config.json').read_text())
+    for anchor in net.anchors:
+        anchor.model.reset_classifier(2)
+    assert net.class_names is None
+
+
+@pytest.mark.parametrize(
+    ('names', 'message'),
+    [
+        (['a'] * 6, r'config\.json is damaged: 6 class names were given for 7 classes'),
+        (['a'] * 6 + ['\x1b[2J'], r'class_names\[6\] is .*, not a printable text of at most 200'),
+        (['a'] * 6 + [7], r'class_names\[6\] is 7, not a printable text'),
+        ('seven', 'class_names is .seven., not a list of 1 to 1,000,000 texts'),
+    ],
+)
+def test_class_names_of_a_stranger_are_checked(folder, names, message):
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'class_names': names}))
+    with pytest.raises(snnet.SnnetError, match=message):
+        snnet.StitchableNet.from_pretrained(folder)

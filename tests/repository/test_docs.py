@@ -50,6 +50,8 @@ SMALLER = {
     'snnet export': '--plugin examples/digits.py',
     'snnet adapt': '--steps 1 --samples 12 --workers 0 --plugin examples/digits.py',
     'snnet info': '--plugin examples/digits.py',
+    'snnet predict': '--plugin examples/digits.py',
+    'snnet report': '--plugin examples/digits.py',
     'snnet simulate': '--seconds 1 --loads 0.5',
 }
 """Flags added at the end of a command, where they override earlier ones."""

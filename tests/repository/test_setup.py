@@ -26,7 +26,11 @@ OPTIONAL = {
     **dict.fromkeys(('onnx_ir', 'onnxruntime', 'onnxscript'), 'export'),
     **dict.fromkeys(('fastapi', 'prometheus_client', 'python_multipart', 'starlette', 'uvicorn'), 'serve'),
     'matplotlib': 'plot',
+    'pyarrow': 'parquet',
     'ray': 'ray',
+    'tensorboard': 'tensorboard',
+    'transformers': 'transformers',
+    'wandb': 'wandb',
 }
 """Modules that the package imports inside functions, and the extra that installs each."""
 

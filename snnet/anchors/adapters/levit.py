@@ -40,5 +40,9 @@ class LevitAnchor(Anchor):
 
     def head(self, x: Tensor) -> Tensor:
         """Pooling and classifier(s)."""
-        logits: Tensor = self.model.forward_head(x)
+        return self.classify(x)
+
+    def classify(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pooling and classifier(s)."""
+        logits: Tensor = self.model.forward_head(x, pre_logits=pre_logits)
         return logits

@@ -24,7 +24,11 @@ class ResNetAnchor(Anchor):
 
     def head(self, x: Tensor) -> Tensor:
         """Pooling, dropout and classifier."""
-        logits: Tensor = self.model.forward_head(x)
+        return self.classify(x)
+
+    def classify(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pooling, dropout and classifier."""
+        logits: Tensor = self.model.forward_head(x, pre_logits=pre_logits)
         return logits
 
     def stitch_stages(self) -> range:

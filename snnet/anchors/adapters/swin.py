@@ -25,7 +25,16 @@ class SwinAnchor(Anchor):
 
     def head(self, x: Tensor) -> Tensor:
         """Final norm, pooling and classifier."""
-        logits: Tensor = self.model.forward_head(self.model.norm(x))
+        return self.classify(self.tail(x))
+
+    def tail(self, x: Tensor) -> Tensor:
+        """Final norm."""
+        features: Tensor = self.model.norm(x)
+        return features
+
+    def classify(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pooling and classifier."""
+        logits: Tensor = self.model.forward_head(x, pre_logits=pre_logits)
         return logits
 
     def is_grid_bound(self, position: int, module: nn.Module) -> bool:

@@ -25,10 +25,22 @@ class ViTAnchor(Anchor):
 
     def head(self, x: Tensor) -> Tensor:
         """Final norm, pooling and classifier."""
-        logits: Tensor = self.model.forward_head(self.model.norm(x))
-        return logits
+        return self.classify(self.tail(x))
 
     def published_head(self, x: Tensor) -> Tensor:
         """Without the final norm: the published stitches of DeiT leave it out (only whole anchors apply it)."""
-        logits: Tensor = self.model.forward_head(x)
+        return self.classify(x)
+
+    def tail(self, x: Tensor) -> Tensor:
+        """Final norm."""
+        tokens: Tensor = self.model.norm(x)
+        return tokens
+
+    def published_tail(self, x: Tensor) -> Tensor:
+        """Nothing."""
+        return x
+
+    def classify(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pooling and classifier."""
+        logits: Tensor = self.model.forward_head(x, pre_logits=pre_logits)
         return logits

@@ -44,7 +44,8 @@ class TracedAnchor(Anchor):
     @property
     def num_classes(self) -> int:
         """Width of the logits."""
-        return int(getattr(self.model, 'num_classes', None) or self._classes)
+        noted = getattr(self.model, 'num_classes', None)
+        return self._classes if noted is None else int(noted)
 
     def stem(self, x: Tensor) -> Tensor:
         """Everything before the first block."""

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ...data.decode import to_rgb
 from ...errors import reason_of
+from ...utils.pictures import to_rgb
 from ..service.refusal import Refusal
 from ..service.served_net import ServedNet
 from .http_limits import HttpLimits

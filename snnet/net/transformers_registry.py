@@ -1,0 +1,65 @@
+"""Saved nets in transformers: its image-classification pipeline and AutoModelForImageClassification."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import MissingExtra
+from .stitchable_net import StitchableNet
+
+
+def register_with_transformers() -> None:
+    """Lets transformers load saved nets in this process:
+
+        pipeline('image-classification', model=FOLDER, model_kwargs={'stitch': 7})
+        AutoModelForImageClassification.from_pretrained(FOLDER, stitch=7)
+
+    Without `stitch` the most accurate one runs, or the most expensive where none has been evaluated. Images are
+    prepared as the net expects, by the image processor that transformers has for networks of timm.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+    """
+    try:
+        import transformers
+        from transformers.modeling_outputs import ImageClassifierOutput
+    except ImportError:
+        raise MissingExtra('loading nets with transformers', ['transformers'], 'transformers') from None
+    base: Any = transformers
+
+    class SnnetConfig(base.PretrainedConfig):  # type: ignore[misc]  # transformers is not typed here
+        model_type = 'snnet'
+
+        def __init__(self, class_names: list[str] | None = None, **kwargs: Any) -> None:
+            labels = {'id2label': dict(enumerate(class_names))} if class_names else {}
+            super().__init__(**labels)
+
+    class SnnetForImageClassification(base.PreTrainedModel):  # type: ignore[misc]
+        config_class = SnnetConfig
+        main_input_name = 'pixel_values'
+
+        def __init__(self, config: Any, net: StitchableNet, stitch: int) -> None:
+            super().__init__(config)
+            self.net, self.stitch = net, stitch
+
+        @classmethod
+        def from_pretrained(cls, folder: str, *args: Any, stitch: int | None = None, **kwargs: Any) -> Any:
+            net = StitchableNet.from_pretrained(folder, revision=kwargs.get('revision'), token=kwargs.get('token'))
+            names = net.class_names or [f'LABEL_{i}' for i in range(net.num_classes)]
+            return cls(SnnetConfig(list(names)), net, _best(net) if stitch is None else net.checked(stitch)).eval()
+
+        def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
+            logits = self.net(pixel_values, stitch=self.stitch)
+            loss = None if labels is None else F.cross_entropy(logits, labels)
+            return ImageClassifierOutput(loss=loss, logits=logits)
+
+    base.AutoConfig.register('snnet', SnnetConfig, exist_ok=True)
+    base.AutoModelForImageClassification.register(SnnetConfig, SnnetForImageClassification, exist_ok=True)
+
+
+def _best(net: StitchableNet) -> int:
+    return net.choose(flops=sys.float_info.max).record.stitch
