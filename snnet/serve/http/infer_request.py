@@ -100,7 +100,8 @@ def _array(tensor: dict[str, Any], behind: bytes) -> np.ndarray[Any, Any]:
     dtype = np.dtype(TYPES[kind])
     if 'data' in tensor:
         try:
-            values = np.asarray(tensor['data'], dtype)
+            with np.errstate(over='ignore'):  # what is too large becomes infinite, and is refused as such
+                values = np.asarray(tensor['data'], dtype)
         except (TypeError, ValueError, OverflowError) as error:
             raise Refusal('invalid', f'the data of an input are numbers: {reason_of(error)[:200]}') from None
         if values.size != math.prod(shape):

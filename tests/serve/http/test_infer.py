@@ -140,6 +140,8 @@ def test_values_that_are_not_finite_are_refused(client):
     data = images().tolist()
     data[0][0][0][0] = float('nan')
     assert 'finite' in client.post(PATH, content=json.dumps(request(data=data))).json()['error']
+    data[0][0][0][0] = 1e300  # beyond float32
+    assert 'finite' in client.post(PATH, content=json.dumps(request(data=data))).json()['error']
 
 
 @pytest.mark.parametrize('length', ['x', '-1', '99999', '9' * 30])
