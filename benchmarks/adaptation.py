@@ -32,7 +32,13 @@ from snnet.utils.plugins import import_plugins
 ROOT = Path(__file__).parents[1]
 import_plugins([str(ROOT / 'benchmarks' / 'recalibration.py'), str(ROOT / 'examples' / 'digits.py')])
 from digits import MEAN, SIZES, STD, load_digits  # noqa: E402
-from recalibration import TEST_SPRITE, Labeled, cifar_net, photographs, sprites  # noqa: E402
+from recalibration import (  # type: ignore[import-not-found]  # noqa: E402
+    TEST_SPRITE,
+    Labeled,
+    cifar_net,
+    photographs,
+    sprites,
+)
 
 
 def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:

@@ -39,7 +39,7 @@ def survey_line(line: NetworkLine) -> Survey:
     Raises:
         CannotStitch: the network does not run as a line on images of its input size.
     """
-    twins = [line.weightless_copy, partial(_trainable_copy, line)]
+    twins: list[Callable[[], NetworkLine]] = [line.weightless_copy, partial(_trainable_copy, line)]
     if sum(parameter.numel() for parameter in line.model.parameters()) < _SMALL:
         twins.reverse()
     with torch.inference_mode(False), torch.enable_grad():

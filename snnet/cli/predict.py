@@ -112,15 +112,16 @@ def find_images(places: list[str]) -> list[str]:
 
 def _choose(net: StitchableNet, settings: PredictSettings) -> int:
     """The stitch to run; says which it is."""
-    limits = {'flops': settings.flops, 'params': settings.params, 'latency_ms': settings.latency_ms}
-    given = {name: limit for name, limit in limits.items() if limit is not None}
+    flops, params, latency_ms = settings.flops, settings.params, settings.latency_ms
+    given = any(limit is not None for limit in (flops, params, latency_ms))
     if settings.stitch is not None:
         if given:
             raise SnnetError('choose a stitch (--stitch ID) or limits that it must keep, not both')
         stitch = net.checked(settings.stitch)
         print(f'stitch {stitch} ({net.stitches[stitch]})', file=sys.stderr)
         return stitch
-    selection = net.choose(**given) if given else net.choose(flops=sys.float_info.max)
+    limits = (flops, params, latency_ms) if given else (sys.float_info.max, None, None)
+    selection = net.choose(limits[0], params=limits[1], latency_ms=limits[2])
     print(str(selection).removesuffix(' within the budget') if not given else selection, file=sys.stderr)
     return selection.record.stitch
 

@@ -38,7 +38,8 @@ def embedding_width(anchor: Anchor) -> int:
 
 def _output_shape(anchor: Anchor, twin: Anchor) -> torch.Size:
     weight = next(twin.parameters())
-    return twin(torch.zeros(1, *anchor.input_size, device=weight.device, dtype=weight.dtype)).shape
+    output: Tensor = twin(torch.zeros(1, *anchor.input_size, device=weight.device, dtype=weight.dtype))
+    return output.shape
 
 
 def make_projections(anchors: Sequence[Anchor]) -> nn.ModuleDict:

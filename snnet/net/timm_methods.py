@@ -159,7 +159,7 @@ class TimmMethods(nn.Module):
             raise SnnetError("output_fmt is 'NCHW' or 'NLC', and stop_early needs intermediates_only=True")
         levels = self.feature_levels()
         try:
-            wanted = [levels[i] for i in feature_take_indices(len(levels), indices)[0]]  # type: ignore[arg-type]
+            wanted = [levels[i] for i in feature_take_indices(len(levels), indices)[0]]
         except (AssertionError, ValueError) as error:
             raise SnnetError(f'there are {len(levels)} levels of features: {reason_of(error)}') from None
         maps = [self.level_layers(level) for level in wanted]

@@ -166,9 +166,9 @@ def _measured(config: Mapping[str, Any], records: Sequence[Record]) -> str:
         text += (
             f' {len(own)} stitches have their own BatchNorm statistics, from {statistics["samples"]} images{judged}.'
         )
-    if own := config.get('own_parameters'):
+    if fitted := config.get('own_parameters'):
         text += (
-            f' {len(own["stitches"])} stitches have parameters of their own, {own["count"] / 1e6:.4g} M together '
+            f' {len(fitted["stitches"])} stitches have parameters of their own, {fitted["count"] / 1e6:.4g} M together '
             f'(`snnet.adapt`); the anchors are as they were.'
         )
     return text

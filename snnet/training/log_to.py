@@ -37,7 +37,7 @@ class TensorBoardLog:
         _require('tensorboard')
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / 'tensorboard'), purge_step=begin or None)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / 'tensorboard'), purge_step=begin or None)
         if not begin:
             self._writer.add_text('settings', '\n'.join(f'    {name}: {value}' for name, value in settings.items()))
 

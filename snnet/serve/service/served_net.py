@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ...budget.latency_table import LatencyTable
 from ...budget.record import Record, accuracy
-from ...data.transforms import clean_transform, preprocessing
+from ...data.transforms import clean_transform
 from ...net.compile_blocks import compile_blocks
+from ...net.preprocessing import preprocessing
 from ...net.stitchable_net import StitchableNet
 from ...saving.hub import locate
 from ..stitch_choices import Choice, Choices
