@@ -54,7 +54,7 @@ def adapt(
     folder: str | Path | None = None,
     quiet: bool = False,
 ) -> Adaptation:
-    """Makes stitches worth having: each gets a few parameters of its own, and no anchor changes by a bit.
+    """Brings stitches closer to the largest anchor: each gets a few parameters of its own, and no anchor changes.
 
     A stitch's own copy of its stitch layers, and of all scales, shifts and biases behind the join, learns to answer as
     the largest anchor does (the divergence of probabilities at a temperature; labels are not needed). Fronts are
@@ -66,15 +66,13 @@ def adapt(
 
     Args:
         net: with initialized stitch layers; it is put into eval mode.
-        batches: images (n, C, H, W), or sequences that begin with them, normalized as for inference. Augmented copies
-            help where there are few images.
+        batches: images (n, C, H, W), or sequences that begin with them, normalized as for inference.
         minutes: about how long the updates may take; all stitches get the same number of steps.
         steps: updates of each stitch, in place of what the minutes allow; 0 fits nothing and only reports how close
             the stitches come to the largest anchor now.
         samples: most images to use.
         stitches: ids; by default all that have a join. Those that have parameters of their own go on from there.
-        blocks: modules behind each join whose whole weights belong to the stitch, too: better where few are left, at
-            more storage.
+        blocks: modules behind each join whose whole weights belong to the stitch, too, at more storage.
         batch_size: images per step.
         lr: highest learning rate.
         temperature: by which logits are divided in the loss.

@@ -1,4 +1,4 @@
-"""`snnet adapt FOLDER`: makes the stitches of a saved net worth having, without changing its anchors."""
+"""`snnet adapt FOLDER`: brings the stitches of a saved net closer to its largest anchor, and changes no anchor."""
 
 from __future__ import annotations
 
