@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from numbers import Integral
 from pathlib import Path
@@ -136,20 +136,12 @@ class StitchableNet(NetAsTimm):
         """
         index = self.active if stitch is None else self.checked(stitch)
         chosen, tables = self.stitches[index], self.tables(index)
-        for i in range(len(chosen.legs)):
-            if tables is None:
-                x = self._run_leg(x, chosen, i)
-            else:
-                with computing_with(tables[i]):
-                    x = self._run_leg(x, chosen, i)
+        for i, leg in enumerate(chosen.legs):
+            with nullcontext() if tables is None else computing_with(tables[i]):
+                if i:
+                    x = self.stitch_layers[chosen.layers[i - 1]](x)
+                x = self.anchor(leg.anchor).run(x, leg.start, leg.stop)
         return x
-
-    def _run_leg(self, x: Tensor, stitch: Stitch, number: int) -> Tensor:
-        """Runs the stitch layer before a leg, if it is not the first, and the leg."""
-        if number:
-            x = self.stitch_layers[stitch.layers[number - 1]](x)
-        leg = stitch.legs[number]
-        return self.anchor(leg.anchor).run(x, leg.start, leg.stop)
 
     @property
     def active(self) -> int:

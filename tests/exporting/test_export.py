@@ -321,7 +321,7 @@ def test_the_terminal_stays_clean(tmp_path, capfd):
         ('a.bin', {}, "suffix of '.*a.bin' is not a format: use .pt2 or .onnx"),
         ('a.pt2', {'format': 'onnx'}, "'.*a.pt2' has the suffix of another format than onnx: name it .onnx"),
         ('a', {'format': 'jit'}, "to pt2 or onnx, not to 'jit'"),
-        ('a.pt2', {'batch': 0}, 'at least one image, but batch=0'),
+        ('a.pt2', {'batch': 0}, 'batch is at least 1, but 0 was given'),
     ],
 )
 def test_impossible_wishes_are_refused_in_a_sentence(name, options, message, tmp_path):

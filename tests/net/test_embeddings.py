@@ -39,7 +39,7 @@ def test_the_fit_is_the_least_squares_solution():
     with torch.no_grad():
         front, end = (net(x, stitch=i).double() for i in (0, 1))
     with_one = torch.cat([front, torch.ones(64, 1, dtype=torch.float64)], 1)
-    best = with_one @ torch.linalg.lstsq(with_one, end).solution
+    best = with_one @ (torch.linalg.pinv(with_one, rtol=1e-6) @ end)  # a norm leaves one direction to rounding
     ours = net.embed(x, stitch=0).double()
     assert float((ours - best).abs().max()) < 1e3 * rounding(torch.float32, 64) * float(end.abs().max())
     centered = end - end.mean(0)
