@@ -32,7 +32,7 @@ def test_the_debug_config_trains_and_evaluates_and_says_how_to_go_on(debug_run):
     evaluated = run_script('eval_stitches.py', folder / 'net', '--dataset', 'generated/16', '--workers', '0')
     assert '* anchors' in evaluated.stdout
     names = {path.name for path in (folder / 'net' / 'evaluation').iterdir()}
-    assert names == {'stitches.jsonl', 'hits.safetensors', 'curve.png', 'curve.svg'}
+    assert names == {'stitches.jsonl', 'hits.safetensors', 'classes.csv', 'curve.png', 'curve.svg'}
     assert [row['id'] for row in rows_of(folder / 'net' / 'evaluation' / 'stitches.jsonl')] == list(range(18))
 
 

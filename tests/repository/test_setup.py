@@ -54,7 +54,7 @@ def imported(*places: str) -> set[str]:
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level and node.module}
-    scripts = {file.stem for place in ('*.py', 'examples/*.py') for file in ROOT.glob(place)}
+    scripts = {file.stem for place in ('*.py', 'examples/*.py', 'benchmarks/*.py') for file in ROOT.glob(place)}
     own = {'snnet', 'tests', 'tools', 'benchmarks'} | scripts
     return {name.split('.')[0] for name in names} - set(sys.stdlib_module_names) - own
 
