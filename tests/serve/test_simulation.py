@@ -73,7 +73,8 @@ def test_recorded_arrivals_start_at_zero_in_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('text', 'told'), [('1\ntwo\n', 'line 2'), ('1\nnan\n', 'line 2'), ('', '0 arrivals'), ('time\n', "is not a time in seconds: 'time'")]
+    ('text', 'told'),
+    [('1\ntwo\n', 'line 2'), ('1\nnan\n', 'line 2'), ('', '0 arrivals'), ('time\n', "seconds: 'time'")],
 )
 def test_a_line_that_is_no_moment_is_told(tmp_path, text, told):
     path = tmp_path / 'trace.txt'
