@@ -58,6 +58,7 @@ def register_with_transformers() -> None:
             return ImageClassifierOutput(loss=loss, logits=logits)
 
     base.AutoConfig.register('snnet', SnnetConfig, exist_ok=True)
+    base.AutoImageProcessor.register(SnnetConfig, base.TimmWrapperImageProcessor, exist_ok=True)
     base.AutoModelForImageClassification.register(SnnetConfig, SnnetForImageClassification, exist_ok=True)
 
 
