@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -59,7 +60,7 @@ class Server:
                 return reply.status if json.loads(reply.read())['results'] else -1
         except HTTPError as error:
             return error.code
-        except OSError:
+        except (OSError, HTTPException):  # a reply that is cut off is an HTTPException
             return 0
 
 
