@@ -39,19 +39,19 @@ def survey_line(line: NetworkLine) -> Survey:
     Raises:
         CannotStitch: the network does not run as a line on images of its input size.
     """
-    twins: list[Callable[[], NetworkLine]] = [line.weightless_copy, partial(_trainable_copy, line)]
-    if sum(parameter.numel() for parameter in line.model.parameters()) < _SMALL:
-        twins.reverse()
+    weightless, real = line.weightless_copy, partial(_trainable_copy, line)
+    small = sum(parameter.numel() for parameter in line.model.parameters()) < _SMALL
+    twins: list[Callable[[], NetworkLine]] = [real, weightless] if small else [weightless, real]
+    failures: dict[Callable[[], NetworkLine], Exception] = {}
     with torch.inference_mode(False), torch.enable_grad():
-        try:
-            return _measure(line, twins[0]())
-        except Exception:  # such as what fails on tensors without numbers
+        for twin in twins:
             try:
-                return _measure(line, twins[1]())
+                return _measure(line, twin())
             except Exception as error:  # an AttributeError must not leave a property: nn.Module would hide it
-                size = 'x'.join(map(str, line.input_size))
-                reason = reason_of(error)
-                raise CannotStitch(f'{line.name} does not run as a line on an image of {size}: {reason}') from error
+                failures[twin] = error
+    failure = failures[real]  # tensors without numbers fail for reasons of their own
+    size = 'x'.join(map(str, line.input_size))
+    raise CannotStitch(f'{line.name} does not run as a line on an image of {size}: {reason_of(failure)}') from failure
 
 
 def _measure(line: NetworkLine, twin: NetworkLine) -> Survey:

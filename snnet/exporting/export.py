@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import SnnetError, reason_of
 from ..net.extract import ExtractedStitch
@@ -138,30 +139,36 @@ def write(prepared: PreparedStitch, path: Path) -> Exported:
 def _fill(prepared: PreparedStitch, temporary: Path, data: str) -> tuple[float, float]:
     """Writes a stitch to a temporary file, and returns its largest difference to eager and the largest logit."""
     name, format = prepared.module.stitch, FORMATS[prepared.format]
-    _refuse_infinite(prepared)
+    eager = _eager_logits(prepared)
     with _reporting(f'{name}: tracing'):
         images = prepared.random_images(prepared.batch or 2)
         program = trace(prepared.module, images, dynamic=prepared.batch is None)
     with _reporting(f'{name}: writing {prepared.format}'):
         format.write(program, prepared.metadata, temporary, data)
     with _reporting(f'{name}: comparing with eager'):
-        return _compare(prepared, format.load(temporary))
+        return _compare(prepared, format.load(temporary), eager)
 
 
 def _batches(prepared: PreparedStitch) -> tuple[int, ...]:
     return (prepared.batch,) if prepared.batch else BATCHES
 
 
-def _refuse_infinite(prepared: PreparedStitch) -> None:
-    for count in _batches(prepared):
-        if not bool(prepared.module(prepared.random_images(count)).isfinite().all()):
-            raise SnnetError(
-                f'{prepared.module.stitch} is not exported: '
-                f'its own logits are not finite on random images in {prepared.dtype}'
-            )
+def _eager_logits(prepared: PreparedStitch) -> dict[int, Tensor]:
+    """Logits of the stitch on random images in float64, by the number of images.
+
+    Raises:
+        SnnetError: they are not finite.
+    """
+    logits = {count: prepared.module(prepared.random_images(count)).double() for count in _batches(prepared)}
+    if not all(bool(found.isfinite().all()) for found in logits.values()):
+        raise SnnetError(
+            f'{prepared.module.stitch} is not exported: '
+            f'its own logits are not finite on random images in {prepared.dtype}'
+        )
+    return logits
 
 
-def _compare(prepared: PreparedStitch, run: Run) -> tuple[float, float]:
+def _compare(prepared: PreparedStitch, run: Run, eager: dict[int, Tensor]) -> tuple[float, float]:
     """Largest difference between the logits of a file and of eager, and the largest logit.
 
     Raises:
@@ -169,9 +176,8 @@ def _compare(prepared: PreparedStitch, run: Run) -> tuple[float, float]:
     """
     name = prepared.module.stitch
     difference = largest = 0.0
-    for count in _batches(prepared):
-        images = prepared.random_images(count)
-        expected, logits = prepared.module(images).double(), run(images).double()  # (count, classes)
+    for count, expected in eager.items():
+        logits = run(prepared.random_images(count)).double()  # (count, classes)
         if logits.shape != expected.shape:
             raise SnnetError(f'the exported {name} gives logits {tuple(logits.shape)}, eager {tuple(expected.shape)}')
         found = float((logits - expected).abs().max())

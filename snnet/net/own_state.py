@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import SnnetError
 from .own_parameters import OwnParameters, by_stitch
+from .statistics_state import take_out
 
 if TYPE_CHECKING:
     from .stitchable_net import StitchableNet
@@ -33,8 +34,7 @@ def _put(net: StitchableNet, state: dict[str, Tensor], prefix: str, metadata: An
 
 def _take(net: StitchableNet, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """Takes them out again before the weights are loaded."""
-    names = [name for name in state if name.startswith(f'{prefix}{PREFIX}')]
-    net.loaded_own = {name.removeprefix(f'{prefix}{PREFIX}'): state.pop(name) for name in names} or None
+    net.loaded_own = take_out(state, f'{prefix}{PREFIX}')
 
 
 def _set_loaded(net: StitchableNet, incompatible: Any) -> None:

@@ -40,8 +40,13 @@ def _put_statistics(net: StitchableNet, state: dict[str, Tensor], prefix: str, m
 
 def _take_statistics(net: StitchableNet, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """Takes them out again before the weights are loaded."""
-    names = [name for name in state if name.startswith(f'{prefix}{PREFIX}')]
-    net.loaded_statistics = {name.removeprefix(f'{prefix}{PREFIX}'): state.pop(name) for name in names} or None
+    net.loaded_statistics = take_out(state, f'{prefix}{PREFIX}')
+
+
+def take_out(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor] | None:
+    """Removes the tensors with a prefix from a state dict and returns them without it; None where there are none."""
+    names = [name for name in state if name.startswith(prefix)]
+    return {name.removeprefix(prefix): state.pop(name) for name in names} or None
 
 
 def _set_loaded_statistics(net: StitchableNet, incompatible: Any) -> None:
