@@ -39,6 +39,7 @@ def test_every_stitch_is_a_model_whose_description_matches_its_file(index, tmp_p
 @pytest.mark.slow  # see above
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_the_descriptions_are_what_triton_reads(index, tmp_path):
+    pytest.importorskip('grpc', reason='needs tritonclient[grpc]')  # without it tritonclient raises a RuntimeError
     configs = pytest.importorskip('tritonclient.grpc.model_config_pb2', reason='needs tritonclient[grpc]')
     text_format = pytest.importorskip('google.protobuf.text_format')
     for name in write_triton_repository(index, tmp_path, 'demo', max_batch=8):

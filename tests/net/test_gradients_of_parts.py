@@ -22,6 +22,8 @@ from tests.helpers.families import FAMILIES, family_net, images, shake
 from tests.helpers.gradients import assert_gradients_equal, elementary, farthest, gradients, stored
 from tests.reassembly.test_reassembled import PLANS, zoo
 
+IMAGES = 6
+"""A BatchNorm over n values takes two directions out of its gradient: what is left of three values is mostly rounding."""
 TOLERANCE = 1e-10
 """Of float64: sums of a few thousand terms, divided by the deviation of a few values, lose up to five digits."""
 GRIDS = ((3, 4), (5, 1), (1, 5), (1, 1))
@@ -54,9 +56,9 @@ def test_an_anchor_has_the_gradients_of_its_network(name, training):
     """By an adapter or traced; the network itself gets contiguous tensors and BatchNorms of elementary operations."""
     family = FAMILIES[name]
     model = without_chance(shake(family.large().double())).train(training)
-    twin, x = elementary(model), images(family.size, 3).double()
+    twin, x = elementary(model), images(family.size, IMAGES).double()
     anchor = snnet.as_anchor(model, name, input_size=(3, family.size, family.size)).train(training)
-    grad = values(3, anchor.num_classes, seed=1)
+    grad = values(IMAGES, anchor.num_classes, seed=1)
     wanted = gradients(twin, twin, x, grad)
     for how, given in stored(x):
         if 'stride' not in how:
@@ -77,9 +79,9 @@ def by_hand(net, stitch, x):
 @pytest.mark.parametrize(('name', 'training'), [('vit', True), ('swin', False), ('resnet', True), ('resnet', False)])
 def test_a_stitch_has_the_gradients_of_its_legs(name, training):
     net = shake(family_net(name).double(), 2).train(training)
-    twin, x = elementary(net), images(net.input_size[-1], 3).double()
+    twin, x = elementary(net), images(net.input_size[-1], IMAGES).double()
     for stitch in range(0, len(net.stitches), 3):
-        grad = values(net.num_classes, 3, seed=stitch).T
+        grad = values(net.num_classes, IMAGES, seed=stitch).T
         found = gradients(lambda x, i=stitch: net(x, stitch=i), net, x.to(memory_format=torch.channels_last), grad)
         assert farthest(found, gradients(lambda x, i=stitch: by_hand(twin, i, x), twin, x, grad)) <= TOLERANCE
 
@@ -147,7 +149,7 @@ def test_a_norm_before_a_head_or_a_join_gets_the_right_gradient(grid, training):
     ]
     for module in after:
         model = shake(nn.Sequential(nn.BatchNorm2d(4), module).double(), 1).train(training)
-        assert_gradients_equal(model, elementary(model), values(3, 4, *grid), TOLERANCE, inputs=False)
+        assert_gradients_equal(model, elementary(model), values(IMAGES, 4, *grid), TOLERANCE, inputs=False)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +160,8 @@ def test_a_reassembled_network_has_the_gradient_of_its_equation(legs, training):
     network = reassemble(legs, zoo(), stem='new', head='new', num_classes=5).double()
     without_chance(shake(network, 1)).train(training)
     anchor = snnet.as_anchor(network, 'reassembled', input_size=(3, 64, 64)).train(training)
-    twin, x = elementary(network), images(64, 3).double()
-    for count in (3, 2):
+    twin, x = elementary(network), images(64, IMAGES).double()
+    for count in (IMAGES, 4):
         grad = values(5, count, seed=count).T
         wanted = gradients(twin, twin, x[:count], grad.contiguous())
         for run in (network, anchor):

@@ -145,8 +145,8 @@ def test_a_net_whose_stitch_layers_have_grown_has_the_gradient_of_its_equation(t
     net = resnets()  # its last maps are 1x1
     expand(net, where=[name for name, module in net.named_modules() if isinstance(module, StitchLayer)])
     shake(net, 1).train(training)
-    twin, x = elementary(net), images(32, 4).double()
+    twin, x = elementary(net), images(32, 6).double()
     for stitch in range(2, len(net.stitches)):
-        grad = values(4, net.num_classes, seed=stitch)
+        grad = values(6, net.num_classes, seed=stitch)
         found = gradients(lambda x, i=stitch: net(x, stitch=i), net, x, grad)
         assert farthest(found, gradients(lambda x, i=stitch: twin(x, stitch=i), twin, x, grad)) <= 1e-8
