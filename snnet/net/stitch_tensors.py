@@ -17,10 +17,11 @@ class Table(dict[nn.Module, dict[str, Tensor]]):
     """Tensors of some modules, by the names under which the modules hold theirs.
 
     Attributes:
-        twins: copies of blocks that hold the tensors of this table, by block (see `twin_of`).
+        twins: copies of blocks that hold the tensors of this table, by block and whether any of these
+            tensors requires a gradient (see `twin_of`).
     """
 
-    twins: dict[nn.Module, nn.Module]
+    twins: dict[tuple[nn.Module, bool], nn.Module]
 
     def __getstate__(self) -> None:
         """Copies and pickles leave the twins behind."""
@@ -91,24 +92,27 @@ def twin_of(block: nn.Module) -> nn.Module:
     """A copy of a block that holds the tensors of the current table itself; the block, where the table has none for it.
 
     For compilers: they see ordinary modules, and one graph fits all of them. Other tensors are shared with the block.
+    Tensors that require a gradient are held as they are, so that they get it; that takes graphs of other inputs.
     """
     table = _current.get()
     if not table or block.training or not any(module in table for module in block.modules()):
         return block
-    twins: dict[nn.Module, nn.Module] = vars(table).setdefault('twins', {})
-    if block not in twins:
+    twins: dict[tuple[nn.Module, bool], nn.Module] = vars(table).setdefault('twins', {})
+    key = block, any(tensor.requires_grad for module in block.modules() for tensor in table.get(module, {}).values())
+    if key not in twins:
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())}
         twin = copy.deepcopy(block, shared)
         for module, copied in zip(block.modules(), twin.modules(), strict=True):
             for name, tensor in table.get(module, {}).items():
                 held = module._parameters.get(name)
                 if held is not None:
-                    copied._parameters[name] = nn.Parameter(tensor, held.requires_grad)
+                    kept: Any = tensor if tensor.requires_grad else nn.Parameter(tensor, held.requires_grad)
+                    copied._parameters[name] = kept
                 else:
                     copied._buffers[name] = tensor
         detach(twin)
-        twins[block] = twin
-    return twins[block]
+        twins[key] = twin
+    return twins[key]
 
 
 @cache

@@ -23,7 +23,7 @@ from tests.helpers.gradients import assert_gradients_equal, elementary, farthest
 from tests.reassembly.test_reassembled import PLANS, zoo
 
 IMAGES = 6
-"""A BatchNorm over n values takes two directions out of its gradient: what is left of three values is mostly rounding."""
+"""A BatchNorm over n values takes two directions out of its gradient: of three values, mostly rounding is left."""
 TOLERANCE = 1e-10
 """Of float64: sums of a few thousand terms, divided by the deviation of a few values, lose up to five digits."""
 GRIDS = ((3, 4), (5, 1), (1, 5), (1, 1))
