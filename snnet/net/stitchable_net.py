@@ -30,7 +30,7 @@ from .costs import measure_costs
 from .embeddings import make_projections
 from .extract import ExtractedStitch, extract_stitch
 from .hardware import setup_of
-from .known import Known
+from .results_tied_to_weights import ResultsTiedToWeights
 from .net_as_timm import NetAsTimm
 from .own_parameters import OwnParameters
 from .own_state import carry_own_parameters
@@ -86,7 +86,7 @@ class StitchableNet(NetAsTimm):
             Record(i, str(stitch), anchor=stitch.legs == (Leg(stitch.legs[0].anchor),))
             for i, stitch in enumerate(self.stitches)
         ]
-        self.known = Known(self, records)
+        self.known = ResultsTiedToWeights(self, records)
         self.loaded_statistics: dict[str, Tensor] | None = None
         carry_statistics(self)
         self.loaded_own: dict[str, Tensor] | None = None

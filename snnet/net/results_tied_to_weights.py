@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _ACCURACY: dict[str, Any] = dict.fromkeys(RESULTS)
 
 
-class Known:
+class ResultsTiedToWeights:
     """What is known of a net and of the weights that it was measured with.
 
     One seal ties accuracies, statistics, own parameters of stitches, the fingerprint and latency tables to the weights:
@@ -58,7 +58,7 @@ class Known:
         self.modules = ModuleSeal(net)
         self.costs_hold = True
 
-    def verified(self, net: StitchableNet, thorough: bool = False) -> Known:
+    def verified(self, net: StitchableNet, thorough: bool = False) -> ResultsTiedToWeights:
         """Drops what is known of other weights, and returns what is left.
 
         Args:
