@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..budget.latency_table import LatencyTable
+from ..budget.latency_tables import LatencyTables
 from ..budget.record import RESULTS, Record
-from ..budget.tables_at_hand import TablesAtHand
 from ..errors import ForeignTable
 from ..reparam.structure import refresh_anchors
 from ..utils.weight_seal import ModuleSeal, WeightSeal
@@ -53,7 +53,7 @@ class ResultsTiedToWeights:
         self.own: OwnParameters | None = None
         self.stitch_tables: dict[int, tuple[Table, ...]] = {}
         self.fingerprint: str | None = None
-        self.tables = TablesAtHand()
+        self.tables = LatencyTables()
         self.seal: WeightSeal | None = None
         self.modules = ModuleSeal(net)
         self.costs_hold = True

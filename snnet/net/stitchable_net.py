@@ -30,11 +30,11 @@ from .costs import measure_costs
 from .embeddings import make_projections
 from .extract import ExtractedStitch, extract_stitch
 from .hardware import setup_of
-from .results_tied_to_weights import ResultsTiedToWeights
 from .net_as_timm import NetAsTimm
 from .own_parameters import OwnParameters
 from .own_state import carry_own_parameters
 from .pretrained import load_net, push_net, save_net
+from .results_tied_to_weights import ResultsTiedToWeights
 from .statistics_state import carry_statistics
 from .stitch_tensors import Table, computing_with
 

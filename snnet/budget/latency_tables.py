@@ -12,7 +12,7 @@ from .record import Record
 from .select import Chooser, Selection
 
 
-class TablesAtHand:
+class LatencyTables:
     """The latency tables of a net, one per setup and batch size.
 
     Attributes:
