@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SnnetError
+from .joined_anchors import JoinedAnchors
 from .part_tree import build_part_tree, parts_of
 from .stitch_tensors import Table
-
-if TYPE_CHECKING:
-    from .stitchable_net import StitchableNet
 
 
 def batch_norms(net: nn.Module) -> dict[str, nn.Module]:
@@ -58,7 +56,7 @@ class Statistics:
 
     def __init__(
         self,
-        net: StitchableNet,
+        net: JoinedAnchors,
         values: Mapping[str, Tensor],
         groups: Sequence[StatisticsGroup],
         samples: int,
@@ -87,7 +85,7 @@ class Statistics:
         lists = [[i for i in group.stitches if i in chosen and i in self._tables] for group in self.groups]
         return [listed for listed in lists if listed]
 
-    def mixed(self, net: StitchableNet, stitches: Sequence[int], share: float | None = None) -> dict[str, Tensor]:
+    def mixed(self, net: JoinedAnchors, stitches: Sequence[int], share: float | None = None) -> dict[str, Tensor]:
         """Values of a group of some stitches of one group of ours.
 
         Args:
@@ -106,7 +104,7 @@ class Statistics:
                 found[f'{node.owner}.{node.depth}.{name}'] = value
         return found
 
-    def converted(self, net: StitchableNet, change: Callable[[Tensor], Tensor]) -> Statistics:
+    def converted(self, net: JoinedAnchors, change: Callable[[Tensor], Tensor]) -> Statistics:
         """The statistics on another device or in another type, for a net that was moved there."""
         values = {place: change(value) for place, value in self.values.items()}
         return Statistics(net, values, self.groups, self.samples, self.held_out)
@@ -123,7 +121,7 @@ class Statistics:
         groups = [{'share': group.share, 'stitches': list(group.stitches)} for group in self.groups]
         return {'samples': self.samples, 'held_out': self.held_out, 'stitches': self.stitches, 'groups': groups}
 
-    def _by_stitch(self, net: StitchableNet) -> dict[int, tuple[Table, ...]]:
+    def _by_stitch(self, net: JoinedAnchors) -> dict[int, tuple[Table, ...]]:
         norms = batch_norms(net)
         tables: dict[int, tuple[Table, ...]] = {}
         for group in self.groups:
@@ -150,7 +148,7 @@ class Statistics:
         return places
 
 
-def statistics_groups(net: StitchableNet, description: Mapping[str, Any]) -> list[StatisticsGroup]:
+def statistics_groups(net: JoinedAnchors, description: Mapping[str, Any]) -> list[StatisticsGroup]:
     """The groups in what `Statistics.description` gave; before there were groups, all stitches had a share of 1.
 
     Raises:

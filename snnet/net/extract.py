@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,11 +14,10 @@ from ..reparam import fold
 from ..stitching.stitch import Stitch
 from ..stitching.stitch_layer import StitchLayer
 from .feature_levels import Level
+from .joined_anchors import JoinedAnchors
+from .preprocessing import timm_config
 from .stitch_tensors import bake
 from .timm_methods import LegRun, TimmMethods, reset_classifiers
-
-if TYPE_CHECKING:
-    from .stitchable_net import StitchableNet
 
 
 class ExtractedStitch(TimmMethods):
@@ -120,7 +119,7 @@ class ExtractedStitch(TimmMethods):
         return {name: depth for name, depth in depths.items() if name in there}
 
 
-def extract_stitch(net: StitchableNet, stitch: int, intermediates: bool = False) -> ExtractedStitch:
+def extract_stitch(net: JoinedAnchors, stitch: int, intermediates: bool = False) -> ExtractedStitch:
     """Cuts one stitch out of a net (see `StitchableNet.extract`)."""
     chosen, tables = net.stitches[stitch], net.tables(stitch)
     legs = [net.anchor(leg.anchor).cut(leg.start, leg.stop) for leg in chosen.legs]
@@ -130,8 +129,7 @@ def extract_stitch(net: StitchableNet, stitch: int, intermediates: bool = False)
             bake(net.anchor(leg.anchor), twin, table)
         for index, layer, table in zip(chosen.layers, layers, tables[1:], strict=True):
             bake(net.layer(index), layer, table)
-    with net.using(stitch):
-        levels, config = net.feature_levels(), net.pretrained_cfg
+    levels, config = net.levels_of(stitch), timm_config(net)
     needed = sorted({index for level in levels for index in level.tap.layers})
     places = {index: place for place, index in enumerate(needed)}
     own = [

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import SnnetError
 from ..reparam import folded
 from ..utils.digest import digest_of_tensors
+from .joined_anchors import JoinedAnchors
 from .stitch_tensors import Table
-
-if TYPE_CHECKING:
-    from .stitchable_net import StitchableNet
 
 
 class OwnParameters:
@@ -32,7 +30,7 @@ class OwnParameters:
         UnknownStitch: no such id.
     """
 
-    def __init__(self, net: StitchableNet, values: Mapping[int, Mapping[str, Tensor]]) -> None:
+    def __init__(self, net: JoinedAnchors, values: Mapping[int, Mapping[str, Tensor]]) -> None:
         self.values = {net.checked(i): dict(sorted(values[i].items())) for i in sorted(values) if values[i]}
         if self.values and (folded(net) is not net or any(net.layer(i).down is not None for i in _layers(net))):
             raise SnnetError(
@@ -59,7 +57,7 @@ class OwnParameters:
         """All parameters by `{stitch}.{name}`, as they are stored."""
         return {f'{stitch}.{name}': tensor for stitch, own in self.values.items() for name, tensor in own.items()}
 
-    def converted(self, net: StitchableNet, change: Callable[[Tensor], Tensor]) -> OwnParameters:
+    def converted(self, net: JoinedAnchors, change: Callable[[Tensor], Tensor]) -> OwnParameters:
         """The parameters on another device or in another type, for a net that was moved there."""
         changed = {i: {name: change(tensor) for name, tensor in own.items()} for i, own in self.values.items()}
         return OwnParameters(net, changed)
@@ -86,7 +84,7 @@ def by_stitch(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return found
 
 
-def names_behind(net: StitchableNet, stitch: int) -> list[frozenset[str]]:
+def names_behind(net: JoinedAnchors, stitch: int) -> list[frozenset[str]]:
     """Names of the parameters that a stitch may have for itself, by leg; none for the first one."""
     chosen = net.stitches[stitch]
     found: list[frozenset[str]] = [frozenset()]
@@ -98,11 +96,11 @@ def names_behind(net: StitchableNet, stitch: int) -> list[frozenset[str]]:
     return found
 
 
-def _layers(net: StitchableNet) -> range:
+def _layers(net: JoinedAnchors) -> range:
     return range(len(net.stitch_layers))
 
 
-def _places(net: StitchableNet) -> dict[str, tuple[nn.Module, str, Tensor]]:
+def _places(net: JoinedAnchors) -> dict[str, tuple[nn.Module, str, Tensor]]:
     """Module, name within it, and tensor of each parameter of a net, by its whole name."""
     return {
         f'{prefix}.{name}': (module, name, parameter)
@@ -113,7 +111,7 @@ def _places(net: StitchableNet) -> dict[str, tuple[nn.Module, str, Tensor]]:
 
 
 def _tables(
-    net: StitchableNet, stitch: int, own: Mapping[str, Tensor], places: Mapping[str, tuple[nn.Module, str, Tensor]]
+    net: JoinedAnchors, stitch: int, own: Mapping[str, Tensor], places: Mapping[str, tuple[nn.Module, str, Tensor]]
 ) -> tuple[Table, ...]:
     legs = names_behind(net, stitch)
     tables = tuple(Table() for _ in legs)

@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from ..errors import SnnetError
+from .joined_anchors import JoinedAnchors
 from .own_parameters import OwnParameters, by_stitch
-from .statistics_state import take_out
-
-if TYPE_CHECKING:
-    from .stitchable_net import StitchableNet
+from .results_tied_to_weights import ResultsTiedToWeights
 
 _log = logging.getLogger(__name__)
-PREFIX = 'own_parameters.'
+OWN = 'own_parameters.'
 """Begins the keys that are not parameters or buffers of the net."""
 
 
-def carry_own_parameters(net: StitchableNet) -> None:
-    """Lets the state dict of a net hold the parameters of single stitches, where there are any."""
-    net.register_state_dict_post_hook(_put)  # type: ignore[no-untyped-call]  # torch does not annotate it
-    net.register_load_state_dict_pre_hook(_take)  # type: ignore[no-untyped-call]  # torch does not annotate it
-    net.register_load_state_dict_post_hook(_set_loaded)  # type: ignore[no-untyped-call]  # torch does not annotate it
+def own_to_state(own: OwnParameters | None) -> dict[str, Tensor]:
+    """The parameters by `own_parameters.{stitch}.{name}`; nothing where there are none."""
+    return {} if own is None else {f'{OWN}{place}': value for place, value in own.tensors().items()}
 
 
-def _put(net: StitchableNet, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    """Adds the parameters behind all others."""
-    if net.own_parameters is not None:
-        state.update({f'{prefix}{PREFIX}{place}': value for place, value in net.own_parameters.tensors().items()})
+def set_loaded_own(net: JoinedAnchors, known: ResultsTiedToWeights, found: Mapping[str, Tensor]) -> None:
+    """Gives a net whose weights were loaded the parameters of single stitches that came with them, or none.
 
+    Args:
+        net: the net.
+        known: what is known of it.
+        found: the parameters by `{stitch}.{name}`.
 
-def _take(net: StitchableNet, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Takes them out again before the weights are loaded."""
-    net.loaded_own = take_out(state, f'{prefix}{PREFIX}')
-
-
-def _set_loaded(net: StitchableNet, incompatible: Any) -> None:
-    """After a state dict was loaded: the net has the parameters of single stitches that came with it, or none."""
-    found, net.loaded_own = net.loaded_own, None
-    if found is None:
-        if net.own_parameters is not None:  # the net that was saved had none
+    Raises:
+        SnnetError: parameters that do not fit the net.
+    """
+    if not found:
+        if known.verified(net).own is not None:  # the net that was saved had none
             _log.warning('the state dict holds no parameters of single stitches, so the net loses its own')
-            net.set_own_parameters(None)
+            known.set_own(net, None)
         return
     weight = next(net.parameters())
     try:
@@ -51,4 +44,4 @@ def _set_loaded(net: StitchableNet, incompatible: Any) -> None:
         own = OwnParameters(net, values)
     except (SnnetError, ValueError) as error:
         raise SnnetError(f'the parameters of single stitches in the state dict do not fit this net: {error}') from None
-    net.set_own_parameters(own)
+    known.set_own(net, own)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .stitchable_net import StitchableNet
+from .joined_anchors import JoinedAnchors
 
 
 class StitchPart(NamedTuple):
@@ -52,7 +51,7 @@ class PartNode:
 
 
 def build_part_tree(
-    net: StitchableNet, stitches: Iterable[int], cut: bool = False, private: Container[int] = ()
+    net: JoinedAnchors, stitches: Iterable[int], cut: bool = False, private: Container[int] = ()
 ) -> PartNode:
     """The tree of the parts of some stitches.
 
@@ -77,7 +76,7 @@ def build_part_tree(
     return root
 
 
-def parts_of(net: StitchableNet, stitch: int) -> Iterator[tuple[int, StitchPart]]:
+def parts_of(net: JoinedAnchors, stitch: int) -> Iterator[tuple[int, StitchPart]]:
     """The parts of a stitch in the order they run, each with the index of its leg."""
     chosen = net.stitches[stitch]
     for i, leg in enumerate(chosen.legs):
@@ -89,7 +88,7 @@ def parts_of(net: StitchableNet, stitch: int) -> Iterator[tuple[int, StitchPart]
             yield i, StitchPart('published_head' if anchor.official and i else 'head', leg.anchor)
 
 
-def function_of(net: StitchableNet, part: StitchPart) -> Callable[[Tensor], Tensor]:
+def function_of(net: JoinedAnchors, part: StitchPart) -> Callable[[Tensor], Tensor]:
     """The function of a part, looked up in the net now."""
     if part.kind == 'layer':
         return net.layer(part.number)

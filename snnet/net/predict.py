@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from torch import Tensor
 from ..errors import SnnetError
 from ..utils.modes import eval_mode
 from ..utils.pictures import Unreadable, read_rgb, to_rgb, why_unreadable
+from .joined_anchors import JoinedAnchors
 from .preprocessing import preprocessing
-
-if TYPE_CHECKING:
-    from .stitchable_net import StitchableNet
 
 Picture = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 """An image: a file, an image of Pillow, pixels (height, width, 3) or (height, width) of type uint8, or a tensor
@@ -54,7 +52,7 @@ class ImagePreparer:
         net: gives size, cropping and normalization.
     """
 
-    def __init__(self, net: StitchableNet) -> None:
+    def __init__(self, net: JoinedAnchors) -> None:
         self.size = net.input_size
         self._transform: Any = create_transform(is_training=False, **preprocessing(net))
 
@@ -108,7 +106,7 @@ def as_pictures(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
 
 
 def predict(
-    net: StitchableNet, images: Picture | Iterable[Picture], stitch: int | None, topk: int, batch_size: int
+    net: JoinedAnchors, images: Picture | Iterable[Picture], stitch: int | None, topk: int, batch_size: int
 ) -> list[Prediction]:
     """The classes of images (see `StitchableNet.predict`)."""
     refuse_without_classes(net)
@@ -120,7 +118,7 @@ def predict(
     return found
 
 
-def prepare_pictures(net: StitchableNet, images: Picture | Iterable[Picture]) -> Iterator[Tensor]:
+def prepare_pictures(net: JoinedAnchors, images: Picture | Iterable[Picture]) -> Iterator[Tensor]:
     """Images of any kind as tensors (channels, height, width), one by one.
 
     Raises:
@@ -135,7 +133,7 @@ def prepare_pictures(net: StitchableNet, images: Picture | Iterable[Picture]) ->
             raise SnnetError(f'{name} cannot be read: {error}') from None
 
 
-def classify(net: StitchableNet, batch: Sequence[Tensor], stitch: int | None, topk: int) -> list[Prediction]:
+def classify(net: JoinedAnchors, batch: Sequence[Tensor], stitch: int | None, topk: int) -> list[Prediction]:
     """The classes of one batch of prepared images."""
     shapes = {tuple(image.shape) for image in batch}
     if len(shapes) > 1:
@@ -151,7 +149,7 @@ def classify(net: StitchableNet, batch: Sequence[Tensor], stitch: int | None, to
     ]
 
 
-def refuse_without_classes(net: StitchableNet) -> None:
+def refuse_without_classes(net: JoinedAnchors) -> None:
     """Refuses a net of embeddings.
 
     Raises:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from timm.data import resolve_data_config
 
-if TYPE_CHECKING:
-    from .stitchable_net import StitchableNet
+from .joined_anchors import JoinedAnchors
 
 _WORDS = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
 
 
-def preprocessing(net: StitchableNet) -> dict[str, Any]:
+def preprocessing(net: JoinedAnchors) -> dict[str, Any]:
     """Size, resizing, cropping and normalization as the net keeps them, or else as the first anchor's; timm's words."""
     anchor = net.anchor(0)
     known: dict[str, Any] = {'input_size': net.input_size, **net.preprocessing}
@@ -22,7 +21,7 @@ def preprocessing(net: StitchableNet) -> dict[str, Any]:
     return {name: config[name] for name in _WORDS}
 
 
-def timm_config(net: StitchableNet) -> dict[str, Any]:
+def timm_config(net: JoinedAnchors) -> dict[str, Any]:
     """What timm's `resolve_model_data_config` and its scripts read: a pretrained config without weights."""
     first = net.anchor(0)
     config = getattr(first.model, 'pretrained_cfg', None) or {}
@@ -40,7 +39,7 @@ def timm_config(net: StitchableNet) -> dict[str, Any]:
     return found
 
 
-def timm_row(net: StitchableNet) -> dict[str, Any]:
+def timm_row(net: JoinedAnchors) -> dict[str, Any]:
     """What the config.json of a net says for others of how images are prepared, as JSON gives it back."""
     values = {**preprocessing(net), 'num_classes': net.num_classes}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

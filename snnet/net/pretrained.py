@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,17 +41,15 @@ from ..utils.typed_json import TypedTable
 from ..utils.whole_number import whole_number
 from .batchnorm import Statistics, statistics_groups
 from .costs import measure_costs
+from .measured_net import MeasuredNet
 from .own_parameters import OwnParameters, by_stitch
 from .preprocessing import timm_row
 
-if TYPE_CHECKING:
-    from .stitchable_net import StitchableNet
-
 _log = logging.getLogger(__name__)
-Net = TypeVar('Net', bound='StitchableNet')
+Net = TypeVar('Net', bound=MeasuredNet)
 
 
-def save_net(net: StitchableNet, folder: Path, license: str | None = None) -> None:
+def save_net(net: MeasuredNet, folder: Path, license: str | None = None) -> None:
     """Writes the folder of a net (see `StitchableNet.save_pretrained`)."""
     if folder.exists() and not folder.is_dir():
         raise SnnetError(f"a net is saved as a folder, but '{folder}' is a file")
@@ -113,7 +111,7 @@ def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> N
     return net
 
 
-def push_net(net: StitchableNet, repo_id: str, license: str | None, **options: Any) -> str:
+def push_net(net: MeasuredNet, repo_id: str, license: str | None, **options: Any) -> str:
     """Uploads the folder of a net (see `StitchableNet.push_to_hub`)."""
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -180,13 +178,13 @@ def _write_extras(folder: Path, config: NetConfig, statistics: Statistics | None
         config.write(folder)
 
 
-def _weights_of(net: StitchableNet) -> dict[str, Tensor]:
+def _weights_of(net: MeasuredNet) -> dict[str, Tensor]:
     """The state dict of a net without what stitches have for themselves, which is in other files."""
     elsewhere = ('statistics.', 'own_parameters.')
     return {name: tensor for name, tensor in merged_state(net).items() if not name.startswith(elsewhere)}
 
 
-def _load_weights(net: StitchableNet, tensors: dict[str, Tensor], path: Path, num_classes: int | None) -> bool:
+def _load_weights(net: MeasuredNet, tensors: dict[str, Tensor], path: Path, num_classes: int | None) -> bool:
     """Loads the file of weights; with another number of classes, all but the classifiers.
 
     Returns:
@@ -208,7 +206,7 @@ def _load_weights(net: StitchableNet, tensors: dict[str, Tensor], path: Path, nu
     return bool(new) or net.num_classes != num_classes
 
 
-def _names_of(config: NetConfig, net: StitchableNet, folder: Path) -> tuple[str, ...]:
+def _names_of(config: NetConfig, net: MeasuredNet, folder: Path) -> tuple[str, ...]:
     try:
         return checked_names(config.class_names, net.num_classes)
     except SnnetError as error:
@@ -226,7 +224,7 @@ def _with_new_classifiers(net: Net, num_classes: int, folder: Path) -> Net:
     return net
 
 
-def _read_statistics(net: StitchableNet, path: Path, config: NetConfig) -> Statistics:
+def _read_statistics(net: MeasuredNet, path: Path, config: NetConfig) -> Statistics:
     assert config.statistics is not None
     values = read_tensors(path, config.sha256.get(path.name))
     try:
@@ -236,7 +234,7 @@ def _read_statistics(net: StitchableNet, path: Path, config: NetConfig) -> Stati
         raise NoWeights(f'{path} does not fit its {CONFIG}: {error}') from None
 
 
-def _load_own(net: StitchableNet, path: Path, config: NetConfig, new_classifiers: bool) -> None:
+def _load_own(net: MeasuredNet, path: Path, config: NetConfig, new_classifiers: bool) -> None:
     """Sets the parameters of single stitches that a folder holds, unless they were fitted to other classes."""
     if new_classifiers:
         _log.warning('%s is not loaded, because the classes are others: adapt again after training', path)
@@ -252,7 +250,7 @@ def _load_own(net: StitchableNet, path: Path, config: NetConfig, new_classifiers
     net.set_own_parameters(own)
 
 
-def _load_tables(net: StitchableNet, folder: Path) -> None:
+def _load_tables(net: MeasuredNet, folder: Path) -> None:
     """Adds the latency tables in a folder, except those that were measured with other weights."""
     for path in sorted(folder.glob('*.json')):
         try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..anchors.flops import PartFlops
 from ..budget.latency_table import LatencyTable
 from ..budget.latency_tables import LatencyTables
 from ..budget.record import RESULTS, Record
@@ -18,12 +19,11 @@ from ..errors import ForeignTable
 from ..reparam.structure import refresh_anchors
 from ..utils.weight_seal import ModuleSeal, WeightSeal
 from .batchnorm import Statistics
+from .count_costs import count_costs
 from .hardware import setup_of
+from .joined_anchors import JoinedAnchors
 from .own_parameters import OwnParameters
 from .stitch_tensors import Table, attach, detach, joined
-
-if TYPE_CHECKING:
-    from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)
 _ACCURACY: dict[str, Any] = dict.fromkeys(RESULTS)
@@ -47,7 +47,7 @@ class ResultsTiedToWeights:
         costs_hold: whether the modules are still those.
     """
 
-    def __init__(self, net: StitchableNet, records: Iterable[Record]) -> None:
+    def __init__(self, net: JoinedAnchors, records: Iterable[Record]) -> None:
         self.records: list[Record] = _Records(records, net)
         self.statistics: Statistics | None = None
         self.own: OwnParameters | None = None
@@ -58,7 +58,7 @@ class ResultsTiedToWeights:
         self.modules = ModuleSeal(net)
         self.costs_hold = True
 
-    def verified(self, net: StitchableNet, thorough: bool = False) -> ResultsTiedToWeights:
+    def verified(self, net: JoinedAnchors, thorough: bool = False) -> ResultsTiedToWeights:
         """Drops what is known of other weights, and returns what is left.
 
         Args:
@@ -71,19 +71,19 @@ class ResultsTiedToWeights:
             self._drop(net)
         return self
 
-    def tie(self, net: StitchableNet) -> None:
+    def tie(self, net: JoinedAnchors) -> None:
         """Ties what is known to the weights as they are now."""
         if self.verified(net).seal is None:
             self.seal = WeightSeal(net)
 
-    def set_records(self, net: StitchableNet, records: Iterable[Record]) -> None:
+    def set_records(self, net: JoinedAnchors, records: Iterable[Record]) -> None:
         """Replaces the records."""
         self.verified(net)
         self.records = _Records(records, net)
         if any(_has_accuracy(record) for record in self.records):
             self.tie(net)
 
-    def set_statistics(self, net: StitchableNet, statistics: Statistics | None) -> None:
+    def set_statistics(self, net: JoinedAnchors, statistics: Statistics | None) -> None:
         """Replaces the statistics; accuracies that were measured with others are dropped."""
         self.verified(net)
         if (statistics is None) != (self.statistics is None):
@@ -94,7 +94,7 @@ class ResultsTiedToWeights:
         if statistics is not None:
             self.tie(net)
 
-    def set_own(self, net: StitchableNet, own: OwnParameters | None) -> None:
+    def set_own(self, net: JoinedAnchors, own: OwnParameters | None) -> None:
         """Replaces the parameters of single stitches; accuracies of stitches that change by it are dropped."""
         self.verified(net)
         before, after = ({} if found is None else found.values for found in (self.own, own))
@@ -106,18 +106,18 @@ class ResultsTiedToWeights:
             self.seal = WeightSeal(net)  # which covers them; everything else is as it was
         self.records = _Records((replace(r, **_ACCURACY) if r.stitch in changed else r for r in self.records), net)
 
-    def note_saved(self, net: StitchableNet, fingerprint: str | None) -> None:
+    def note_saved(self, net: JoinedAnchors, fingerprint: str | None) -> None:
         """Notes that the weights are now those of a file with this SHA-256."""
         self.verified(net).fingerprint = fingerprint
         if fingerprint is not None:
             self.tie(net)
 
-    def add_table(self, net: StitchableNet, table: LatencyTable, force: bool) -> None:
+    def add_table(self, net: JoinedAnchors, table: LatencyTable, force: bool) -> None:
         """Adds a latency table (see `StitchableNet.add_table`)."""
         strange = sorted(set(table.rows) - set(range(len(net.stitches))))
         if strange:
             raise ForeignTable(f'the table has a row for stitch {strange[0]}, but this net has {len(net.stitches)}')
-        if not force and table.weights != net.fingerprint:
+        if not force and table.weights != self.verified(net).fingerprint:
             raise ForeignTable(
                 f'the table (batch {table.batch} on {table.setup}) was measured with other weights than this net has: '
                 f'measure again with snnet profile, or force it'
@@ -127,22 +127,25 @@ class ResultsTiedToWeights:
             self.tie(net)
         self.show_latencies(net)
 
-    def show_latencies(self, net: StitchableNet) -> None:
+    def show_latencies(self, net: JoinedAnchors) -> None:
         """Puts latency and memory into the records."""
         if self.tables.tables:
             self.records = _Records(self.tables.applied(self.records, setup_of(net)), net)
 
-    def follow_modules(self, net: StitchableNet) -> None:
+    def follow_modules(self, net: JoinedAnchors) -> None:
         """Notices changed modules: anchors find their parameters again, and costs have to be measured again."""
         if not self.modules.holds(net):
             refresh_anchors(net)
             self.modules, self.costs_hold = ModuleSeal(net), False
 
-    def note_costs(self, net: StitchableNet) -> None:
-        """Notes that costs are now those of the net's modules."""
+    def measure_costs(self, net: JoinedAnchors, parts: Mapping[str, PartFlops] | None = None) -> None:
+        """Puts FLOPs and parameters into the records (see `snnet.measure_costs`)."""
+        costs = count_costs(net, parts)
+        pairs = zip(self.verified(net).records, costs, strict=True)
+        self.set_records(net, [replace(record, flops=flops, params=params) for record, (flops, params) in pairs])
         self.modules, self.costs_hold = ModuleSeal(net), True
 
-    def moved(self, net: StitchableNet, change: Callable[[Tensor], Tensor], converted: bool) -> None:
+    def moved(self, net: JoinedAnchors, change: Callable[[Tensor], Tensor], converted: bool) -> None:
         """Takes everything along after the net was moved or converted.
 
         Args:
@@ -163,7 +166,7 @@ class ResultsTiedToWeights:
                 self.seal.look_again()
         self.show_latencies(net)
 
-    def _attach(self, net: StitchableNet) -> None:
+    def _attach(self, net: JoinedAnchors) -> None:
         """Lets modules look up what stitches have for themselves."""
         sources = [source for source in (self.statistics, self.own) if source is not None]
         self.stitch_tables = {}
@@ -174,12 +177,12 @@ class ResultsTiedToWeights:
         detach(net)
         attach(module for tables in self.stitch_tables.values() for table in tables for module in table)
 
-    def _show_shares(self, net: StitchableNet) -> None:
+    def _show_shares(self, net: JoinedAnchors) -> None:
         """Puts the share of its own BatchNorm statistics into the record of each stitch."""
         shares = {} if self.statistics is None else self.statistics.shares
         self.records = _Records((replace(r, recalibrated=shares.get(r.stitch)) for r in self.records), net)
 
-    def _drop(self, net: StitchableNet) -> None:
+    def _drop(self, net: JoinedAnchors) -> None:
         lost = []
         if any(_has_accuracy(record) for record in self.records):
             lost.append('accuracies (evaluate again)')
@@ -205,7 +208,7 @@ class ResultsTiedToWeights:
 class _Records(list[Record]):
     """Records of a net, which ties them to its weights when one with accuracies is put in."""
 
-    def __init__(self, records: Iterable[Record], net: StitchableNet) -> None:
+    def __init__(self, records: Iterable[Record], net: JoinedAnchors) -> None:
         super().__init__(records)
         self.net: Callable[[], nn.Module | None] = weakref.ref(net)
 

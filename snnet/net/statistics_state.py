@@ -3,59 +3,49 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ..errors import SnnetError
 from .batchnorm import Statistics, statistics_groups
-
-if TYPE_CHECKING:
-    from .stitchable_net import StitchableNet
+from .joined_anchors import JoinedAnchors
+from .results_tied_to_weights import ResultsTiedToWeights
 
 _log = logging.getLogger(__name__)
-PREFIX = 'statistics.'
+STATISTICS = 'statistics.'
 """Begins the keys that are not parameters or buffers of the net."""
 
 
-def carry_statistics(net: StitchableNet) -> None:
-    """Lets the state dict of a net hold the BatchNorm statistics of its stitches, where there are any."""
-    net.register_state_dict_post_hook(_put_statistics)  # type: ignore[no-untyped-call]  # torch does not annotate it
-    net.register_load_state_dict_pre_hook(_take_statistics)  # type: ignore[no-untyped-call]  # torch does not annotate it
-    net.register_load_state_dict_post_hook(_set_loaded_statistics)  # type: ignore[no-untyped-call]  # torch does not annotate it
+def statistics_to_state(statistics: Statistics | None) -> dict[str, Tensor]:
+    """Values, groups of stitches and numbers of images, as tensors; nothing where there are no statistics."""
+    if statistics is None:
+        return {}
+    state = {f'{STATISTICS}values.{place}': value for place, value in statistics.values.items()}
+    state[f'{STATISTICS}samples'] = torch.tensor(statistics.samples)
+    state[f'{STATISTICS}held_out'] = torch.tensor(statistics.held_out)
+    for i, group in enumerate(statistics.groups):
+        state[f'{STATISTICS}groups.{i}.share'] = torch.tensor(group.share, dtype=torch.float64)
+        state[f'{STATISTICS}groups.{i}.stitches'] = torch.tensor(group.stitches)
+    return state
 
 
-def _put_statistics(net: StitchableNet, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    """Adds values, groups of stitches and numbers of images, as tensors, behind all others."""
-    statistics = net.statistics
-    if statistics is not None:
-        state.update({f'{prefix}{PREFIX}values.{place}': value for place, value in statistics.values.items()})
-        state[f'{prefix}{PREFIX}samples'] = torch.tensor(statistics.samples)
-        state[f'{prefix}{PREFIX}held_out'] = torch.tensor(statistics.held_out)
-        for i, group in enumerate(statistics.groups):
-            state[f'{prefix}{PREFIX}groups.{i}.share'] = torch.tensor(group.share, dtype=torch.float64)
-            state[f'{prefix}{PREFIX}groups.{i}.stitches'] = torch.tensor(group.stitches)
+def set_loaded_statistics(net: JoinedAnchors, known: ResultsTiedToWeights, found: Mapping[str, Tensor]) -> None:
+    """Gives a net whose weights were loaded the statistics that came with them, or none.
 
+    Args:
+        net: the net.
+        known: what is known of it.
+        found: what `statistics_to_state` gave, without the beginning of the keys.
 
-def _take_statistics(net: StitchableNet, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Takes them out again before the weights are loaded."""
-    net.loaded_statistics = take_out(state, f'{prefix}{PREFIX}')
-
-
-def take_out(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor] | None:
-    """Removes the tensors with a prefix from a state dict and returns them without it; None where there are none."""
-    names = [name for name in state if name.startswith(prefix)]
-    return {name.removeprefix(prefix): state.pop(name) for name in names} or None
-
-
-def _set_loaded_statistics(net: StitchableNet, incompatible: Any) -> None:
-    """After a state dict was loaded: the net has the statistics that came with it, or none."""
-    found, net.loaded_statistics = net.loaded_statistics, None
-    if found is None:
-        if net.statistics is not None:  # as whoever saved the state dict had none
+    Raises:
+        SnnetError: statistics that do not fit the net.
+    """
+    if not found:
+        if known.verified(net).statistics is not None:  # the net that was saved had none
             _log.warning('the state dict holds no BatchNorm statistics of stitches, so the net loses its own')
-            net.set_statistics(None)
+            known.set_statistics(net, None)
         return
     try:
         weight = next(net.parameters())
@@ -72,5 +62,5 @@ def _set_loaded_statistics(net: StitchableNet, incompatible: Any) -> None:
         statistics = Statistics(net, values, groups, int(found['samples']), int(found['held_out']))
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise SnnetError(f'the BatchNorm statistics in the state dict do not fit this net: {error}') from None
-    net.set_statistics(None)
-    net.set_statistics(statistics)
+    known.set_statistics(net, None)
+    known.set_statistics(net, statistics)

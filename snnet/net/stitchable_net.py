@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from numbers import Integral
+from collections.abc import Iterable
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..anchors.align_normalization import align_normalization
-from ..anchors.anchor import Anchor
-from ..budget.frontier import frontier
-from ..budget.latency_table import LatencyTable
-from ..budget.record import Record
-from ..budget.select import Selection
-from ..errors import UnknownStitch
 from ..saving.hub import locate
-from ..stitching.check_anchors import check_anchors
-from ..stitching.stitch import Leg, Stitch
-from ..stitching.stitch_layer import StitchLayer
-from .batchnorm import Statistics
-from .build_layers import build_layers
-from .costs import measure_costs
-from .embeddings import make_projections
+from .embed import embed
 from .extract import ExtractedStitch, extract_stitch
-from .hardware import setup_of
-from .net_as_timm import NetAsTimm
-from .own_parameters import OwnParameters
-from .own_state import carry_own_parameters
+from .feature_levels import Level
+from .measured_net import MeasuredNet
+from .parameter_depths import parameter_depths
+from .predict import Picture, Prediction, predict
+from .preprocessing import timm_config
 from .pretrained import load_net, push_net, save_net
-from .results_tied_to_weights import ResultsTiedToWeights
-from .statistics_state import carry_statistics
-from .stitch_tensors import Table, computing_with
+from .projections import make_projections
+from .timm_methods import LegRun, TimmMethods, reset_classifiers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_log = logging.getLogger(__name__)
-_using: ContextVar[Mapping[int, int]] = ContextVar('stitches in use', default=MappingProxyType({}))
-"""The stitch of each net inside its `using`, by the net's identity: a context variable, so that threads differ."""
 
-
-class StitchableNet(NetAsTimm):
+class StitchableNet(MeasuredNet, TimmMethods):
     """One network that is a whole family: runs any of its stitches on demand.
+
+    `JoinedAnchors` activates and runs stitches, `MeasuredNet` remembers what was measured of them and chooses one by a
+    budget. This class cuts stitches out, names and embeds images, answers timm's scripts, saves and loads.
 
     It takes built anchors and builds only the stitch layers. Parameters are named `anchors.{i}.model.*`, as in the
     wrapped models, and `stitch_layers.{l}.weight` and `.bias`.
@@ -70,105 +51,6 @@ class StitchableNet(NetAsTimm):
         CannotStitch: a leg runs an anchor or a position that is not there, or boundaries do not join.
     """
 
-    def __init__(self, anchors: Sequence[Anchor], stitches: Sequence[Stitch]) -> None:
-        super().__init__()
-        check_anchors(anchors)
-        align_normalization(anchors)
-        self.anchors = nn.ModuleList(anchors)
-        self.stitches = tuple(stitches)
-        self._index = {anchor.name: i for i, anchor in enumerate(anchors)}
-        self.stitch_layers = nn.ModuleList(build_layers(dict(zip(self._index, anchors, strict=True)), self.stitches))
-        self._default = 0
-        self.projections = make_projections(anchors)
-        self.preprocessing: dict[str, Any] = {}
-        self._class_names = anchors[0].class_names if len({anchor.class_names for anchor in anchors}) == 1 else None
-        records = [
-            Record(i, str(stitch), anchor=stitch.legs == (Leg(stitch.legs[0].anchor),))
-            for i, stitch in enumerate(self.stitches)
-        ]
-        self.known = ResultsTiedToWeights(self, records)
-        self.loaded_statistics: dict[str, Tensor] | None = None
-        carry_statistics(self)
-        self.loaded_own: dict[str, Tensor] | None = None
-        carry_own_parameters(self)
-
-    @property
-    def num_classes(self) -> int:
-        """Width of the logits."""
-        return self.anchor(0).num_classes
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        return self.anchor(0).input_size
-
-    @property
-    def title(self) -> str:
-        """The names of the anchors, from small to large."""
-        return ' > '.join(self._index)
-
-    def anchor(self, which: int | str) -> Anchor:
-        """The anchor with this index or name."""
-        found = self.anchors[self._index[which] if isinstance(which, str) else which]
-        assert isinstance(found, Anchor)
-        return found
-
-    def index_of(self, name: str) -> int:
-        """The index of the anchor with this name."""
-        return self._index[name]
-
-    def layer(self, index: int) -> StitchLayer:
-        """The stitch layer with this index."""
-        found = self.stitch_layers[index]
-        assert isinstance(found, StitchLayer)
-        return found
-
-    def forward(self, x: Tensor, stitch: int | None = None) -> Tensor:
-        """Image (N, C, H, W) to logits (N, classes).
-
-        Args:
-            x: images.
-            stitch: id of the stitch to run, without touching any state (safe from many threads at once); the active
-                one where None.
-
-        Raises:
-            UnknownStitch: no such id.
-        """
-        index = self.active if stitch is None else self.checked(stitch)
-        chosen, tables = self.stitches[index], self.tables(index)
-        for i, leg in enumerate(chosen.legs):
-            with nullcontext() if tables is None else computing_with(tables[i]):
-                if i:
-                    x = self.stitch_layers[chosen.layers[i - 1]](x)
-                x = self.anchor(leg.anchor).run(x, leg.start, leg.stop)
-        return x
-
-    @property
-    def active(self) -> int:
-        """Id of the stitch that `forward` runs here: that of `using`, else that of `set_stitch`, else 0."""
-        return _using.get().get(id(self), self._default)
-
-    def set_stitch(self, stitch: int) -> None:
-        """Makes a stitch the active one of all threads; nothing is allocated or copied.
-
-        Raises:
-            UnknownStitch: no such id.
-        """
-        self._default = self.checked(stitch)
-
-    @contextmanager
-    def using(self, stitch: int) -> Iterator[StitchableNet]:
-        """Makes a stitch the active one of this thread or task within a `with` block, whatever `set_stitch` says.
-
-        Other threads do not see it, also those that are started within the block: a server with a pool of threads
-        calls `net(images, stitch=...)` in each of them instead.
-        """
-        token = _using.set({**_using.get(), id(self): self.checked(stitch)})
-        try:
-            yield self
-        finally:
-            _using.reset(token)
-
     def extract(self, stitch: int, *, intermediates: bool = False) -> ExtractedStitch:
         """Cuts one stitch out: a plain module with copies of only its own parameters and the same output.
 
@@ -182,161 +64,95 @@ class StitchableNet(NetAsTimm):
         self.known.verified(self).follow_modules(self)
         return extract_stitch(self, self.checked(stitch), intermediates)
 
-    def parameter_names(self, stitch: int) -> frozenset[str]:
-        """Names of the parameters that take part in a stitch.
+    def predict(
+        self, images: Picture | Iterable[Picture], *, stitch: int | None = None, topk: int = 5, batch_size: int = 32,
+    ) -> list[Prediction]:  # fmt: skip
+        """The most probable classes of images, with their names where the net has `class_names`.
 
-        Raises:
-            UnknownStitch: no such id.
-        """
-        chosen = self.stitches[self.checked(stitch)]
-        names = {f'stitch_layers.{i}.{name}' for i in chosen.layers for name, _ in self.layer(i).named_parameters()}
-        for leg in chosen.legs:
-            used = self.anchor(leg.anchor).parameter_names(leg.start, leg.stop)
-            names |= {f'anchors.{self._index[leg.anchor]}.model.{name}' for name in used}
-        return frozenset(names)
-
-    def checked(self, stitch: int) -> int:
-        """The id as an int.
-
-        Raises:
-            UnknownStitch: no such id.
-        """
-        if type(stitch) is int and 0 <= stitch < len(self.stitches):
-            return stitch  # at every call: to ask an abstract class, as below, takes longer than all other look-ups
-        valid = isinstance(stitch, Integral) and not isinstance(stitch, bool) and 0 <= stitch < len(self.stitches)
-        if not valid:
-            raise UnknownStitch(f'stitch ids are the integers 0 to {len(self.stitches) - 1}, but got {stitch!r}')
-        return int(stitch)
-
-    # What is known of the stitches.
-
-    @property
-    def records(self) -> list[Record]:
-        """What is known of each stitch, by id; an entry may be replaced."""
-        return self.known.verified(self).records
-
-    @records.setter
-    def records(self, records: Sequence[Record]) -> None:
-        self.known.set_records(self, records)
-
-    @property
-    def statistics(self) -> Statistics | None:
-        """BatchNorm statistics of the stitches; None until `snnet.recalibrate`, and again once weights change."""
-        return self.known.verified(self).statistics
-
-    def set_statistics(self, statistics: Statistics | None) -> None:
-        """Lets every recalibrated stitch run with its own statistics in eval mode; None takes them away."""
-        self.known.set_statistics(self, statistics)
-
-    @property
-    def own_parameters(self) -> OwnParameters | None:
-        """Parameters that belong to single stitches; None until `snnet.adapt`, and again once weights change."""
-        return self.known.verified(self).own
-
-    def set_own_parameters(self, own: OwnParameters | None) -> None:
-        """Lets stitches run with parameters of their own in eval mode; None takes them away. Anchors stay the same."""
-        self.known.set_own(self, own)
-
-    @property
-    def sealed_tensors(self) -> dict[str, Tensor]:
-        """Tensors beside parameters and buffers that outputs depend on, for the seal of the weights."""
-        own = self.known.own
-        return {} if own is None else own.tensors()
-
-    def tables(self, stitch: int) -> tuple[Table, ...] | None:
-        """What a stitch has for itself in each leg, statistics and parameters; None where it runs with the net's."""
-        known = self.known
-        if known.stitch_tables and (known.seal is None or not known.seal.counters_hold()):  # at every call: a glance
-            known = known.verified(self)
-        return known.stitch_tables.get(stitch)
-
-    @property
-    def fingerprint(self) -> str | None:
-        """SHA-256 of the file that the weights were loaded from or saved to; None where they have changed since."""
-        return self.known.verified(self).fingerprint
-
-    @property
-    def latency_tables(self) -> tuple[LatencyTable, ...]:
-        """The latency tables at hand, whether or not they hold where the net runs now."""
-        return tuple(table for table, _ in self.known.verified(self).tables.tables)
-
-    def add_table(self, table: LatencyTable, force: bool = False) -> None:
-        """Adds a latency table, in place of an earlier one of the same setup and batch size.
+        Files, images of Pillow and pixels are resized, cropped and normalized as the net expects.
 
         Args:
-            table: the table.
-            force: use it whatever weights, device or type it was measured with.
+            images: one image or any number of them: files, images of Pillow, arrays of pixels (height, width, 3) of
+                type uint8, tensors of pixels (3, height, width) of type uint8, or normalized tensors
+                (channels, height, width); also a batch as one array or tensor.
+            stitch: id of the stitch to run; the active one where None.
+            topk: how many classes per image.
+            batch_size: images per run.
+
+        Returns:
+            A prediction per image, in their order.
 
         Raises:
-            ForeignTable: it was measured with other weights or for another net.
+            SnnetError: an image that cannot be read (the message names it) or that has another shape or type, or a
+                net without classes.
+            UnknownStitch: no such id.
         """
-        self.known.add_table(self, table, force)
+        return predict(self, images, stitch, topk, batch_size)
 
-    def table_for(self, batch: int = 1) -> LatencyTable:
-        """The latency table for a batch where the net runs now: of that batch size, or of the next larger one.
+    def embed(self, images: Picture | Iterable[Picture], *, stitch: int | None = None, batch_size: int = 32) -> Tensor:
+        """Embeddings of images (N, width) from a net without classes, of one width whatever the stitch.
 
-        Raises:
-            InvalidBudget: the batch is not a positive integer.
-            ForeignTable: there is none; the message says which there are, and what differs.
-        """
-        return self.known.verified(self).tables.for_batch(batch, setup_of(self))
-
-    def choose(
-        self,
-        flops: float | None = None,
-        *,
-        params: float | None = None,
-        latency_ms: float | None = None,
-        memory: float | None = None,
-        batch: int = 1,
-    ) -> Selection:
-        """The best stitch within all given limits; activates nothing, so it is safe from many threads at once.
-
-        The best is the most accurate where stitches within the limits have been evaluated, otherwise the most
-        expensive one that fits. Ties go to the cheaper, then to the lower id.
+        The width is that of the largest anchor. Embeddings of stitches that end in another anchor are mapped to it by
+        what `snnet.fit_embeddings` fitted. They are not normalized to unit length.
 
         Args:
-            flops: most multiply-adds per image.
-            params: most parameters that take part.
-            latency_ms: most milliseconds per batch (median), by the table for this device, type and batch size.
-            memory: most bytes that the stitch needs by itself with a batch, by the same table.
-            batch: images per call; the table of the next larger batch is taken where this one was not measured.
+            images: as for `predict`.
+            stitch: id of the stitch to run; the active one where None.
+            batch_size: images per run.
 
         Raises:
-            InvalidBudget: no limit, or one that is not a positive finite number.
-            BudgetInfeasible: even the smallest stitch is more expensive; `smallest` holds what is feasible.
-            ForeignTable: no latency table holds here.
+            SnnetError: a net with classes, embeddings of another width that were not fitted yet, or an image that
+                cannot be read (the message names it).
+            UnknownStitch: no such id.
         """
-        self._follow_costs()
-        tables = self.known.tables  # of the weights that `_follow_costs` has just looked at
-        table = None if latency_ms is None and memory is None else tables.for_batch(batch, setup_of(self))
-        limits = {'flops': flops, 'params': params, 'latency_ms': latency_ms, 'memory': memory}
-        return tables.choose(self.known.records, table, **limits)
+        return embed(self, images, stitch, batch_size)
 
-    def select_for_budget(
-        self,
-        flops: float | None = None,
-        *,
-        params: float | None = None,
-        latency_ms: float | None = None,
-        memory: float | None = None,
-        batch: int = 1,
-    ) -> int:
-        """Activates the best stitch within all given limits and returns its id.
+    # The methods of timm's networks: those that run or describe one network mean the active stitch.
 
-        Arguments and errors are those of `choose`; where accuracy could not decide, a warning says so, because that
-        loses up to half a point.
+    def leg_runs(self) -> list[LegRun]:
+        """The legs of the active stitch."""
+        stitch, tables = self.stitches[self.active], self.tables(self.active)
+        runs = []
+        for i, leg in enumerate(stitch.legs):
+            anchor = self.anchor(leg.anchor)
+            layer = self.layer(stitch.layers[i - 1]) if i else None
+            stop = len(anchor.line()) if leg.stop is None else leg.stop
+            name = f'anchors.{self.index_of(leg.anchor)}'
+            runs.append(LegRun(anchor, leg.start, stop, layer, tables[i] if tables else None, name))
+        return runs
+
+    def feature_levels(self) -> list[Level]:
+        """The levels of features of the active stitch."""
+        return self.levels_of(self.active)
+
+    def level_layers(self, level: Level) -> list[nn.Module]:
+        """The stitch layers that map the features of a level to the width of the end."""
+        return [self.layer(index) for index in level.tap.layers]
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How images are prepared and what the classes are, in the words of timm's pretrained configs."""
+        return timm_config(self)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Gives every anchor a new classifier with random weights.
+
+        Accuracies, statistics and latency tables are dropped; class names, too.
+
+        Args:
+            num_classes: width of the logits; 0 for embeddings (see `embed`).
+            global_pool: another kind of pooling, in timm's words, where the networks know it.
+
+        Raises:
+            SnnetError: a network that cannot, or refuses this pooling.
         """
-        selection = self.choose(flops, params=params, latency_ms=latency_ms, memory=memory, batch=batch)
-        selection.warn()
-        _log.info('%s', selection)
-        self.set_stitch(selection.record.stitch)
-        return selection.record.stitch
+        reset_classifiers([self.anchor(i) for i in range(len(self.anchors))], num_classes, global_pool)
+        self.class_names = None
+        self.projections = make_projections([self.anchor(i) for i in range(len(self.anchors))])
+        self.known.verified(self, thorough=True).follow_modules(self)
 
-    def frontier(self, cost: str = 'flops') -> list[Record]:
-        """The evaluated stitches that no other beats on cost and accuracy, from cheap to expensive."""
-        self._follow_costs()
-        return frontier(self.known.records, cost)
+    def _depths(self, coarse: bool) -> dict[str, int]:
+        return parameter_depths(self, coarse)
 
     # Saving and loading, in the shape that users of Hugging Face know.
 
@@ -409,29 +225,3 @@ class StitchableNet(NetAsTimm):
             self, repo_id, license, commit_message=commit_message, private=private, token=token,
             revision=revision, create_pr=create_pr,
         )  # fmt: skip
-
-    # What torch's modules let a subclass follow.
-
-    def train(self, mode: bool = True) -> Self:
-        """Train or eval mode; train mode takes away what stitches have for themselves, because weights will change."""
-        if mode and self.known.statistics is not None:
-            self.set_statistics(None)
-            _log.warning('train mode: the stitches lose their BatchNorm statistics; recalibrate after training')
-        if mode and self.known.own is not None:
-            self.set_own_parameters(None)
-            _log.warning('train mode: the stitches lose their own parameters; adapt after training')
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Takes along what is known where the net is moved or converted (torch's hook for `to`, `half`, ...)."""
-        self.known.verified(self)
-        dtype = next(self.parameters()).dtype
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
-        self.known.moved(self, fn, converted=next(self.parameters()).dtype != dtype)
-        return self
-
-    def _follow_costs(self) -> None:
-        """Measures the costs again where modules were replaced since."""
-        self.known.verified(self).follow_modules(self)
-        if not self.known.costs_hold:
-            measure_costs(self)

@@ -11,6 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / 'snnet').rglob('*.py'))
+CLASSES = {
+    node.name: node
+    for path in FILES
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+    if isinstance(node, ast.ClassDef)
+}
 SECTIONS = 'Args|Returns|Raises|Attributes|Yields'
 
 
@@ -33,11 +39,15 @@ def signatures(tree: ast.Module) -> Iterator[tuple[str, str, set[str]]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, ast.get_docstring(node) or '', parameters(node)
         elif isinstance(node, ast.ClassDef):
-            made = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == '__init__']
-            fields = {
-                part.target.id for part in node.body if isinstance(part, ast.AnnAssign) and hasattr(part.target, 'id')
-            }
-            yield node.name, ast.get_docstring(node) or '', fields.union(*map(parameters, made))
+            yield node.name, ast.get_docstring(node) or '', parameters_of_class(node)
+
+
+def parameters_of_class(node: ast.ClassDef) -> set[str]:
+    """Fields and parameters of the constructor, or else those of the constructor that a class inherits."""
+    made = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == '__init__']
+    fields = {part.target.id for part in node.body if isinstance(part, ast.AnnAssign) and hasattr(part.target, 'id')}
+    bases = [] if made else [CLASSES[base.id] for base in node.bases if getattr(base, 'id', '') in CLASSES]
+    return fields.union(*map(parameters, made), *map(parameters_of_class, bases))
 
 
 def test_the_search_sees_single_and_joint_descriptions():

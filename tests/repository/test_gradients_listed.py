@@ -38,9 +38,10 @@ COMPARED = {
     'anchors.tracing.traced_anchor.TracedAnchor': WHOLE,
     'net.compile_blocks.TensorDropPath': f'{NET}::test_drop_path_has_the_gradient_of_timms',
     'net.extract.ExtractedStitch': f'{PARTS}::test_an_extracted_stitch_has_the_gradients_of_the_net',
-    'net.net_as_timm.NetAsTimm': NO_GRADIENT,  # a StitchableNet runs it
-    'net.stitchable_net.StitchableNet': f'{PARTS}::test_a_stitch_has_the_gradients_of_its_legs',
-    'net.timm_methods.TimmMethods': NO_GRADIENT,  # as above
+    'net.joined_anchors.JoinedAnchors': f'{PARTS}::test_a_stitch_has_the_gradients_of_its_legs',
+    'net.measured_net.MeasuredNet': NO_GRADIENT,  # JoinedAnchors computes
+    'net.stitchable_net.StitchableNet': NO_GRADIENT,  # as above
+    'net.timm_methods.TimmMethods': NO_GRADIENT,  # anchors and stitch layers compute
     'reassembly.block_flops._Module': NO_GRADIENT,  # it is only counted
     'reassembly.block_flops._WithoutPrefix': NO_GRADIENT,
     'reassembly.join_layer.JoinLayer': f'{NET}::test_every_seam_has_the_gradient_of_its_equation',

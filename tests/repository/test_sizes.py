@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / 'snnet'
 FILES = sorted(PACKAGE.rglob('*.py'))
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 60
-LONGER = {'net/stitchable_net.py': 450, 'training/trainer.py': 306, 'adapt': 90, 'profile': 66}
+LONGER = {'training/trainer.py': 306, 'adapt': 90, 'profile': 66}
 """Files and functions that are still longer, and by how much at most; nothing may be added."""
 
 
