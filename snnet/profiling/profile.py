@@ -77,20 +77,12 @@ def profile(
         SnnetError: `batches` or `stitches` is not as described, or a stitch does not run.
         UnknownStitch: an id does not exist.
     """
-    wanted = stitches if isinstance(stitches, str) else [net.checked(stitch) for stitch in stitches]
-    if isinstance(wanted, str) and wanted not in ('auto', 'all', 'frontier'):
-        raise SnnetError(f"stitches are 'auto', 'all', 'frontier' or ids, not '{wanted}'")
-    if isinstance(batches, str) or not isinstance(batches, Sequence) or not batches:
-        raise SnnetError(f'batches are a list of batch sizes of at least 1, not {batches!r}')
-    batches = [whole_number('a batch size', batch, least=1) for batch in batches]
-    net.known.verified(net, thorough=True)  # tables name the weights they were measured with
-    if folder is not None and not Path(folder).is_dir():
-        raise SnnetError(f"tables go into the folder of a saved net, but there is no folder '{folder}'")
+    wanted = _wanted(net, stitches)
+    batches = _batch_sizes(batches)
     if not minutes >= 0:  # so is NaN
         raise SnnetError(f'minutes is zero or a positive number, not {minutes}')
-    profiles = None if folder is None else Path(folder) / PROFILES
-    if profiles is not None:
-        profiles.mkdir(exist_ok=True)
+    profiles = _profiles_of(folder)
+    net.known.verified(net, thorough=True)  # tables name the weights they were measured with
     tables = []
     with torch.inference_mode(), eval_mode(net):
         end = time.monotonic() + 60 * minutes
@@ -100,6 +92,33 @@ def profile(
             tables.append(run.table(wanted, predict))
             net.add_table(tables[-1])
     return tables
+
+
+def _wanted(net: StitchableNet, stitches: str | Iterable[int]) -> str | list[int]:
+    """The stitches to measure, checked."""
+    if not isinstance(stitches, str):
+        return [net.checked(stitch) for stitch in stitches]
+    if stitches not in ('auto', 'all', 'frontier'):
+        raise SnnetError(f"stitches are 'auto', 'all', 'frontier' or ids, not '{stitches}'")
+    return stitches
+
+
+def _batch_sizes(batches: object) -> list[int]:
+    """The batch sizes as integers, checked."""
+    if isinstance(batches, str) or not isinstance(batches, Sequence) or not batches:
+        raise SnnetError(f'batches are a list of batch sizes of at least 1, not {batches!r}')
+    return [whole_number('a batch size', batch, least=1) for batch in batches]
+
+
+def _profiles_of(folder: str | Path | None) -> Path | None:
+    """Where the tables of a saved net lie, made where it is missing."""
+    if folder is None:
+        return None
+    if not Path(folder).is_dir():
+        raise SnnetError(f"tables go into the folder of a saved net, but there is no folder '{folder}'")
+    profiles = Path(folder) / PROFILES
+    profiles.mkdir(exist_ok=True)
+    return profiles
 
 
 class _Profile:

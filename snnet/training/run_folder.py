@@ -146,6 +146,11 @@ class RunFolder:
         self._attempts.rewrite([*rows, {'step': step}])
         self._logs = open_logs(self.settings.log_to, self.path, to_flat(self.settings), step)
 
+    def forget_lines_from(self, step: int) -> None:
+        """Removes from log.jsonl what is about this step or a later one, and lines that name no step."""
+        rows = self.lines.read()
+        self.lines.rewrite([row for row in rows if isinstance(row.get('step'), int) and row['step'] < step])
+
     def log(self, row: dict[str, Any]) -> None:
         """Adds a row to log.jsonl, and to the other logs that the settings name."""
         self.lines.append(row)

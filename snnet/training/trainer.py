@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -154,7 +153,7 @@ class Trainer:
         self.checkpoints.load(step, self.state)
         self.step.skips = values.get('skips', 0)
         if self.ranks.first:
-            self.folder.lines.rewrite([row for row in self.folder.lines.read() if _step_of(row) < step])
+            self.folder.forget_lines_from(step)
         _log.info('%s continues after step %d of %d', self.folder.path, step, self.total)
         return step
 
@@ -169,7 +168,7 @@ class Trainer:
             self.grower.grow_all(next((batch for batch, _ in images), None))
             self.step.note_parameters()
         if self.ranks.first:
-            self.folder.lines.rewrite([])
+            self.folder.forget_lines_from(0)
         if self.average is not None:
             self.average.set(self.net)
         self._save(0, [])
@@ -298,9 +297,3 @@ class Trainer:
         save_net(net, self.folder.net, self.images, self.ranks)
         following = next_command(self.folder.net, settings.data, settings.net.plugin, self.images.undivided)
         _log.info('saved the net; next: %s', following)
-
-
-def _step_of(row: dict[str, Any]) -> float:
-    """The step that a line of the log is about; a line that does not say so is dropped."""
-    step = row.get('step')
-    return step if isinstance(step, int) else math.inf

@@ -1,0 +1,186 @@
+"""The work of `snnet.adapt`: what the fits of all stitches have in common, and the fits one after another."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SnnetError
+from ..net.own_parameters import OwnParameters
+from ..net.stitchable_net import StitchableNet
+from ..stitching.stitch import Leg
+from ..utils.digest import digest_of_tensors
+from ..utils.progress import Progress
+from .adaptation import Adaptation, AdaptedStitch
+from .agreement import agreement_of, agreements, compare, mixed_agreements
+from .finished_stitches import FinishedStitches
+from .fit_stitch import FitSettings, StitchFit
+from .image_chunks import image_chunks
+
+_log = logging.getLogger(__name__)
+_CHUNK = 100
+"""Images that run at a time without gradients."""
+_JUDGES = 4
+"""Every so many images one judges."""
+_SHARE = 0.9
+"""Of the time that is given, what the updates may take; fronts, judging and reports take the rest."""
+
+
+class AdaptationWork:
+    """What the fits of all stitches have in common.
+
+    Args:
+        net: receives what is kept.
+        images: all of them (n, C, H, W).
+        cache_gb: most gigabytes of features to keep.
+        quiet: show no progress.
+
+    Attributes:
+        judges: which images judge (n,).
+        answers: of the largest anchor (n, classes).
+        before: agreement of every stitch.
+    """
+
+    def __init__(self, net: StitchableNet, images: Tensor, cache_gb: float, quiet: bool) -> None:
+        self.net, self.images, self.cache_gb, self.quiet = net, images, cache_gb, quiet
+        self.judges = torch.arange(len(images)) % _JUDGES == _JUDGES - 1
+        self.answers = torch.cat([_largest(net, chunk) for chunk in torch.split(images, _CHUNK)])
+        chunks = torch.split(images[self.judges], _CHUNK)
+        answers = torch.split(self.answers[self.judges], _CHUNK)
+        self.before = agreements(net, range(len(net.stitches)), chunks, answers, quiet)
+        self.mixed = mixed_agreements(net, self.before)
+        self._front: tuple[Any, Tensor] | None = None
+
+    def run(self, ids: Sequence[int], settings: FitSettings, minutes: float, done: FinishedStitches) -> Adaptation:
+        """Fits stitches and says what came of it.
+
+        Args:
+            ids: of the stitches.
+            settings: of the fits; with 0 steps, each stitch gets as many as fit into the minutes.
+            minutes: about how long the updates may take.
+            done: what an earlier call has done.
+        """
+        about = repr((settings, ids, None if settings.steps else minutes))
+        done.open(hashlib.sha256(f'{about}{self._digest()}'.encode()).hexdigest()[:16])
+        settings = replace(settings, steps=settings.steps or done.steps or self._affordable(ids, settings, minutes))
+        done.begin(settings.steps)
+        if not self.quiet:
+            _log.info('adapting %d stitches with %d steps each', len(ids), settings.steps)
+        progress = Progress(len(ids) * settings.steps, 'steps', quiet=self.quiet)
+        return self.report(self._fit_all(ids, settings, done, progress), settings.steps)
+
+    def unchanged(self, stitch: int) -> AdaptedStitch:
+        """A stitch as it is now."""
+        record, now = self.net.records[stitch], self.before[stitch]
+        return AdaptedStitch(stitch, record.legs, record.flops or 0, now, now, self.mixed[stitch])
+
+    def report(self, rows: Sequence[AdaptedStitch], steps: int) -> Adaptation:
+        """What was done, with the storage that it takes."""
+        own, judging = self.net.own_parameters, int(self.judges.sum())
+        held = sum(parameter.numel() for parameter in self.net.parameters())
+        return Adaptation(rows, (len(self.judges) - judging, judging), steps, own.count() if own else 0, held)
+
+    def _digest(self) -> str:
+        """Tells apart what a fit depends on beside its settings: the net, with what stitches have, and the images."""
+        return digest_of_tensors({**self.net.state_dict(), 'images': self.images})
+
+    @torch.enable_grad()
+    def _affordable(self, ids: Sequence[int], settings: FitSettings, minutes: float) -> int:
+        """Steps of each stitch that fit into the time, by a timed step of each."""
+        seconds = 0.0
+        batch = self.images[~self.judges][: settings.batch_size]
+        for stitch in ids:
+            fit = StitchFit(self.net, stitch, settings.blocks)
+            x, optimizer = fit.front(batch), fit.optimizer(0.0)
+            for _ in range(2):  # the first one is slower
+                begin = time.perf_counter()
+                fit.step(optimizer, x, self.answers[~self.judges][: len(batch)], settings.temperature)
+            seconds += time.perf_counter() - begin
+        return max(1, int(_SHARE * 60 * minutes / seconds))
+
+    def _fit_all(
+        self, ids: Sequence[int], settings: FitSettings, done: FinishedStitches, progress: Progress
+    ) -> list[AdaptedStitch]:
+        """Fits every stitch that is not done yet, those with the same front one after another."""
+        rows = []
+        own = dict(self.net.own_parameters.values if self.net.own_parameters else {})
+        for stitch in sorted(ids, key=lambda i: (str(self.net.stitches[i].legs[0]), i)):
+            found = done.read(stitch)
+            if found is None:
+                found = self._fit(stitch, settings, progress)
+                done.write(*found)
+            else:
+                progress.update(settings.steps)
+            row, values = found
+            rows.append(row)
+            if values:
+                own[stitch] = {**own.get(stitch, {}), **values}
+        progress.close()
+        weight = next(self.net.parameters())
+        moved = {i: {name: tensor.to(weight.device) for name, tensor in values.items()} for i, values in own.items()}
+        self.net.set_own_parameters(OwnParameters(self.net, moved))
+        return sorted(rows, key=lambda row: row.stitch)
+
+    def _fit(self, stitch: int, settings: FitSettings, progress: Progress) -> tuple[AdaptedStitch, dict[str, Tensor]]:
+        """Fits a stitch; no values where it did not become better on the images that judge."""
+        fit = StitchFit(self.net, stitch, settings.blocks)
+        features = self._features(fit)
+        old = self._judged(fit, features)
+        rows = (~self.judges).nonzero().squeeze(1)
+        fit.fit(features, self.answers, rows, settings, lambda steps: progress.update(steps, f'stitch {stitch}'))
+        new = self._judged(fit, features)
+        kept = bool(new.isfinite().all()) and float(new[1].mean()) < float(old[1].mean())
+        after = agreement_of(new if kept else old)
+        record, values = self.net.records[stitch], fit.values() if kept else {}
+        count = sum(tensor.numel() for tensor in values.values())
+        before, mixed = agreement_of(old), self.mixed[stitch]
+        return AdaptedStitch(stitch, record.legs, record.flops or 0, before, after, mixed, kept, count), values
+
+    @torch.no_grad()
+    def _judged(self, fit: StitchFit, features: Tensor) -> Tensor:
+        """What `compare` says of each image that judges (2, n)."""
+        rows = torch.split(self.judges.nonzero().squeeze(1), _CHUNK)
+        return torch.cat([compare(fit.behind(features[chunk]), self.answers[chunk]) for chunk in rows], 1)
+
+    def _features(self, fit: StitchFit) -> Tensor:
+        """Features at the first join of all images, kept for the next stitch with the same front."""
+        tables = self.net.tables(fit.stitch)
+        key = fit.legs[0], fit.stitch if tables is not None and tables[0] else None
+        if self._front is None or self._front[0] != key:
+            self._front = None  # first, so that two are never held
+            first = fit.front(self.images[:1])
+            if first.numel() * first.element_size() * len(self.images) > 1e9 * self.cache_gb:
+                fit.from_images = True
+                return self.images
+            self._front = key, torch.cat([fit.front(chunk) for chunk in torch.split(self.images, _CHUNK)])
+        return self._front[1]
+
+
+def collect_images(net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]], samples: int) -> Tensor:
+    """At most so many images (n, C, H, W) of batches, on the net's device and in its type.
+
+    Raises:
+        SnnetError: too few.
+    """
+    weight = next(net.parameters())
+    chunks = [images.to(weight.device, weight.dtype) for images, _ in image_chunks(batches, samples, samples)]
+    count = sum(map(len, chunks))
+    if count < 2 * _JUDGES:
+        raise SnnetError(f'stitches are adapted with at least {2 * _JUDGES} images, some of which judge, not {count}')
+    return torch.cat(chunks)
+
+
+@torch.no_grad()
+def _largest(net: StitchableNet, images: Tensor) -> Tensor:
+    """Answers of the largest anchor (n, classes)."""
+    name = net.anchor(len(net.anchors) - 1).name
+    stitch = next((i for i, stitch in enumerate(net.stitches) if stitch.legs == (Leg(name),)), None)
+    answers: Tensor = net.anchor(name).run(images) if stitch is None else net(images, stitch=stitch)
+    return answers
