@@ -26,12 +26,15 @@ clean-demo:
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-# The slow tests too, and every fault.
+# The slow tests too, other processors' arithmetic, and every fault.
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2
+	$(MAKE) numerics
 	$(MAKE) faults
 
 # Tests with a tolerance, with the vector instructions of other processors and with other numbers of threads.
+# Two workers of two threads each share two cores: threads that wait must not spin.
+numerics: export OMP_WAIT_POLICY := passive
 numerics: numerics-default-1 numerics-default-2 numerics-avx2-1 numerics-avx2-2 numerics-native-2
 
 numerics-%: $(VENV)/dev
