@@ -76,9 +76,15 @@ class MissingExtra(SnnetError):
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of another library's error, or its type if it has no message."""
+    """The first line of another library's error, cut short where it is long, or its type if it has no message."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return excerpt(lines[0]) if lines else type(error).__name__
+
+
+def excerpt(text: str, longest: int = 300) -> str:
+    """A text as one line, cut short where it is long, for messages that quote what a stranger wrote."""
+    line = ' '.join(text.split())
+    return line if len(line) <= longest else f'{line[: longest - 3]}...'
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

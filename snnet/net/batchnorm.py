@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SnnetError
+from ..utils.typed_json import quoted
 from .joined_anchors import JoinedAnchors
 from .part_tree import build_part_tree, parts_of
 from .stitch_tensors import Table
@@ -136,6 +137,8 @@ class Statistics:
                     for name, value in self._places.get((node.owner, node.depth), {}).items():
                         if name not in norms or norms[name].num_features != value.shape[-1]:
                             raise SnnetError(f'the net has no BatchNorm {name} of {value.shape[-1]} channels')
+                        if norms[name].get_buffer('running_mean').dtype != value.dtype:
+                            raise SnnetError(f'statistics of {name} are of another type than the net, {value.dtype}')
                         table = tables[stitch][leg]
                         table.setdefault(norms[name], {'running_mean': value[0], 'running_var': value[1]})
         return tables
@@ -144,6 +147,9 @@ class Statistics:
         places: dict[tuple[int, int], dict[str, Tensor]] = {}
         for place, value in self.values.items():
             owner, depth, name = place.split('.', 2)
+            sound = value.ndim == 2 and len(value) == 2 and value.is_floating_point()
+            if not sound or not (value.is_meta or bool((value[1] >= 0).all())):
+                raise SnnetError(f'{quoted(place)} does not hold a mean and a variance for each channel')
             places.setdefault((int(owner), int(depth)), {})[name] = value
         return places
 

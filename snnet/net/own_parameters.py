@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,8 +11,12 @@ from torch import Tensor, nn
 from ..errors import SnnetError
 from ..reparam import folded
 from ..utils.digest import digest_of_tensors
+from ..utils.typed_json import quoted
 from .joined_anchors import JoinedAnchors
 from .stitch_tensors import Table
+
+_PLACE = re.compile(r'(?P<stitch>0|[1-9][0-9]{0,8})\.(?P<name>.+)')
+"""One name for each parameter, so that none stands in for another in silence."""
 
 
 class OwnParameters:
@@ -26,7 +31,7 @@ class OwnParameters:
 
     Raises:
         SnnetError: a parameter that the net does not have, that does not lie behind a join of the stitch, or that has
-            another shape; or a net whose branches or low-rank updates are not merged yet.
+            another shape or type; or a net whose branches or low-rank updates are not merged yet.
         UnknownStitch: no such id.
     """
 
@@ -79,8 +84,10 @@ def by_stitch(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     """
     found: dict[int, dict[str, Tensor]] = {}
     for place, tensor in tensors.items():
-        stitch, _, name = place.partition('.')
-        found.setdefault(int(stitch), {})[name] = tensor
+        match = _PLACE.fullmatch(place)
+        if match is None:
+            raise ValueError(f'{quoted(place)} does not begin with the id of a stitch')
+        found.setdefault(int(match['stitch']), {})[match['name']] = tensor
     return found
 
 
@@ -123,6 +130,9 @@ def _tables(
         if held.shape != tensor.shape:
             found, expected = ('x'.join(map(str, t.shape)) for t in (tensor, held))
             raise SnnetError(f'{name} of stitch {stitch} is {found}, but the net has {expected} there')
+        if held.dtype != tensor.dtype:
+            found, expected = (str(t.dtype).removeprefix('torch.') for t in (tensor, held))
+            raise SnnetError(f'{name} of stitch {stitch} is of type {found}, but the net has {expected} there')
         for leg in where:
             tables[leg].setdefault(module, {})[leaf] = tensor
     return tables

@@ -20,7 +20,7 @@ from ..anchors.class_names import checked_names
 from ..anchors.new_head import mark_new_head
 from ..budget.latency_table import LatencyTable
 from ..budget.record import Record
-from ..errors import NoWeights, SnnetError
+from ..errors import SnnetError
 from ..reparam import expect_biases, folded
 from ..saving.anchor_rows import MAX_CLASSES, is_made_by_timm
 from ..saving.config_json import NetConfig, parse_config, read_config, with_known
@@ -39,11 +39,12 @@ from ..stitching.stitch_layer import merged_state
 from ..utils.files import write_text
 from ..utils.typed_json import TypedTable
 from ..utils.whole_number import whole_number
-from .batchnorm import Statistics, statistics_groups
+from .batchnorm import Statistics
 from .costs import measure_costs
 from .measured_net import MeasuredNet
-from .own_parameters import OwnParameters, by_stitch
+from .own_parameters import OwnParameters
 from .preprocessing import timm_row
+from .read_extras import read_own_parameters, read_statistics
 
 _log = logging.getLogger(__name__)
 Net = TypeVar('Net', bound=MeasuredNet)
@@ -97,9 +98,11 @@ def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> N
     if config.class_names and (num_classes is None or not changed):
         net.class_names = _names_of(config, net, folder)
     if config.statistics is not None:
-        net.set_statistics(_read_statistics(net, folder / STATISTICS, config))
-    if config.own is not None:
-        _load_own(net, folder / OWN, config, num_classes is not None and changed)
+        net.set_statistics(read_statistics(net, folder / STATISTICS, config))
+    if config.own is not None and num_classes is not None and changed:
+        _log.warning('%s is not loaded, because the classes are others: adapt again after training', folder / OWN)
+    elif config.own is not None:
+        net.set_own_parameters(read_own_parameters(net, folder / OWN, config))
     if num_classes is None or not changed:
         net.records = with_known(net.records, config.records)
         net.known.note_saved(net, config.sha256.get(WEIGHTS))
@@ -222,32 +225,6 @@ def _with_new_classifiers(net: Net, num_classes: int, folder: Path) -> Net:
     net.known.follow_modules(net)
     _log.warning('%s: the classifiers for %d classes are new and start with random weights', folder, num_classes)
     return net
-
-
-def _read_statistics(net: MeasuredNet, path: Path, config: NetConfig) -> Statistics:
-    assert config.statistics is not None
-    values = read_tensors(path, config.sha256.get(path.name))
-    try:
-        groups = statistics_groups(net, config.statistics)
-        return Statistics(net, values, groups, config.statistics['samples'], config.statistics['held_out'])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise NoWeights(f'{path} does not fit its {CONFIG}: {error}') from None
-
-
-def _load_own(net: MeasuredNet, path: Path, config: NetConfig, new_classifiers: bool) -> None:
-    """Sets the parameters of single stitches that a folder holds, unless they were fitted to other classes."""
-    if new_classifiers:
-        _log.warning('%s is not loaded, because the classes are others: adapt again after training', path)
-        return
-    dtype = next(net.parameters()).dtype
-    try:
-        tensors = read_tensors(path, config.sha256.get(path.name))
-        own = OwnParameters(net, by_stitch({place: tensor.to(dtype) for place, tensor in tensors.items()}))
-    except ValueError as error:  # SnnetError is one, too
-        if isinstance(error, NoWeights):
-            raise
-        raise NoWeights(f'{path} does not fit its {CONFIG}: {error}') from None
-    net.set_own_parameters(own)
 
 
 def _load_tables(net: MeasuredNet, folder: Path) -> None:

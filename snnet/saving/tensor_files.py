@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import NoWeights, SnnetError
+from ..errors import NoWeights, SnnetError, excerpt
 from ..utils.files import sha256, write_atomically, write_tensors as write_safetensors
 from .file_names import CONFIG
 
@@ -53,10 +53,10 @@ def read_tensors(path: Path, expected: str | None) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         if isinstance(error, NoWeights):
             raise
-        raise NoWeights(f'{path} cannot be read: {" ".join(str(error).split())}') from None
+        raise NoWeights(f'{path} cannot be read: {excerpt(str(error))}') from None
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise NoWeights(f'{path} is damaged: {name} holds values that are not finite')
+            raise NoWeights(f'{path} is damaged: {excerpt(name)} holds values that are not finite')
     return tensors
 
 
@@ -157,7 +157,7 @@ def refuse_misfits(
     wrong += sorted(name for name in both if own[name].shape != tensors[name].shape)
     if wrong:
         raise NoWeights(
-            f'{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, such as {", ".join(wrong[:3])}'
+            f'{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, such as {excerpt(", ".join(wrong[:3]))}'
         )
     for name in sorted(both):
         if not _takes(own[name].dtype, tensors[name].dtype):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import SnnetError, UnknownStitch
+from ..errors import SnnetError, UnknownStitch, excerpt
 
 _LEG = re.compile(r'(?P<anchor>[^\[\]]+)\[(?P<start>\d*):(?P<stop>\d*)\]')
 
@@ -44,7 +44,7 @@ class Leg:
         """
         match = _LEG.fullmatch(text.strip())
         if match is None:
-            raise SnnetError(f"'{text}' is not a valid leg; a leg reads like deit_tiny[:7]")
+            raise SnnetError(f"'{excerpt(text)}' is not a valid leg; a leg reads like deit_tiny[:7]")
         start, stop = (int(match[end]) if match[end] else None for end in ('start', 'stop'))
         return cls(match['anchor'], start, stop)
 
@@ -68,8 +68,8 @@ class Stitch:
         whole = bool(self.legs) and self.legs[0].start is None and self.legs[-1].stop is None and None not in inner
         if not whole or len(self.layers) != len(self.legs) - 1:
             raise SnnetError(
-                f"'{self}' is not a valid stitch: it needs legs that lead from the image [: to the logits :] "
-                f'and one stitch layer between each leg and the next '
+                f"'{excerpt(str(self))}' is not a valid stitch: it needs legs that lead from the image [: to the "
+                f'logits :] and one stitch layer between each leg and the next '
                 f'(it has {len(self.legs)} legs and {len(self.layers)} stitch layers)'
             )
 
@@ -92,9 +92,9 @@ def parse_ids(text: str, count: int) -> list[int]:
         return list(range(count))
     found: set[int] = set()
     for part in text.split(','):
-        match = re.fullmatch(r'\s*(\d+)\s*(?:-\s*(\d+)\s*)?', part)
+        match = re.fullmatch(r'\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?', part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last < count:
-            raise UnknownStitch(f"stitch ids are 0 to {count - 1} and ranges of them, but got '{part.strip()}'")
+            raise UnknownStitch(f"stitch ids are 0 to {count - 1} and ranges of them, but got '{excerpt(part)}'")
         found.update(range(first, last + 1))
     return sorted(found)

@@ -263,3 +263,20 @@ def test_a_damaged_file_is_refused_and_an_older_snnet_would_not_read_the_folder(
     net.save_pretrained(tmp_path)
     assert json.loads((tmp_path / 'config.json').read_text())['format'] == FORMATS[0]
     assert not (tmp_path / 'own_parameters.safetensors').exists()
+
+
+def test_forged_own_parameters_are_refused_in_a_sentence(nets, tmp_path):
+    path, tensors = tmp_path / 'own_parameters.safetensors', nets['vit'].own_parameters.tensors()
+    nets['vit'].save_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    del config['sha256'][path.name]
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    place = next(iter(tensors))
+    for forged, said in (
+        ({**tensors, place: tensors[place].long()}, 'is of type int64, but the net has float32 there'),
+        ({**tensors, f'0{place}': tensors[place]}, 'does not begin with the id of a stitch'),
+        ({place: tensors[place]}, r'it holds .* parameters \(stitches: 1\), not .* \(stitches: 5\), as listed'),
+    ):
+        save_file({name: tensor.clone() for name, tensor in forged.items()}, path)
+        with pytest.raises(NoWeights, match=f'own_parameters.safetensors does not fit its config.json: .*{said}'):
+            StitchableNet.from_pretrained(tmp_path)

@@ -15,6 +15,7 @@ from torch import nn
 import snnet
 from snnet import NoWeights, SnnetError, StitchableNet
 from snnet.net.pretrained import write_statistics
+from snnet.utils.files import sha256
 from tests.helpers.families import family_net, images, shared_net, three_vits
 from tests.helpers.rounding import rounding
 
@@ -248,6 +249,14 @@ def test_statistics_travel_with_the_net(recalibrated):
     assert set(load_file(folder / 'model.safetensors')) == set(family_net('resnet').state_dict())
 
 
+def forge(folder, change):
+    """Changes the statistics and the sum that config.json holds of them."""
+    path = folder / 'statistics.safetensors'
+    save_file({place: change(value).contiguous() for place, value in load_file(path).items()}, path)
+    sums = json.loads((folder / 'config.json').read_text())['sha256']
+    edit(folder, sha256={**sums, path.name: sha256(path)})
+
+
 @pytest.mark.parametrize(
     ('spoil', 'told'),
     [
@@ -255,6 +264,10 @@ def test_statistics_travel_with_the_net(recalibrated):
         (lambda f: (f / 'statistics.safetensors').unlink(), r'there is no statistics\.safetensors'),
         (lambda f: edit(f, statistics={'samples': 6}), 'statistics is damaged: it lacks stitches'),
         (lambda f: edit(f, statistics={'samples': 6, 'stitches': [99]}), 'stitch ids are the integers'),
+        (lambda f: forge(f, lambda value: value[0]), 'does not hold a mean and a variance for each channel'),
+        (lambda f: forge(f, lambda value: -value.abs() - 1), 'does not hold a mean and a variance for each channel'),
+        (lambda f: forge(f, torch.Tensor.long), 'does not hold a mean and a variance for each channel'),
+        (lambda f: forge(f, torch.Tensor.double), 'are of another type than the net, torch.float64'),
     ],
 )
 def test_statistics_that_do_not_fit_are_refused(recalibrated, tmp_path, spoil, told):

@@ -2,47 +2,86 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import os
 import random
+import shutil
 import struct
 
 import pytest
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load, load_file, save, save_file
 
+import snnet
 from snnet import LatencyTable, NoWeights, SnnetError, StitchableNet
+from snnet.net.own_parameters import OwnParameters, names_behind
+from snnet.net.read_extras import read_own_parameters, read_statistics
 from snnet.saving.config_json import read_config
+from snnet.saving.file_names import OWN, STATISTICS, WEIGHTS
 from snnet.saving.tensor_files import read_tensors, refuse_misfits
-from tests.helpers.families import family_net
-from tests.helpers.mutations import JUNK, is_refused, mutated, nothing_outside
+from tests.helpers.families import family_net, images
+from tests.helpers.mutations import JUNK, folder_in_memory, is_refused, mutated, nothing_outside
 
 FIELDS = [*JUNK[:-6], 'F64', 'I64', 'BF16', 'F8_E4M3', [2**62, 2], [0, 2**63]]
+NAMES = ['alien', '', '../x', '3', '007.x', '-1.x', '1e3.x', '٣.x', '9' * 5000 + '.x', '0.0', '0.-1.x']
+
+
+def with_extras(name):
+    """A net whose stitches have parameters and, where there are BatchNorms, statistics for themselves."""
+    net = family_net(name)
+    stitch = len(net.stitches) - 1
+    if name == 'resnet':
+        snnet.recalibrate(net, [images(64, 8)], samples=8, shares=[0.5], stitches=[0, stitch - 1])
+    held = {name: p.detach() for name, p in net.named_parameters() if p.ndim < 2}
+    behind = frozenset().union(*names_behind(net, stitch))
+    net.set_own_parameters(OwnParameters(net, {stitch: {name: held[name] + 1 for name in held.keys() & behind}}))
+    return net
 
 
 @pytest.fixture(scope='module')
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('saved')
-    family_net('vit').save_pretrained(folder)
-    config = json.loads((folder / 'config.json').read_text())
-    del config['sha256']  # a forged folder would have forged sums, too
-    (folder / 'config.json').write_text(json.dumps(config))
-    return folder
+def nets():
+    return {name: with_extras(name) for name in ('vit', 'resnet')}
+
+
+@pytest.fixture(scope='module')
+def saved(nets, tmp_path_factory):
+    folders = {name: tmp_path_factory.mktemp(name) for name in nets}
+    for name, folder in folders.items():
+        nets[name].save_pretrained(folder)
+        config = json.loads((folder / 'config.json').read_text())
+        del config['sha256']  # a forged folder would have forged sums, too
+        (folder / 'config.json').write_text(json.dumps(config))
+    return folders
+
+
+@pytest.fixture
+def copied(saved):
+    with folder_in_memory() as parent:
+        for name, folder in saved.items():
+            shutil.copytree(folder, parent / name)
+        yield parent
 
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    for path in saved.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(saved['vit'], tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
-@pytest.mark.parametrize(('count', 'loads'), [(200, 3), pytest.param(2400, 15, marks=pytest.mark.slow)])
-def test_mutated_configs_load_or_are_refused_in_a_sentence(saved, folder, count, loads):
-    """Of the folders whose config is accepted, the first are loaded as a whole."""
-    config = json.loads((saved / 'config.json').read_text())
-    rng, refused, accepted = random.Random(0), 0, 0
+@pytest.mark.parametrize(
+    ('name', 'count', 'loads'),
+    [
+        ('vit', 150, 3),
+        ('resnet', 50, 0),
+        pytest.param('vit', 1600, 12, marks=pytest.mark.slow),
+        pytest.param('resnet', 800, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_mutated_configs_load_or_are_refused_in_a_sentence(nets, copied, name, count, loads):
+    """Of the folders whose config is accepted, the first are loaded as a whole, and of all what stitches have."""
+    folder, rng, refused, accepted = copied / name, random.Random(0), 0, 0
+    config = json.loads((folder / 'config.json').read_text())
     with nothing_outside(folder):
         for _ in range(count):
             (folder / 'config.json').write_bytes(mutated(config, rng))
@@ -50,11 +89,19 @@ def test_mutated_configs_load_or_are_refused_in_a_sentence(saved, folder, count,
                 refused += 1
                 continue
             accepted += 1
+            is_refused(lambda: read_extras(nets[name], folder))
             if accepted <= loads:
-                with contextlib.suppress(SnnetError):
-                    StitchableNet.from_pretrained(folder)
+                is_refused(lambda: StitchableNet.from_pretrained(folder))
     assert refused > count / 2
     assert accepted > loads
+
+
+def read_extras(net, folder):
+    config = read_config(folder)
+    if config.own is not None:
+        read_own_parameters(net, folder / OWN, config)
+    if config.statistics is not None:
+        read_statistics(net, folder / STATISTICS, config)
 
 
 def with_header(data, change):
@@ -65,45 +112,74 @@ def with_header(data, change):
     return struct.pack('<Q', len(text)) + text + data[8 + length :]
 
 
-@pytest.mark.parametrize('count', [60, pytest.param(600, marks=pytest.mark.slow)])
-def test_mutated_tensor_files_load_or_are_refused_in_a_sentence(saved, folder, count):
-    path = folder / 'model.safetensors'
-    data, rng, own = path.read_bytes(), random.Random(1), family_net('vit').state_dict()
-    refused = 0
+def changed_header(header, rng):
+    name = rng.choice([name for name in header if name != '__metadata__'])
+    field = rng.choice(['dtype', 'shape', 'data_offsets', None])
+    if field is None:
+        header[rng.choice([*NAMES, name * 50])] = header.pop(name)
+    else:
+        header[name][field] = copy.deepcopy(rng.choice(FIELDS))
+    return header
 
-    def change(header):
-        name = rng.choice([name for name in header if name != '__metadata__'])
-        field = rng.choice(['dtype', 'shape', 'data_offsets', None])
-        if field is None:
-            header[rng.choice(['alien', '', '../x', name * 50])] = header.pop(name)
-        else:
-            header[name][field] = copy.deepcopy(rng.choice(FIELDS))
-        return header
 
-    with nothing_outside(folder):
+CHANGES = [
+    torch.Tensor.double, torch.Tensor.long, torch.Tensor.half, torch.Tensor.bool, lambda t: t.cfloat(),
+    lambda t: t[None], lambda t: t.flatten()[:-1], lambda t: t[..., 0], lambda t: t.flatten()[0], lambda t: t[:0],
+    lambda t: t * float('nan'),
+    lambda t: torch.full_like(t, float('inf')), lambda t: -t.abs() - 1, lambda t: t.repeat(2, *[1] * (t.ndim - 1)),
+]  # fmt: skip
+
+
+def changed_tensors(tensors, rng):
+    """A sound file of other tensors."""
+    tensors = dict(tensors)
+    name, how = rng.choice(list(tensors)), rng.random()
+    if how < 0.2:
+        tensors[rng.choice([*NAMES, f'0{name}', name.replace('.', '..', 1)])] = tensors.pop(name)
+    elif how < 0.3:
+        del tensors[name]
+    else:
+        tensors[name] = rng.choice(CHANGES)(tensors[name])
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize('count', [24, pytest.param(240, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(('name', 'file'), [('vit', WEIGHTS), ('vit', OWN), ('resnet', STATISTICS)])
+def test_mutated_tensor_files_load_or_are_refused_in_a_sentence(nets, copied, name, file, count):
+    path, config, net = copied / name / file, read_config(copied / name), nets[name]
+    data, rng = path.read_bytes(), random.Random(1)
+    tensors, own, refused = load(data), {k: v for k, v in net.state_dict().items() if not k.startswith(OWN[:14])}, 0
+    readers = {
+        WEIGHTS: lambda: refuse_misfits(own, read_tensors(path, None), path),
+        OWN: lambda: read_own_parameters(net, path, config),
+        STATISTICS: lambda: read_statistics(net, path, config),
+    }
+    with nothing_outside(copied):
         for turn in range(count):
             broken = bytearray(data)
-            if turn % 3 == 0:
-                broken[rng.randrange(4096)] ^= 1 << rng.randrange(8)
-            elif turn % 3 == 1:
+            if turn % 4 == 0:
+                broken[rng.randrange(min(4096, len(broken)))] ^= 1 << rng.randrange(8)
+            elif turn % 4 == 1:
                 broken = broken[: rng.randrange(len(broken))]
+            elif turn % 4 == 2:
+                broken = with_header(data, lambda header: changed_header(header, rng))
             else:
-                broken = with_header(data, change)
+                broken = changed_tensors(tensors, rng)
             path.write_bytes(bytes(broken))
-            refused += is_refused(lambda: refuse_misfits(own, read_tensors(path, None), path))
-    assert refused > 0.75 * count
+            refused += is_refused(readers[file])
+    assert refused > 0.7 * count
 
 
-def test_mutated_latency_tables_are_read_or_refused_in_a_sentence(tmp_path):
+def test_mutated_latency_tables_are_read_or_refused_in_a_sentence():
     row = {'ms': 1.0, 'low': 0.9, 'high': 1.1, 'memory': 5, 'predicted': False}
     setup = {'device': 'cpu', 'hardware': 'x', 'threads': 1, 'torch': '2.9', 'dtype': 'float32', 'backend': 'eager'}
     table = {'format': 1, 'setup': setup, 'batch': 1, 'weights': None, 'rows': {'0': row, '1': row}, 'error': None}
-    path, rng = tmp_path / 'table.json', random.Random(2)
-    with nothing_outside(tmp_path):
+    rng = random.Random(2)
+    with folder_in_memory() as folder, nothing_outside(folder):
+        path = folder / 'table.json'
         for _ in range(1000):
             path.write_bytes(mutated(table, rng))
-            with contextlib.suppress(SnnetError):
-                LatencyTable.read(path)
+            is_refused(lambda: LatencyTable.read(path))
 
 
 def edit(folder, change):
