@@ -25,6 +25,7 @@ from types import ModuleType
 
 from snnet.serve import Choice, Choices, Request, controller
 from snnet.serve.recent_load import Load
+from snnet.serve.waiting_queue import WaitingQueue
 from tests.serve import straightforward
 
 STITCHES, MOST = 71, 16
@@ -54,7 +55,7 @@ def waiting(ways: ModuleType, choices: Choices, pattern: str, count: int) -> con
     floors = [choices.floor(request.least) or 0 for request in requests]
     state = controller.ControllerState.initial(choices)
     load = Load.expected(1.0, choices.capacity).seen(0.0, deadlines[-1])._replace(peaks=(1.0,) * 8)
-    queue = controller.WaitingQueue(tuple(requests), tuple(deadlines), tuple(floors), (1,) * count)
+    queue = WaitingQueue(tuple(requests), tuple(deadlines), tuple(floors), (1,) * count)
     state = replace(state, now=0.0, queue=queue, load=load)
     if pattern == 'busy':
         state, _ = ways.decide(choices, state, 0.0)

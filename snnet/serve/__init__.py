@@ -6,17 +6,19 @@ from ..utils.lazy import lazy_package
 
 if TYPE_CHECKING:
     from .arrivals import draw_arrivals, read_arrivals
-    from .controller import Controller, ControllerState, Decision, Request, admit, decide, finish
+    from .controller import Controller, ControllerState, Decision, admit, decide, finish
     from .simulation import Outcome, World, best_fixed, simulate
     from .stitch_choices import Choice, Choices
+    from .waiting_queue import Request
 else:
     __getattr__, __dir__ = lazy_package(
         __name__,
         {
             'arrivals': ['draw_arrivals', 'read_arrivals'],
-            'controller': ['Controller', 'Decision', 'Request', 'ControllerState', 'admit', 'decide', 'finish'],
+            'controller': ['Controller', 'Decision', 'ControllerState', 'admit', 'decide', 'finish'],
             'simulation': ['Outcome', 'World', 'best_fixed', 'simulate'],
             'stitch_choices': ['Choice', 'Choices'],
+            'waiting_queue': ['Request'],
         },
     )
 

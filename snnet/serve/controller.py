@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,69 +19,10 @@ from .policy import Rush, admission_batch_size, choose
 from .recent_load import Load
 from .stitch_choices import Choices
 from .time_correction import Timing
+from .waiting_queue import Request, WaitingQueue
 
 DEVIATIONS = 2.0
 """Batches are planned to take this many standard deviations longer than their median."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request to be answered.
-
-    Attributes:
-        id: the caller's name for the request.
-        deadline: time by which it must be answered, in seconds.
-        least: lowest acceptable accuracy in percent; 0 accepts whatever the load allows.
-    """
-
-    id: Hashable
-    deadline: float
-    least: float = 0.0
-
-
-class WaitingQueue(NamedTuple):
-    """Admitted requests, earliest deadline first, column by column.
-
-    Attributes:
-        requests: (N,), the requests themselves.
-        deadlines: (N,), the deadline of each.
-        floors: (N,), index of the first choice that is accurate enough for each.
-        sizes: (N,), size of the batch that must still be possible when each starts one
-            (`policy.admission_batch_size`).
-    """
-
-    requests: tuple[Request, ...] = ()
-    deadlines: tuple[float, ...] = ()
-    floors: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-
-    def insert(self, place: int, request: Request, floor: int, size: int) -> WaitingQueue:
-        """Returns the queue with one more request, in front of the one at `place`."""
-        return WaitingQueue(
-            requests=(*self.requests[:place], request, *self.requests[place:]),
-            deadlines=(*self.deadlines[:place], request.deadline, *self.deadlines[place:]),
-            floors=(*self.floors[:place], floor, *self.floors[place:]),
-            sizes=(*self.sizes[:place], size, *self.sizes[place:]),
-        )
-
-    def between(self, start: int, stop: int | None = None) -> WaitingQueue:
-        """Returns the requests from `start` to before `stop`."""
-        part = slice(start, stop)
-        return WaitingQueue(self.requests[part], self.deadlines[part], self.floors[part], self.sizes[part])
-
-    def without(self, lost: Collection[int]) -> WaitingQueue:
-        """Returns the queue without the requests at some places."""
-        kept = [i for i in range(len(self.requests)) if i not in lost]
-        return WaitingQueue(
-            requests=tuple(self.requests[i] for i in kept),
-            deadlines=tuple(self.deadlines[i] for i in kept),
-            floors=tuple(self.floors[i] for i in kept),
-            sizes=tuple(self.sizes[i] for i in kept),
-        )
-
-    def seen_from(self, choices: Choices, begin: float, scale: float) -> Backlog:
-        """Returns the queue for a worker that begins at a time and takes `scale` seconds per table second."""
-        return Backlog(choices, self.deadlines, self.floors, begin, scale)
 
 
 class Decision(NamedTuple):
@@ -148,6 +89,42 @@ class ControllerState:
         return cls(-math.inf, WaitingQueue(), None, -math.inf, load, timing)
 
 
+class ConsideredRequest(NamedTuple):
+    """A request that is considered for admission, and how the worker stands then.
+
+    Attributes:
+        choices: with times corrected by what batches took.
+        load: recent arrivals, this one among them.
+        begin: time at which the worker is free.
+        scale: seconds per table second, for a careful plan.
+        place: where the request would wait.
+        queue: the waiting requests with this one.
+    """
+
+    choices: Choices
+    load: Load
+    begin: float
+    scale: float
+    place: int
+    queue: WaitingQueue
+
+
+def considered(choices: Choices, state: ControllerState, request: Request, now: float) -> ConsideredRequest | None:
+    """Returns what admission decides by; None if no stitch could answer in time, even at once."""
+    tables, factor = choices.corrected(state.timing.steps), state.timing.factor
+    left, floor = request.deadline - now, choices.floor(request.least)
+    if floor is None or left < factor * tables.fast[floor][1] - ROUNDING:
+        return None
+    load = state.load.seen(now, left)
+    scale = factor * planning_margin(tables, state.timing, load)
+    begin = now
+    if state.running is not None:
+        begin = max(now, state.started + state.running.seconds * scale / factor)
+    place = bisect_right(state.queue.deadlines, request.deadline)
+    queue = state.queue.insert(place, request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
+    return ConsideredRequest(tables, load, begin, scale, place, queue)
+
+
 def admit(choices: Choices, state: ControllerState, request: Request, now: float) -> tuple[ControllerState, bool]:
     """Admits a request, or refuses it if answering it in time is impossible or would make an admitted request late.
 
@@ -162,18 +139,11 @@ def admit(choices: Choices, state: ControllerState, request: Request, now: float
     """
     if not math.isfinite(now + request.deadline):
         raise SnnetError(f'request {request.id!r} at {now} has no finite deadline: {request.deadline}')
-    now = max(now, state.now)
-    tables, factor = choices.corrected(state.timing.steps), state.timing.factor
-    left, floor = request.deadline - now, choices.floor(request.least)
-    if floor is None or left < factor * tables.fast[floor][1] - ROUNDING:
+    now, factor = max(now, state.now), state.timing.factor
+    asked = considered(choices, state, request, now)
+    if asked is None:
         return replace(state, now=now), False
-    load = state.load.seen(now, left)
-    scale = factor * planning_margin(tables, state.timing, load)
-    begin = now
-    if state.running is not None:
-        begin = max(now, state.started + state.running.seconds * scale / factor)
-    place = bisect_right(state.queue.deadlines, request.deadline)
-    queue = state.queue.insert(place, request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
+    tables, load, begin, scale, place, queue = asked
     known = state.known_ends if state.known_ends[:2] == (begin, scale) else KnownEnds(begin, scale)
     fits, ends = queue.seen_from(tables, begin, scale).admits(queue.sizes, known.ends[: place + 1])
     if fits:

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..errors import SnnetError
 from ..utils.seeds import key
-from .controller import Controller, Request
+from .controller import Controller
 from .stitch_choices import Choice, Choices
+from .waiting_queue import Request
 
 _REPORT_EVERY = 500
 """Requests between two reports of progress."""

@@ -6,31 +6,24 @@ The package gives the same decisions where all batches of the programme are look
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
 from snnet.serve import Choices, Controller, Decision, Request
 from snnet.serve.backlog import ROUNDING
-from snnet.serve.controller import ControllerState, KnownEnds, WaitingQueue, planning_margin
+from snnet.serve.controller import ControllerState, KnownEnds, considered, planning_margin
 from snnet.serve.policy import EVEN, HEADROOM, SPARED, Rush, admission_batch_size, highest_level
 from snnet.serve.schedule import answers_all, finishes, latest_starts
+from snnet.serve.waiting_queue import WaitingQueue
 
 
 def admit(choices: Choices, state: ControllerState, request: Request, now: float) -> tuple[ControllerState, bool]:
     """Admits a request or refuses it, by the rule of `snnet.serve.controller.admit`."""
-    now = max(now, state.now)
-    tables, factor = choices.corrected(state.timing.steps), state.timing.factor
-    left, floor = request.deadline - now, choices.floor(request.least)
-    if floor is None or left < factor * tables.fast[floor][1] - ROUNDING:
+    now, factor = max(now, state.now), state.timing.factor
+    asked = considered(choices, state, request, now)
+    if asked is None:
         return replace(state, now=now), False
-    load = state.load.seen(now, left)
-    scale = factor * planning_margin(tables, state.timing, load)
-    begin = now
-    if state.running is not None:
-        begin = max(now, state.started + state.running.seconds * scale / factor)
-    place = bisect_right(state.queue.deadlines, request.deadline)
-    queue = state.queue.insert(place, request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
+    tables, load, begin, scale, place, queue = asked
     known = state.known_ends.ends[: place + 1] if state.known_ends[:2] == (begin, scale) else ()
     rooms = [tables.padded(size) for size in queue.sizes]
     ends = finishes(tables.fast, *_slack(queue, begin, scale), known, rooms)
@@ -111,24 +104,12 @@ def choose(
     floors: Sequence[int],
     starts: Sequence[float],
 ) -> tuple[int, int]:
-    """Returns the most accurate level that makes no request late, and the size of its batch.
-
-    The requests in the batch are answered in time, and those behind it still can be (`starts`). A level above the
-    fastest must also meet three conditions:
-
-    - It could answer all waiting requests in time, with a reserve for a rising load.
-    - Its batch keeps up with the arrivals, or leaves no request waiting.
-    - Afterwards, the fastest level could answer what waits and what may arrive meanwhile, before further deadlines.
-
-    The next level above the highest sustainable one may run where it leaves no request waiting, because the best
-    mixture for a given rate is one of two neighbors on the frontier.
+    """The level and batch size of `snnet.serve.policy.choose`, from all waiting requests.
 
     Args:
-        choices: the stitches to choose from.
-        rush: the current load.
+        choices, rush, starts: as there.
         slack: (N,), time until the deadline of each waiting request, rising.
         floors: (N,), floor of each request.
-        starts: (N + 1,), result of `latest_starts`.
     """
     even = EVEN if admission_batch_size(choices, rush) == 1 else 1.0
     count = len(slack)

@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from snnet.serve import Choice, Choices, Controller, Request, controller, schedule
 from snnet.serve.backlog import Backlog
+from snnet.serve.waiting_queue import WaitingQueue
 from tests.serve.straightforward import StraightforwardController
 
 
@@ -123,9 +124,7 @@ def looks(pattern: str, count: int, action: str) -> int:
     deadlines = [tightness * step * (i + 17) for i in range(count)]
     if pattern == 'burst':
         deadlines = [deadlines[-1]] * count
-    queue = controller.WaitingQueue(
-        tuple(map(Request, range(count), deadlines)), tuple(deadlines), (0,) * count, (1,) * count
-    )
+    queue = WaitingQueue(tuple(map(Request, range(count), deadlines)), tuple(deadlines), (0,) * count, (1,) * count)
     way = Controller(choices)
     way.state = controller.replace(way.state, now=0.0, queue=queue, load=way.state.load.seen(0.0, deadlines[-1]))
     for name in ('fast', 'rows'):

@@ -11,8 +11,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..controller import Controller, Decision, KnownEnds, Request
+from ..controller import Controller, Decision, KnownEnds
 from ..stitch_choices import STEP, Choices
+from ..waiting_queue import Request
 
 KEPT = 0.9
 """Share of the logarithm of a correction that is left after an idle worker has refused a request."""

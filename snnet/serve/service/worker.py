@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ..controller import Request
 from ..stitch_choices import Choices
+from ..waiting_queue import Request
 from .queue_set import QueueSet, Work
 from .refusal import Refusal
 
