@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..net.batchnorm import Statistics, StatisticsGroup
 from ..net.shared_prefixes import all_logits
+from ..net.stitch_statistics import Statistics, StatisticsGroup
 from ..net.stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)

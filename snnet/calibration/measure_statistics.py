@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SnnetError
-from ..net.batchnorm import batch_norms
 from ..net.part_tree import PartNode, function_of
+from ..net.stitch_statistics import batch_norms
 from ..net.stitch_tensors import Table, attach, computing_with, detach
 from ..net.stitchable_net import StitchableNet
 

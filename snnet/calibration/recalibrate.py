@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..budget.record import RESULTS, Record
 from ..errors import SnnetError
-from ..net.batchnorm import Statistics, StatisticsGroup, batch_norms
 from ..net.part_tree import build_part_tree
+from ..net.stitch_statistics import Statistics, StatisticsGroup, batch_norms
 from ..net.stitchable_net import StitchableNet
 from ..utils.whole_number import whole_number
 from .choose_shares import choose_shares, combined, log_choices

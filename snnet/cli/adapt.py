@@ -45,7 +45,7 @@ def run(settings: AdaptSettings) -> None:
     from ..config.sections import check_ranges
     from ..data.clean_images import drawn_images
     from ..data.datasets import DataSettings, open_dataset
-    from ..net.pretrained import write_own_parameters, write_records
+    from ..net.save_and_load import write_own_parameters, write_records
     from ..net.stitchable_net import StitchableNet
     from ..stitching.stitch import parse_ids
     from ..utils.plugins import import_plugins

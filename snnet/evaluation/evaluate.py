@@ -21,7 +21,7 @@ from ..data.datasets import class_names, open_dataset
 from ..errors import SnnetError
 from ..net.compile_blocks import compile_blocks, warm_up
 from ..net.open_net import open_net
-from ..net.pretrained import write_preprocessing, write_records
+from ..net.save_and_load import write_preprocessing, write_records
 from ..net.shared_prefixes import all_logits
 from ..net.stitchable_net import StitchableNet
 from ..saving.file_names import WEIGHTS

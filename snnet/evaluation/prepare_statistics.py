@@ -14,7 +14,7 @@ from ..calibration.recalibrate import recalibrate
 from ..data.clean_images import clean_loader
 from ..data.datasets import open_dataset
 from ..errors import SnnetError
-from ..net.pretrained import write_records, write_statistics
+from ..net.save_and_load import write_records, write_statistics
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 from ..utils.progress import Progress

@@ -14,13 +14,13 @@ from ..budget.latency_table import LatencyTable
 from ..budget.record import Record
 from ..budget.select import Selection
 from ..stitching.stitch import Leg, Stitch
-from .batchnorm import Statistics
 from .hardware import setup_of
 from .joined_anchors import JoinedAnchors
 from .own_parameters import OwnParameters
 from .own_state import OWN, own_to_state, set_loaded_own
 from .results_tied_to_weights import ResultsTiedToWeights
 from .statistics_state import STATISTICS, set_loaded_statistics, statistics_to_state
+from .stitch_statistics import Statistics
 from .stitch_tensors import Table
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from itertools import combinations, product
 
 from ..anchors.anchor import Anchor
 from ..errors import NoWeights
-from ..stitching.join_rules import windows
+from ..stitching.join_rules import sliding_windows
 from ..stitching.space import SNNETV2, list_stitches, matching_stages
 from ..stitching.stitch import Stitch
 from .official_file import LayerKey, OfficialFile
@@ -135,7 +135,7 @@ def _choices(
         range(1, deepest + 1) if window is None else [window], range(1, deepest + 1) if step is None else [step]
     )
     for choice in sorted(every, key=lambda choice: (choice != (2, 1), choice[0] != choice[1], choice)):
-        spans = {stage: windows(depth, *choice) for stage, depth in equal.items()}
+        spans = {stage: sliding_windows(depth, *choice) for stage, depth in equal.items()}
         if all(
             _least(found, staged) <= len(groups.get((stage, 0), ())) <= len(found) for stage, found in spans.items()
         ):
@@ -168,7 +168,7 @@ def _layers_by_pair(
         stage, depth = _stage(anchors[pair[0]], front.stop - 1)
         other = _stage(anchors[pair[1]], end.start)[1]
         # unpaired: one layer per block of the shallower anchor
-        most = len(windows(depth, window, step)) if depth == other else min(depth, other)
+        most = len(sliding_windows(depth, window, step)) if depth == other else min(depth, other)
         widths = anchors[pair[0]].boundaries[front.stop].channels, anchors[pair[1]].boundaries[end.start].channels
         layers = found.setdefault((stage, pair), _Layers([], most, widths))
         if stitch.layers[0] not in layers.indices:

@@ -11,9 +11,9 @@ from ..errors import NoWeights, excerpt
 from ..saving.config_json import NetConfig
 from ..saving.file_names import CONFIG
 from ..saving.tensor_files import read_tensors
-from .batchnorm import Statistics, statistics_groups
 from .measured_net import MeasuredNet
 from .own_parameters import OwnParameters, by_stitch
+from .stitch_statistics import Statistics, statistics_groups
 
 
 def read_statistics(net: MeasuredNet, path: Path, config: NetConfig) -> Statistics:

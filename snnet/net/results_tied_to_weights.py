@@ -18,11 +18,11 @@ from ..budget.record import RESULTS, Record
 from ..errors import ForeignTable
 from ..reparam.structure import refresh_anchors
 from ..utils.weight_seal import ModuleSeal, WeightSeal
-from .batchnorm import Statistics
 from .count_costs import count_costs
 from .hardware import setup_of
 from .joined_anchors import JoinedAnchors
 from .own_parameters import OwnParameters
+from .stitch_statistics import Statistics
 from .stitch_tensors import Table, attach, detach, joined
 
 _log = logging.getLogger(__name__)

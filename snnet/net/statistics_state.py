@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SnnetError
-from .batchnorm import Statistics, statistics_groups
 from .joined_anchors import JoinedAnchors
 from .results_tied_to_weights import ResultsTiedToWeights
+from .stitch_statistics import Statistics, statistics_groups
 
 _log = logging.getLogger(__name__)
 STATISTICS = 'statistics.'

@@ -16,8 +16,8 @@ from .measured_net import MeasuredNet
 from .parameter_depths import parameter_depths
 from .predict import Picture, Prediction, predict
 from .preprocessing import timm_config
-from .pretrained import load_net, push_net, save_net
 from .projections import make_projections
+from .save_and_load import load_net, push_net, save_net
 from .timm_methods import LegRun, TimmMethods, reset_classifiers
 
 if TYPE_CHECKING:

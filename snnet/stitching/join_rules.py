@@ -27,14 +27,14 @@ def paired(depth: int, window: int = 2, step: int = 1, official: bool = False) -
         official: keep such a step, as the published implementation does.
     """
     joins: dict[tuple[int, int], Join] = {}
-    for layer, blocks in enumerate(windows(depth, window, step if official else min(step, window))):
+    for layer, blocks in enumerate(sliding_windows(depth, window, step if official else min(step, window))):
         for j in blocks:
             for k in blocks:
                 joins.setdefault((j, k), Join(j, k, layer))
     return list(joins.values())
 
 
-def windows(depth: int, window: int, step: int) -> list[range]:
+def sliding_windows(depth: int, window: int, step: int) -> list[range]:
     """The blocks in each window: they begin at 0, step, 2 step, ... until one reaches the last block.
 
     The last window is short where fewer blocks are left.

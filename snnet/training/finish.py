@@ -15,7 +15,7 @@ from ..data.datasets import DataSettings, class_names_of
 from ..data.train_images import TrainImages
 from ..errors import SnnetError
 from ..evaluation.prepare_statistics import recalibrate_in_sight
-from ..net.batchnorm import batch_norms
+from ..net.stitch_statistics import batch_norms
 from ..net.stitchable_net import StitchableNet
 from ..reparam.pool_statistics import grown_stitch_layers, pool_statistics
 from ..utils.distributed import Ranks

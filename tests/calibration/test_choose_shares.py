@@ -114,7 +114,7 @@ def mixed(plain, exact):
     snnet.recalibrate(net, [MEASURED], samples=24, stitches=[2, 4], shares=[0.3])
     groups = [*first.groups, *net.statistics.groups]
     values = {**first.mixed(net, [0, 3, 5]), **net.statistics.mixed(net, [2, 4])}
-    net.set_statistics(snnet.net.batchnorm.Statistics(net, values, groups, 24, 7))
+    net.set_statistics(snnet.net.stitch_statistics.Statistics(net, values, groups, 24, 7))
     return net
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import SnnetError, UnknownStitch
-from snnet.net.batchnorm import batch_norms
 from snnet.net.shared_prefixes import all_logits
+from snnet.net.stitch_statistics import batch_norms
 from tests.helpers.crowd import in_threads
 from tests.helpers.families import _NETS, family_net, images
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 import snnet
 from snnet import SnnetError, StitchableNet
 from snnet.budget.frontier import frontier_table
-from snnet.net.pretrained import write_records
+from snnet.net.save_and_load import write_records
 from snnet.saving.model_card import _front_matter
 from tests.helpers.families import family_net, images, three_vits
 

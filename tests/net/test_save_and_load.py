@@ -14,7 +14,7 @@ from torch import nn
 
 import snnet
 from snnet import NoWeights, SnnetError, StitchableNet
-from snnet.net.pretrained import write_statistics
+from snnet.net.save_and_load import write_statistics
 from snnet.utils.files import sha256
 from tests.helpers.families import family_net, images, shared_net, three_vits
 from tests.helpers.rounding import rounding

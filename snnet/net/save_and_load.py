@@ -1,4 +1,4 @@
-"""A net as a folder, written, read and pushed to the Hub.
+"""Saves a net as a folder, loads it again, and pushes it to the Hub.
 
 config.json says how to build the net and what is known of it, model.safetensors holds the weights,
 statistics.safetensors the BatchNorm statistics where they were recalibrated, own_parameters.safetensors the parameters
@@ -39,12 +39,12 @@ from ..stitching.stitch_layer import merged_state
 from ..utils.files import write_text
 from ..utils.typed_json import TypedTable
 from ..utils.whole_number import whole_number
-from .batchnorm import Statistics
 from .costs import measure_costs
 from .measured_net import MeasuredNet
 from .own_parameters import OwnParameters
 from .preprocessing import timm_row
 from .read_extras import read_own_parameters, read_statistics
+from .stitch_statistics import Statistics
 
 _log = logging.getLogger(__name__)
 Net = TypeVar('Net', bound=MeasuredNet)
