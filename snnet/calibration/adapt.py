@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..errors import SnnetError
+from ..net.own_parameters import check_merged
 from ..net.stitchable_net import StitchableNet
 from .adaptation import Adaptation
 from .adaptation_work import AdaptationWork, collect_images
 from .finished_stitches import FinishedStitches
-from .fit_stitch import FitSettings, StitchFit
+from .fit_stitch import FitSettings, fitted_names
 
 
 @torch.inference_mode(False)
@@ -24,6 +25,7 @@ def adapt(
     steps: int | None = None, samples: int = 2000, stitches: Iterable[int] | None = None, blocks: int = 0,
     batch_size: int = 64, lr: float = 2e-3, temperature: float = 2.0, storage: float = 1.0, cache_gb: float = 2.0,
     seed: int = 0, folder: str | Path | None = None, quiet: bool = False,
+    progress: Callable[[int], object] | None = None,
 ) -> Adaptation:  # fmt: skip
     """Brings stitches closer to the largest anchor: each gets a few parameters of its own, and no anchor changes.
 
@@ -51,6 +53,7 @@ def adapt(
         seed: of the order of images.
         folder: keeps finished stitches, so that the same call goes on after an interruption; made where missing.
         quiet: show no progress.
+        progress: called with the number of updates after each.
 
     Returns:
         Which stitches are worth having; prints as a table.
@@ -61,10 +64,9 @@ def adapt(
         UnknownStitch: no such id.
     """
     _check(minutes=minutes, steps=steps or None, batch_size=batch_size, lr=lr, temperature=temperature, storage=storage)
-    ids = _chosen(net, stitches)
+    ids = adaptable(net, stitches, blocks, storage)
     net.eval()
-    _check_storage(net, ids, blocks, storage)
-    work = AdaptationWork(net, collect_images(net, batches, samples), cache_gb, quiet)
+    work = AdaptationWork(net, collect_images(net, batches, samples), cache_gb, quiet, progress)
     if steps == 0:
         return work.report([work.unchanged(stitch) for stitch in ids], 0)
     settings = FitSettings(steps or 0, batch_size, lr, temperature, blocks, seed)
@@ -77,7 +79,18 @@ def _check(**settings: float | None) -> None:
             raise SnnetError(f'{name} is a positive finite number, not {value}')
 
 
-def _chosen(net: StitchableNet, stitches: Iterable[int] | None) -> list[int]:
+def adaptable(
+    net: StitchableNet, stitches: Iterable[int] | None = None, blocks: int = 0, storage: float = 1.0
+) -> list[int]:
+    """The stitches that `adapt` would fit with these arguments; nothing is computed.
+
+    Raises:
+        SnnetError: no stitch with a join, a net whose branches or low-rank updates are not merged yet, or more storage
+            than allowed.
+        UnknownStitch: no such id.
+    """
+    if blocks < 0:
+        raise SnnetError(f'blocks is a number of modules from 0, not {blocks}')
     ids = sorted({net.checked(i) for i in (range(len(net.stitches)) if stitches is None else stitches)})
     alone = [stitch for stitch in ids if len(net.stitches[stitch].legs) == 1]
     if stitches is not None and alone:
@@ -85,15 +98,15 @@ def _chosen(net: StitchableNet, stitches: Iterable[int] | None) -> list[int]:
     ids = [stitch for stitch in ids if stitch not in alone]
     if not ids:
         raise SnnetError(f'{net.title} has no stitch with a join, so there is nothing to adapt')
+    check_merged(net)
+    _check_storage(net, ids, blocks, storage)
     return ids
 
 
 def _check_storage(net: StitchableNet, ids: Sequence[int], blocks: int, storage: float) -> None:
-    """Refuses more own parameters than allowed, before anything is computed."""
-    if blocks < 0:
-        raise SnnetError(f'blocks is a number of modules from 0, not {blocks}')
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters(remove_duplicate=False)}
     held = sum(parameter.numel() for parameter in net.parameters())
-    own = sum(sum(p.numel() for p in StitchFit(net, stitch, blocks).parameters.values()) for stitch in ids)
+    own = sum(sizes[name] for stitch in ids for names in fitted_names(net, stitch, blocks) for name in names)
     if own > storage * held:
         raise SnnetError(
             f'{len(ids)} stitches would have {own / 1e6:.4g} M parameters of their own, {own / held:.2f} times those '

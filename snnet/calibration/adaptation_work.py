@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ class AdaptationWork:
         images: all of them (n, C, H, W).
         cache_gb: most gigabytes of features to keep.
         quiet: show no progress.
+        note: called with the number of updates after each.
 
     Attributes:
         judges: which images judge (n,).
@@ -48,8 +49,15 @@ class AdaptationWork:
         before: agreement of every stitch.
     """
 
-    def __init__(self, net: StitchableNet, images: Tensor, cache_gb: float, quiet: bool) -> None:
-        self.net, self.images, self.cache_gb, self.quiet = net, images, cache_gb, quiet
+    def __init__(
+        self,
+        net: StitchableNet,
+        images: Tensor,
+        cache_gb: float,
+        quiet: bool,
+        note: Callable[[int], object] | None = None,
+    ) -> None:
+        self.net, self.images, self.cache_gb, self.quiet, self.note = net, images, cache_gb, quiet, note
         self.judges = torch.arange(len(images)) % _JUDGES == _JUDGES - 1
         self.answers = torch.cat([_largest(net, chunk) for chunk in torch.split(images, _CHUNK)])
         chunks = torch.split(images[self.judges], _CHUNK)
@@ -134,7 +142,13 @@ class AdaptationWork:
         features = self._features(fit)
         old = self._judged(fit, features)
         rows = (~self.judges).nonzero().squeeze(1)
-        fit.fit(features, self.answers, rows, settings, lambda steps: progress.update(steps, f'stitch {stitch}'))
+
+        def note(steps: int) -> None:
+            progress.update(steps, f'stitch {stitch}')
+            if self.note is not None:
+                self.note(steps)
+
+        fit.fit(features, self.answers, rows, settings, note)
         new = self._judged(fit, features)
         kept = bool(new.isfinite().all()) and float(new[1].mean()) < float(old[1].mean())
         after = agreement_of(new if kept else old)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 from ..anchors.anchor import Anchor
 from ..net.extract import ExtractedStitch
+from ..net.own_parameters import names_behind
 from ..net.stitchable_net import StitchableNet
 from ..utils.seeds import generator
 
@@ -62,7 +65,7 @@ class StitchFit:
         self.dtype = next(self.module.parameters()).dtype
         if self.dtype in (torch.float16, torch.bfloat16):
             self.module.float()
-        self.parameters = _chosen(net, stitch, self.module, blocks)
+        self.parameters = _fitted(net, stitch, self.module, blocks)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 
@@ -146,22 +149,37 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - rising + 1) / (steps - rising + 1))
 
 
-def _chosen(net: StitchableNet, stitch: int, module: ExtractedStitch, blocks: int) -> dict[str, nn.Parameter]:
-    """The parameters of an extracted stitch that are fitted, by their names in the net.
+def fitted_names(net: StitchableNet, stitch: int, blocks: int = 0) -> list[frozenset[str]]:
+    """Names (in the net) of the parameters of a stitch that are fitted, by leg; none for the first one.
 
     One that two legs of a stitch share is left out, because the legs hold copies of it.
     """
-    chosen = net.stitches[stitch]
-    found: dict[str, nn.Parameter] = {}
-    twice: set[str] = set()
-    for number, (layer, leg) in enumerate(zip(chosen.layers, chosen.legs[1:], strict=True), start=1):
+    legs, chosen = names_behind(net, stitch), net.stitches[stitch]
+    shared = {name for name, count in Counter(chain(*legs)).items() if count > 1}
+    found = []
+    for leg, names in zip(chosen.legs, legs, strict=True):
         anchor = net.anchor(leg.anchor)
-        prefix = f'anchors.{list(net.anchors).index(anchor)}.model.'
-        whole = anchor.parameter_names(leg.start, min((leg.start or 0) + blocks, len(anchor.line()))) if blocks else ()
-        own = dict(module.get_submodule(f'anchors.{number}.model').named_parameters())
-        mine = {f'{prefix}{name}': p for name, p in own.items() if p.ndim < 2 or name in whole}
-        held = module.get_submodule(f'stitch_layers.{number - 1}').named_parameters()
-        mine.update({f'stitch_layers.{layer}.{name}': p for name, p in held})
-        twice |= mine.keys() & found.keys()
-        found.update(mine)
-    return {name: found[name] for name in sorted(found) if name not in twice}
+        stop = min((leg.start or 0) + blocks, len(anchor.line()))
+        whole = anchor.parameter_names(leg.start, stop) if blocks else frozenset()
+        prefix = f'anchors.{net.index_of(leg.anchor)}.model.'
+        found.append(
+            frozenset(
+                name
+                for name in names - shared
+                if not name.startswith(prefix)  # of a stitch layer
+                or name.removeprefix(prefix) in whole
+                or net.get_parameter(name).ndim < 2
+            )
+        )
+    return found
+
+
+def _fitted(net: StitchableNet, stitch: int, module: ExtractedStitch, blocks: int) -> dict[str, nn.Parameter]:
+    """The parameters of an extracted stitch that are fitted, by their names in the net."""
+    found = {}
+    for number, names in enumerate(fitted_names(net, stitch, blocks)):
+        for name in names:
+            kind, _, rest = name.split('.', 2)
+            place = f'stitch_layers.{number - 1}' if kind == 'stitch_layers' else f'anchors.{number}'
+            found[name] = module.get_parameter(f'{place}.{rest}')
+    return dict(sorted(found.items()))

@@ -37,10 +37,8 @@ class OwnParameters:
 
     def __init__(self, net: JoinedAnchors, values: Mapping[int, Mapping[str, Tensor]]) -> None:
         self.values = {net.checked(i): dict(sorted(values[i].items())) for i in sorted(values) if values[i]}
-        if self.values and (folded(net) is not net or any(net.layer(i).down is not None for i in _layers(net))):
-            raise SnnetError(
-                'stitches of a net with branches or low-rank updates have no own parameters: fold or merge these first'
-            )
+        if self.values:
+            check_merged(net)
         places = _places(net) if self.values else {}
         self._tables = {stitch: _tables(net, stitch, own, places) for stitch, own in self.values.items()}
 
@@ -74,6 +72,18 @@ class OwnParameters:
     def description(self) -> dict[str, Any]:
         """What config.json says of them beside the file that holds the values."""
         return {'stitches': self.stitches, 'count': self.count()}
+
+
+def check_merged(net: JoinedAnchors) -> None:
+    """Refuses a net whose parameters are not yet those of the modules that run.
+
+    Raises:
+        SnnetError: it has branches or low-rank updates.
+    """
+    if folded(net) is not net or any(net.layer(i).down is not None for i in _layers(net)):
+        raise SnnetError(
+            'stitches of a net with branches or low-rank updates have no own parameters: fold or merge these first'
+        )
 
 
 def by_stitch(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

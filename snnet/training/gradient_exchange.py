@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed as dist, nn
 
 from ..config.sections import option
+from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 
@@ -119,6 +120,20 @@ class Exchange:
             if (name := next(differing, None)) is not None:
                 found[rank] = name
         return found
+
+    def check_equal(self, step: int) -> None:
+        """Refuses to go on after a step if the weights of the ranks differ: their average gradient is meaningless then.
+
+        Raises:
+            SnnetError: they differ.
+        """
+        differing = self.differing_ranks()
+        if differing:
+            listed = '; '.join(f'rank {rank} from {name} on' for rank, name in differing.items())
+            raise SnnetError(
+                f'after step {step} the weights of some ranks differ from the first rank ({listed}), so no '
+                f'checkpoint was written; run it again to continue from the last one'
+            )
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -56,7 +56,22 @@ of small batches, of stitches among them, cost EfficientNet-Lite 20 points and m
 teacher is the largest anchor with its fitted head.
 """
 
+ADAPT: dict[str, Any] = {
+    **SNNET,
+    'epochs': 0,
+    'freeze_anchors': True,
+    'model_ema': False,
+    'init_samples': 1000,
+    'teacher': 'none',
+    'recalibrate': 0,
+    'adapt_minutes': 10.0,
+}
+"""Anchors stay as they are, bit for bit: stitch layers by least squares, then each stitch adapts (`snnet.adapt`).
+
+No step trains stitches together, so this takes minutes on a CPU (docs/adapt.md).
+"""
+
 IMPLIED = {'from_': 'own'}
 """Settings that imply a recipe where none is named."""
 
-RECIPES = {'own': OWN, 'paper': PAPER, 'snnet': SNNET}
+RECIPES = {'adapt': ADAPT, 'own': OWN, 'paper': PAPER, 'snnet': SNNET}

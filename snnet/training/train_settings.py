@@ -9,6 +9,7 @@ from ..config.process import SeedSettings
 from ..config.sections import option, section
 from ..data.train_images import TrainDataSettings
 from ..data.transforms import AugmentationSettings
+from .adapt_stitches import AdaptationSettings
 from .build_net import NetSettings
 from .checkpoint import CheckpointSettings
 from .compute_settings import TrainComputeSettings
@@ -54,6 +55,7 @@ class TrainSettings:
     update: UpdateSettings = section(UpdateSettings)
     average: AverageSettings = section(AverageSettings)
     growth: GrowthSettings = section(GrowthSettings)
+    adaptation: AdaptationSettings = section(AdaptationSettings)
     compute: TrainComputeSettings = section(TrainComputeSettings)
     seeds: SeedSettings = section(SeedSettings)
     checkpoints: CheckpointSettings = section(CheckpointSettings)

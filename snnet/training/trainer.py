@@ -21,6 +21,7 @@ from ..utils.log import set_up_logging
 from ..utils.plugins import import_plugins
 from ..utils.progress import Progress
 from ..utils.seeds import key, seed_libraries
+from .adapt_stitches import adapt_stitches, check_adaptation
 from .build_net import build_net, choose_trained_weights
 from .check_batch_norms import check_batch_norms
 from .check_settings import check_settings, with_defaults
@@ -90,6 +91,7 @@ class Trainer:
         seed = settings.seeds.seed
         seed_libraries(key(seed, 'build'))  # for weights that are not loaded
         self.net = build_net(settings.net, settings.data).to(ranks.device)
+        check_adaptation(settings.adaptation, self.net)
         self.images = TrainImages(
             settings.data, settings.augmentation, settings.seeds.of_data, folder.path, self.net, ranks
         )
@@ -201,7 +203,7 @@ class Trainer:
                 losses.append(row['loss'])
             saving = saving or stopping or step + 1 == self.total
             if saving or (step + 1) % self.settings.ranks.check_steps == 0:
-                self._compare(step)
+                self.step.exchange.check_equal(step)
             if saving:
                 last = step + 1 if self._save(step + 1, losses) else last
                 saved, losses = time.monotonic(), []
@@ -274,18 +276,8 @@ class Trainer:
         self.watchdog.alive()
         return done
 
-    def _compare(self, step: int) -> None:
-        """Ends the run if the weights of the ranks differ, because their average gradient is then meaningless."""
-        differing = self.step.exchange.differing_ranks()
-        if differing:
-            listed = '; '.join(f'rank {rank} from {name} on' for rank, name in differing.items())
-            raise SnnetError(
-                f'after step {step} the weights of some ranks differ from the first rank ({listed}), so no '
-                f'checkpoint was written; run it again to continue from the last one'
-            )
-
     def _finish(self) -> None:
-        """Folds branches, gives every stitch its BatchNorm statistics where anchors moved, and saves the net."""
+        """Folds branches, gives stitches statistics where anchors moved and parameters on demand, and saves the net."""
         self.watchdog.alive()
         settings, net = self.settings, self.average.module if self.average else self.net
         merge_updates(net)
@@ -294,6 +286,10 @@ class Trainer:
             self.grower.fold()
         if not settings.net.freeze_anchors:
             give_statistics(net, settings.recalibrate, self.step, self.images, settings.schedule.epochs)
+        adapt_stitches(
+            settings.adaptation, net, self.images, settings.seeds.seed, self.ranks, self.folder.path / 'adapting',
+            self.watchdog.alive,
+        )  # fmt: skip
         save_net(net, self.folder.net, self.images, self.ranks)
         following = next_command(self.folder.net, settings.data, settings.net.plugin, self.images.undivided)
         _log.info('saved the net; next: %s', following)

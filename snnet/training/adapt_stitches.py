@@ -1,0 +1,84 @@
+"""The last part of a run, on demand: every stitch adapts to what its front gives it (`snnet.adapt`)."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..calibration.adapt import adapt, adaptable
+from ..config.sections import option
+from ..data.clean_images import drawn_images
+from ..data.train_images import TrainImages
+from ..net.stitchable_net import StitchableNet
+from ..utils.distributed import Ranks
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class AdaptationSettings:
+    """How stitches adapt at the end of a run, without changing any anchor."""
+
+    adapt_minutes: float = option(
+        0.0, 'about how long stitches adapt to their fronts at the end, without changing any anchor; 0 for not', least=0
+    )
+    adapt_steps: int | None = option(None, 'updates of each stitch, in place of what the minutes allow', least=1)
+    adapt_samples: int = option(2000, 'training images to adapt with; every fourth one judges', least=8)
+    adapt_lr: float = option(2e-3, 'highest learning rate of adapting', least=0)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether stitches adapt at all."""
+        return self.adapt_minutes > 0 or self.adapt_steps is not None
+
+
+def check_adaptation(settings: AdaptationSettings, net: StitchableNet) -> None:
+    """Refuses, before anything is trained, what could not be adapted at the end.
+
+    Raises:
+        SnnetError: no stitch has a join, or the parameters of stitches would be more than those of the net.
+    """
+    if settings.wanted:
+        adaptable(net)
+
+
+def adapt_stitches(
+    settings: AdaptationSettings,
+    net: StitchableNet,
+    images: TrainImages,
+    seed: int,
+    ranks: Ranks,
+    folder: Path,
+    alive: Callable[[], object],
+) -> None:
+    """Adapts all stitches with a join. Every rank computes the same; the first keeps what is done, and logs the report.
+
+    Args:
+        settings: how.
+        net: trained, folded and merged.
+        images: of the run.
+        seed: draws the images.
+        ranks: of the run.
+        folder: keeps finished stitches until all are done, so that an interrupted run goes on from there.
+        alive: called after every step.
+    """
+    if not settings.wanted:
+        return
+    done = adapt(
+        net,
+        drawn_images(images.data, images.dataset, net, settings.adapt_samples, seed, ranks.device),
+        settings.adapt_minutes or 1.0,  # not looked at where steps are given
+        steps=settings.adapt_steps,
+        samples=settings.adapt_samples,
+        lr=settings.adapt_lr,
+        seed=seed,
+        folder=folder if ranks.first else None,
+        quiet=not ranks.first,
+        progress=lambda steps: alive(),
+    )
+    if ranks.first:
+        _log.info('%s', done)
+        shutil.rmtree(folder, ignore_errors=True)
