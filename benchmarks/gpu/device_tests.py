@@ -10,6 +10,8 @@ import pytest
 from benchmarks.gpu.part import Options, Report
 
 ROOT = Path(__file__).parents[2]
+FIRST, LAST = ['test_running.py', 'test_training.py'], 'test_compiling.py'
+"""Files of tests in the order of their worth; what compiles may take the rest of the time."""
 
 
 class _Watch:
@@ -39,7 +41,10 @@ def run(options: Options, report: Report) -> None:
     watch = _Watch(report)
     # versions of the libraries other than those of CI warn of other things, which is no error here
     arguments = ['-m', 'gpu', '--device', options.device, '-o', 'filterwarnings=default', '--tb', 'short']
-    code = pytest.main([str(ROOT / 'tests' / 'gpu'), '-q', '--rootdir', str(ROOT), *arguments], plugins=[watch])
+    folder = ROOT / 'tests' / 'gpu'
+    others = sorted({path.name for path in folder.glob('test_*.py')} - {*FIRST, LAST})
+    files = [str(folder / name) for name in (*FIRST, *others, LAST)]
+    code = pytest.main([*files, '-q', '--rootdir', str(ROOT), *arguments], plugins=[watch])
     report.note(', '.join(f'{count} {outcome}' for outcome, count in watch.counts.items()))
     if code != 0:
         raise RuntimeError(f'pytest ended with {pytest.ExitCode(code).name}, {watch.counts["failed"]} tests failed')

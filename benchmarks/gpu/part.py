@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part('Tests on the device', 1.3, 'benchmarks.gpu.device_tests'),
+    Part('Tests on the device', 1.6, 'benchmarks.gpu.device_tests'),
     Part('Switching and serving', 1.2, 'benchmarks.gpu.serving'),
     Part('The training step of the DeiT recipe', 1.3, 'benchmarks.gpu.recipe_step'),
     Part('All stitches, and least squares', 0.6, 'benchmarks.gpu.all_stitches'),
@@ -86,10 +86,13 @@ class Report:
     @contextlib.contextmanager
     def trying(self, what: str) -> Iterator[None]:
         """Notes what fails inside, such as a batch that the memory does not hold, and goes on."""
+        failed = False
         try:
             yield
         except Exception as error:
+            failed = True
             self.note(f'{what} failed: {in_a_sentence(error)}')
+        if failed:  # behind the handler, where the error no longer holds what it came from
             import torch
 
             gc.collect()

@@ -8,13 +8,10 @@ import torch
 import snnet
 from snnet.profiling.memory import peak_memory
 from snnet.profiling.profile import profile
+from tests.gpu.nets import moved
 from tests.helpers.families import images, shared_net
 
 pytestmark = pytest.mark.gpu
-
-
-def moved(name: str, device: torch.device) -> snnet.StitchableNet:
-    return copy.deepcopy(shared_net(name)).to(device)
 
 
 def test_a_profile_names_the_device_and_chooses_by_its_milliseconds(device):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import random
 
 import pytest
@@ -9,26 +8,12 @@ import torch
 import snnet
 from snnet.net.cuda_graphs import GraphedStitches
 from snnet.net.shared_prefixes import all_logits
+from tests.gpu.nets import moved, near
 from tests.helpers.crowd import in_threads
 from tests.helpers.families import images, shared_net
-from tests.helpers.rounding import rounding
 
 pytestmark = pytest.mark.gpu
 FAMILIES = ['vit', 'swin', 'resnet', 'levit', 'convnext', 'three legs', 'maps to windows']
-TERMS = 4096
-"""Numbers that the longest sums of these small networks add up, over all layers."""
-
-
-def moved(name: str, device: torch.device) -> snnet.StitchableNet:
-    if device.type == 'cpu' and name not in ('vit', 'resnet', 'levit'):
-        pytest.skip('other tests run this family on a CPU')
-    return copy.deepcopy(shared_net(name)).to(device)
-
-
-def near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Equal up to the rounding of float32."""
-    found, wanted = found.cpu(), wanted.cpu()
-    return float((found - wanted).abs().max()) <= rounding(torch.float32, TERMS) * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -133,21 +118,6 @@ def test_graphs_give_what_plain_calls_give_from_many_threads_on_streams_of_their
 
     pairs = [pair for pairs in in_threads(work) for pair in pairs]
     assert [i for i, logits in pairs if not near(logits, wanted[i][: len(logits)])] == []
-
-
-@pytest.mark.parametrize('name', ['vit', 'swin'])
-def test_compiled_blocks_compile_nothing_after_the_warm_up_for_any_stitch_and_three_batch_sizes(name, device):
-    torch._dynamo.reset()
-    net = moved(name, device)
-    ids, batches = range(len(net.stitches)), [images(net.input_size[1], n).to(device) for n in (1, 3, 8)]
-    with torch.inference_mode():
-        wanted = [[net(x, stitch=i) for x in batches] for i in ids]
-        snnet.compile_blocks(net, 'inductor' if device.type == 'cuda' else 'eager')
-        assert snnet.warm_up(net, batches[1], quiet=True) > 0
-        with torch.compiler.set_stance('fail_on_recompile'):
-            found = [[net(x, stitch=i) for x in batches] for i in ids]
-    torch._dynamo.reset()
-    assert [i for i in ids if not all(map(near, found[i], wanted[i]))] == []
 
 
 def test_a_thousand_switches_leave_no_memory_behind(gpu):
