@@ -207,7 +207,8 @@ def measure(bench: Bench, variant: Variant, folder: Path, peak: float, report: R
     report.row(
         f'The step of the DeiT recipe, {bench.steps} stitches', batch=bench.batch, passes=bench.together,
         way=variant.name, ms_per_step=1e3 * seconds / bench.steps, images_per_s=rate,
-        peak_GB=peak_gigabytes(bench.device), percent_of_the_card=100 * bench.gmacs(live) * rate / peak, hours_for_50_epochs=SHOWN / rate / 3600,
+        percent_of_the_card=100 * bench.gmacs(live) * rate / peak, hours_for_50_epochs=SHOWN / rate / 3600,
+        peak_GB=peak_gigabytes(bench.device),
     )  # fmt: skip
     return rate
 
