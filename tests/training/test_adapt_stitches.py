@@ -32,6 +32,7 @@ def test_a_run_without_a_step_adapts_its_stitches_and_leaves_the_anchors_as_they
     assert not (tmp_path / 'adapted/adapting').exists()
 
 
+@pytest.mark.slow  # three runs
 def test_a_run_that_dies_while_stitches_adapt_goes_on_from_those_that_are_done(tmp_path, monkeypatch):
     train(train_settings(tmp_path / 'whole', **ADAPTING))
     fit, fitted = AdaptationWork._fit, []
