@@ -24,9 +24,11 @@ def own(folder):
 
 
 def test_a_run_without_a_step_adapts_its_stitches_and_leaves_the_anchors_as_they_are(tmp_path):
-    plain = snnet.StitchableNet.from_pretrained(train(train_settings(tmp_path / 'plain', **{**ADAPTING, 'adapt_steps': None})))
+    without = {**ADAPTING, 'adapt_steps': None}
+    plain = snnet.StitchableNet.from_pretrained(train(train_settings(tmp_path / 'plain', **without)))
     net = snnet.StitchableNet.from_pretrained(train(train_settings(tmp_path / 'adapted', **ADAPTING)))
-    assert plain.own_parameters is None and net.own_parameters.stitches
+    assert plain.own_parameters is None
+    assert net.own_parameters.stitches
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters(), strict=True))
     assert 'diverge' in (tmp_path / 'adapted/train.log').read_text()
     assert not (tmp_path / 'adapted/adapting').exists()
@@ -51,7 +53,8 @@ def test_a_run_that_dies_while_stitches_adapt_goes_on_from_those_that_are_done(t
     train(train_settings(tmp_path / 'cut', **ADAPTING))
     assert len(fitted) == len(set(fitted))
     whole, cut = own(tmp_path / 'whole'), own(tmp_path / 'cut')
-    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 @pytest.mark.parametrize(
@@ -69,4 +72,6 @@ def test_what_could_not_be_adapted_is_refused_before_anything_is_written(tmp_pat
 
 def test_the_recipe_moves_no_anchor_and_takes_no_step():
     settings = parse(TrainSettings, ['--anchors', 'test_vit,test_vit2', '--recipe', 'adapt'], recipes=RECIPES)
-    assert settings.net.freeze_anchors and settings.schedule.epochs == 0 and settings.adaptation.wanted
+    assert settings.net.freeze_anchors
+    assert settings.schedule.epochs == 0
+    assert settings.adaptation.wanted
