@@ -134,6 +134,7 @@ def test_parameter_names_are_those_that_get_a_gradient(name):
         assert anchor.parameter_names(start, stop) == reached
 
 
+@pytest.mark.quick('vit, large', 'deit-3, large', 'vit without class token, large', 'deit distilled, large')
 @every_family
 def test_a_cut_runs_the_same_and_holds_its_own_parameters_only(name):
     anchor, _, x = wrapped(name)

@@ -222,6 +222,7 @@ def test_copies_and_pickles_stand_alone(name):
             assert torch.equal(twin(x), expected)
 
 
+@pytest.mark.quick('pvt-stages.2.blocks.0')
 @pytest.mark.parametrize(('name', 'path'), [('pvt', 'stages.2.blocks.0'), ('mobilenet v2', 'blocks.2.1')])
 def test_a_replaced_block_is_used(name, path):
     class Tripled(nn.Module):
@@ -271,6 +272,7 @@ def test_a_network_whose_blocks_are_told_the_size_refuses_another(name):
         anchor.run(torch.randn(1, 3 * at.tokens, at.channels), start=1)
 
 
+@pytest.mark.quick('adapter-levit', 'adapter-swin')
 @pytest.mark.parametrize(
     ('make', 'position'), [(partial(swin, 8), 1), (partial(levit, Levit, 16), 0)], ids=['swin', 'levit']
 )
@@ -312,6 +314,7 @@ def test_known_networks_have_their_number_of_blocks(name, blocks):
     assert sum(map(len, anchor.blocks())) == blocks
 
 
+@pytest.mark.quick('resnet18-found', 'resnet50-found', 'vit_small_patch16_224-found')
 @pytest.mark.parametrize('wrap', swept(['found', 'traced'], ['found']))
 @pytest.mark.parametrize('name', LINES)
 def test_published_lines_have_their_shapes_and_parameters(name, wrap):
@@ -404,6 +407,7 @@ def test_what_is_no_line_is_refused_with_the_reason(model, words):
         as_anchor(model, 'odd', input_size=(3, 8, 8))
 
 
+@pytest.mark.slow  # a few seconds
 def test_networks_without_adapter_are_known_by_name():
     anchor = load_anchor('mobilenetv3_small_050', pretrained=False, num_classes=7, img_size=64)
     assert type(anchor) is TracedAnchor

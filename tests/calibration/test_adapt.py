@@ -39,6 +39,7 @@ def plain():
     return family_net('vit')
 
 
+@pytest.mark.slow  # a few seconds
 def test_no_anchor_changes_by_a_bit_and_what_the_net_holds_stays(vit, plain):
     net, _ = vit
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters(), strict=True))
@@ -86,6 +87,7 @@ def test_a_stitch_that_gets_worse_stays_as_it_was(plain):
     assert not all(row.kept for row in done.stitches)
 
 
+@pytest.mark.slow  # a few seconds
 def test_an_interrupted_call_goes_on_bit_for_bit(vit, plain, tmp_path, monkeypatch):
     net, _ = vit
     fit, calls = StitchFit.fit, []

@@ -64,6 +64,7 @@ def test_a_stitch_that_is_right_already_keeps_its_outputs_bit_for_bit(plain, sti
     assert torch.equal(logits(net, stitch, X), logits(plain, stitch, X))
 
 
+@pytest.mark.slow  # a few seconds
 def test_without_classes_the_largest_anchor_judges_and_so_never_changes(plain):
     net = copy.deepcopy(plain)
     snnet.recalibrate(net, [X], samples=48)
@@ -118,6 +119,7 @@ def mixed(plain, exact):
     return net
 
 
+@pytest.mark.slow  # a few seconds
 def test_mixtures_run_alike_alone_with_shared_parts_extracted_and_loaded(mixed, plain, exact, tmp_path):
     mixed.save_pretrained(tmp_path)
     loaded = StitchableNet.from_pretrained(tmp_path) if all(a.source for a in mixed.anchors) else None

@@ -96,6 +96,7 @@ def test_features_that_are_not_finite_are_refused_naming_the_anchor_and_change_n
     assert torch.equal(layers_of(net), before)
 
 
+@pytest.mark.quick('1-vit', '0-vit')
 @pytest.mark.parametrize('name', ['vit', 'resnet', 'swin', 'levit'])
 @pytest.mark.parametrize('empty_batches', [0, 1])
 def test_zero_images_are_refused(name, empty_batches):

@@ -173,6 +173,7 @@ def solutions_by_hand(net, layer, x):
     return pairs, [reference(*pair) for pair in pairs]
 
 
+@pytest.mark.quick('two ways', 'vit', 'official')
 @every_net
 def test_a_shared_layer_is_fitted_to_all_its_joins_at_once(name):
     net = copy.deepcopy(shared_net(name))

@@ -26,6 +26,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_saved_net_gets_own_parameters_and_its_weights_stay(folder, capsys):
     before = snnet.StitchableNet.from_pretrained(folder / 'net')
     weights = (folder / 'net' / 'model.safetensors').read_bytes()

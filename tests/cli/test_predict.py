@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # a few seconds
 def test_it_prints_a_line_per_image_of_a_folder(folder, capsys):
     assert main(['predict', str(folder / 'net'), str(folder / 'photos'), '--topk', '2', '--batch-size', '3']) == 0
     caught = capsys.readouterr()

@@ -40,6 +40,7 @@ def rows_of(output):
     return [json.loads(line) for line in (output / 'stitches.jsonl').read_text().splitlines()]
 
 
+@pytest.mark.quick('vit', 'two ways')
 @every_net
 def test_sharing_parts_changes_no_bit_of_any_stitch(name):
     net = shared_net(name).eval()
@@ -85,6 +86,7 @@ def test_stitches_with_the_same_end_may_run_as_one_batch(name, suffix_batch):
         assert len(sizes) == len(net.anchors) + len(ends), 'one call an anchor, and one for all that end in it'
 
 
+@pytest.mark.slow  # a few seconds
 def test_evaluation_with_merged_suffixes_gives_the_same_records(saved, tmp_path):
     nets = [
         evaluate(eval_settings(saved, output=str(tmp_path / str(limit)), suffix_batch=limit))[0] for limit in (0, 64)
@@ -111,6 +113,7 @@ def test_results_equal_evaluating_each_stitch_by_itself(saved, tmp_path):
         assert (row['flops'], row['params']) == (net.records[row['id']].flops, net.records[row['id']].params)
 
 
+@pytest.mark.slow  # a few seconds
 def test_accuracies_travel_with_the_weights(saved, tmp_path):
     net, _ = evaluate(eval_settings(saved, output=str(tmp_path)))
     again = StitchableNet.from_pretrained(saved)
@@ -121,6 +124,7 @@ def test_accuracies_travel_with_the_weights(saved, tmp_path):
     assert [r.n for r in few.records[:3]] == [10, 10, None]
 
 
+@pytest.mark.slow  # a few seconds
 def test_an_interrupted_pass_goes_on_where_it_was_and_gives_the_same(saved, tmp_path, monkeypatch):
     evaluate(eval_settings(saved, output=str(tmp_path / 'whole')))
     save = Tally.save
@@ -188,6 +192,7 @@ def test_a_torn_line_is_evaluated_again_and_only_it(saved, tmp_path, monkeypatch
     assert rows_of(tmp_path) == whole
 
 
+@pytest.mark.slow  # a few seconds
 def test_hits_say_which_images_each_stitch_got_right(saved, tmp_path):
     evaluate(eval_settings(saved, output=str(tmp_path), stitches='1,3'))
     net, _ = evaluate(eval_settings(saved, output=str(tmp_path), stitches='0-3'))
@@ -330,6 +335,7 @@ def unjudged(monkeypatch):
     monkeypatch.setattr('snnet.evaluation.prepare_statistics.recalibrate', partial(recalibrate, shares=[1]))
 
 
+@pytest.mark.slow  # a few seconds
 def test_statistics_that_do_not_help_leave_the_net_its_outputs_and_accuracies(cnn):
     folder, data = cnn
     before, _ = evaluate(eval_settings(folder, **data, output=str(folder / 'plain')))
@@ -345,6 +351,7 @@ def test_statistics_that_do_not_help_leave_the_net_its_outputs_and_accuracies(cn
         assert [record.top1 for record in after.records] == [record.top1 for record in before.records]
 
 
+@pytest.mark.slow  # a few seconds
 def test_batch_norm_is_recalibrated_once_and_the_folder_keeps_the_statistics(cnn, unjudged):
     folder, data = cnn
     before, _ = evaluate(eval_settings(folder, **data, output=str(folder / 'plain')))
@@ -364,6 +371,7 @@ def test_batch_norm_is_recalibrated_once_and_the_folder_keeps_the_statistics(cnn
         evaluate(eval_settings(folder, **data))
 
 
+@pytest.mark.slow  # a few seconds
 def test_the_recorded_accuracy_is_that_of_the_loaded_and_of_the_extracted_stitch(cnn, unjudged):
     folder, data = cnn
     evaluate(eval_settings(folder, **data, recalibrate=21))
@@ -376,6 +384,7 @@ def test_the_recorded_accuracy_is_that_of_the_loaded_and_of_the_extracted_stitch
             assert record.loss == pytest.approx(float(loss.double().mean()), rel=1e-6)
 
 
+@pytest.mark.quick('change1-recalibrate is at least 0, not -1')
 @pytest.mark.parametrize(
     ('change', 'told'),
     [
@@ -396,6 +405,7 @@ def test_recalibration_is_refused_where_there_is_no_batch_norm(saved, tmp_path):
         evaluate(eval_settings(saved, output=str(tmp_path), recalibrate=5))
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_folder_that_cannot_keep_the_statistics_is_evaluated_all_the_same(cnn, tmp_path, monkeypatch):
     folder, data = cnn
     monkeypatch.setattr(

@@ -60,6 +60,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_run_becomes_a_page_with_curves_tables_and_images(run, capsys):
     assert main(['report', str(run), '--data-dir', str(run / 'images')]) == 0
     assert capsys.readouterr().out == f'wrote {run / "report.html"}\n'

@@ -77,6 +77,7 @@ def test_a_file_gives_the_logits_of_its_stitch_on_any_batch_size(name, format, t
     assert list(tmp_path.iterdir()) == [done.path]
 
 
+@pytest.mark.quick('onnx')
 @pytest.mark.parametrize('format', FORMATS)
 def test_a_file_holds_its_own_parameters_alone_and_no_path_of_this_machine(three, format):
     path, params = three[format].path, three[format].metadata['params']
@@ -136,6 +137,7 @@ print([float(session.run(['logits'], {'images': np.ones((n, *size), np.float32)}
 """
 
 
+@pytest.mark.quick('onnx-code1')
 @pytest.mark.parametrize(('format', 'code'), [('pt2', _PT2), ('onnx', _ONNX)])
 def test_a_file_runs_where_this_package_is_not(three, format, code):
     folder = three[format].path.parents[1]

@@ -45,6 +45,7 @@ def written(monkeypatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_set_is_the_reduced_frontier_and_each_file_runs(tmp_path):
     net = evaluated()
     made = export_set(net, tmp_path / 'set', 3)
@@ -82,6 +83,7 @@ def test_an_interrupted_set_goes_on_and_only_damaged_files_are_made_again(tmp_pa
     assert written[4:] == [made.entries[1].path.name]
 
 
+@pytest.mark.quick('points')
 @pytest.mark.parametrize('change', ['points', 'weights', 'format', 'accuracy'])
 def test_another_set_is_replaced_only_on_demand(change, tmp_path, written):
     net = evaluated()

@@ -78,6 +78,7 @@ def test_training_makes_one_graph_a_shape_and_draws_the_bits_that_eager_draws(ki
             assert close(found, step(eager, images(32, count), stitch=i))
 
 
+@pytest.mark.slow  # a few seconds
 def test_mixed_precision_behind_a_stitch_layer_is_warmed_up_too():
     net = snnet.compile_blocks(family_net('vit'), 'eager')
     with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
@@ -124,6 +125,7 @@ def test_covering_stitches_give_every_module_all_inputs_that_any_stitch_gives_it
     assert len(chosen) < len(everything) or name in ('maps to tokens', 'resnet')
 
 
+@pytest.mark.slow  # a few seconds
 def test_nothing_remains_of_a_warm_up():
     net = snnet.compile_blocks(dropping('resnet').train(), 'eager')
     values = {name: value.clone() for name, value in net.state_dict().items()}
@@ -175,6 +177,7 @@ def test_an_anchor_and_an_extracted_stitch_compile_too(kind):
                 torch.testing.assert_close(net(x[:count]), wanted[:count], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # a few seconds
 def test_compiling_twice_keeps_the_graphs_and_takes_in_a_replaced_block():
     net = snnet.compile_blocks(family_net('vit'), 'eager')
     anchor = net.anchor(0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,6 +27,7 @@ def test_no_costly_operation_goes_uncounted(name):
         assert uncounted(trace(anchor, net.input_size)) == {}
 
 
+@pytest.mark.quick('vit', 'three legs', 'two ways', 'official')
 @every_net
 def test_products_are_counted_as_torch_counts_them(name):
     net = shared_net(name)

@@ -6,6 +6,7 @@ import torch
 from tests.helpers.families import every_net, family_net, images, shared_net, three_vits
 
 
+@pytest.mark.quick('resnet')
 @every_net
 def test_extract_gives_the_same_output_with_its_own_parameters_only(name):
     net = shared_net(name)
@@ -18,6 +19,7 @@ def test_extract_gives_the_same_output_with_its_own_parameters_only(name):
         assert not {p.data_ptr() for p in module.parameters()} & {p.data_ptr() for p in net.parameters()}
 
 
+@pytest.mark.quick('vit')
 @pytest.mark.parametrize('name', ['vit', 'levit', 'levit of convolutions', 'resnet'])
 def test_extract_works_after_a_forward_pass_with_autograd_on(name):
     net = family_net(name)

@@ -79,6 +79,7 @@ def test_classifiers_of_different_widths_are_refused_with_the_remedy():
         create_stitchable_net(anchors, pretrained=False)
 
 
+@pytest.mark.quick('names0')
 @pytest.mark.parametrize('names', [('test_vit', 'test_vit2'), ('resnet18', 'resnet34')])
 def test_networks_of_one_channel_make_a_net_of_one_channel(names, tmp_path):
     args = {'in_chans': 1, 'num_classes': 3}

@@ -129,6 +129,7 @@ def test_a_new_stem_has_the_gradient_of_its_equation(size, training):
     assert_gradients_equal(stem, elementary(stem), values(2, 3, *size), TOLERANCE, inputs=False)
 
 
+@pytest.mark.quick('0.4-False-shape1', '1.0-True-shape0', '1.0-True-shape1', '0.0-True-shape0')
 @pytest.mark.parametrize('shape', [(4, 3, 2), (4, 3, 2, 2), (4, 3, 2, 1)])
 @pytest.mark.parametrize(('rate', 'scale'), [(0.0, True), (0.4, True), (0.4, False), (1.0, True)])
 def test_drop_path_has_the_gradient_of_timms(shape, rate, scale):
@@ -191,6 +192,7 @@ def test_the_teachers_of_anchors_have_the_gradient_of_a_divergence():
         assert (found - wanted).abs().max() <= 1e-13 * wanted.abs().max()
 
 
+@pytest.mark.quick('resnet-True')
 @pytest.mark.parametrize(
     ('name', 'training'),
     [('vit', True), ('swin', False), ('resnet', False), ('resnet', True), ('levit', True)],

@@ -152,6 +152,7 @@ def test_a_norm_before_a_head_or_a_join_gets_the_right_gradient(grid, training):
         assert_gradients_equal(model, elementary(model), values(IMAGES, 4, *grid), TOLERANCE, inputs=False)
 
 
+@pytest.mark.quick('vit[:2] > deit[1:]-True')
 @pytest.mark.parametrize(
     ('legs', 'training'),
     [(legs, training) for legs in PLANS.values() for training in (False, True) if training or 'levit' not in legs],

@@ -621,6 +621,7 @@ REAL = {
 }
 
 
+@pytest.mark.quick('resnet_names-known2')
 @pytest.mark.parametrize(('names', 'known'), REAL.items())
 def test_networks_of_the_paper_are_known_by_their_shapes(names, known):
     with torch.device('meta'), SkipRandomWeights():

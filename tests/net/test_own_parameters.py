@@ -78,6 +78,7 @@ def test_a_stitch_runs_its_own_parameters_and_all_others_give_the_same_bits_as_b
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters(), strict=True))
 
 
+@pytest.mark.quick('vit')
 @each_family
 def test_every_way_of_running_a_stitch_gives_the_same_bits(nets, name):
     net = nets[name]
@@ -127,6 +128,7 @@ def test_compiled_blocks_run_the_parameters_of_each_stitch_without_another_graph
                         {i: expected[i] for i in (second, first, first + 1)})  # fmt: skip
 
 
+@pytest.mark.quick('vit')
 @pytest.mark.parametrize('name', ['resnet', 'vit'])
 def test_a_folder_and_a_state_dict_hold_them(nets, name, tmp_path):
     net = nets[name]

@@ -45,6 +45,12 @@ def anchors_of(net):
     return [net.anchor(i) for i in range(len(net.anchors))]
 
 
+@pytest.mark.quick(
+    'True-deit_tiny,deit_small,deit_base-options2-75',
+    'False-deit_tiny,deit_small,deit_base-options2-75',
+    'False-resnet18,resnet50-options6-10',
+    'False-levit_192,levit_256-options8-8',
+)
 @pytest.mark.parametrize(
     ('names', 'options', 'count'),
     [
@@ -138,6 +144,7 @@ def test_every_published_row(names):
     assert sorted(layer for ours in layers.values() for layer in ours) == list(range(len(net.stitch_layers)))
 
 
+@pytest.mark.slow  # a few seconds
 def test_the_final_norm_is_all_that_official_leaves_out_of_deit():
     ours, theirs = family(DEIT, official=False), family(DEIT)
     assert ours.stitches == theirs.stitches
@@ -147,6 +154,7 @@ def test_the_final_norm_is_all_that_official_leaves_out_of_deit():
         assert (a.flops - b.flops, a.params - b.params) == missing
 
 
+@pytest.mark.quick('resnet18,resnet50')
 @pytest.mark.parametrize('names', [SWIN, RESNET])
 def test_official_changes_only_stitch_layers_of_staged_networks(names):
     ours, theirs = family(names, official=False), family(names)
@@ -165,6 +173,7 @@ def vit_flops(width, blocks, start=0, stop=None):
     return stem + (stop - start) * block + head
 
 
+@pytest.mark.slow  # a few seconds
 def test_the_134_costs_of_snnetv2_follow_from_the_sizes_of_its_networks():
     """No published rows are at hand: the anchors are checked against other papers, the rows against the rule."""
     with SkipRandomWeights():

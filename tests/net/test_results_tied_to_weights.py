@@ -301,6 +301,7 @@ def test_a_new_classifier_is_saved_and_comes_back(tmp_path):
         assert torch.equal(loaded(x), net(x))
 
 
+@pytest.mark.quick('new_block')
 @pytest.mark.parametrize('change', [new_block, new_activation, prune_a_layer, weight_norm, adapter])
 def test_a_net_that_could_not_be_built_again_is_refused_before_anything_is_written(tmp_path, change):
     net = family_net('resnet')
@@ -322,6 +323,7 @@ def test_weights_of_several_types_are_refused_and_half_ones_come_back_as_they_ar
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), net.parameters(), strict=True))
 
 
+@pytest.mark.slow  # a few seconds
 def test_tied_weights_are_saved_once_and_come_back_tied(tmp_path):
     args = {'num_classes': 5, 'img_size': 64, 'embed_dims': [16, 16, 24, 24], 'serial_depths': [2, 2, 2, 2]}
     anchors = [
@@ -338,6 +340,7 @@ def test_tied_weights_are_saved_once_and_come_back_tied(tmp_path):
     assert (tmp_path / 'model.safetensors').stat().st_size < 1.1 * size + 100_000
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_saved_net_is_loaded_for_other_classes_with_everything_else_equal(tmp_path):
     net = evaluated(family_net('resnet'))
     net.save_pretrained(tmp_path)

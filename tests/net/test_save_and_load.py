@@ -240,6 +240,7 @@ def all_equal(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.slow  # a few seconds
 def test_statistics_travel_with_the_net(recalibrated):
     net, folder = recalibrated
     loaded = StitchableNet.from_pretrained(folder)

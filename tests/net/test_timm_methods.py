@@ -201,6 +201,7 @@ def test_checkpointing_is_switched_for_all_anchors_and_changes_no_gradient():
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.quick('vit')
 @pytest.mark.parametrize('name', ['vit', 'resnet', 'deit distilled', 'convnext'])
 def test_a_net_with_reset_classifiers_trains_saves_and_loads(name, tmp_path):
     net = family_net(name)
@@ -236,6 +237,7 @@ def test_an_average_of_timm_follows_a_stitch():
     assert torch.allclose(first, next(alone.parameters()) - 0.5, rtol=0, atol=rounding(torch.float32, 4))
 
 
+@pytest.mark.slow  # a few seconds
 def test_timm_makes_saved_nets_by_name_and_by_folder(tmp_path):
     net = snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=3, img_size=32).eval()
     net.save_pretrained(tmp_path)

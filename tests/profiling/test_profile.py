@@ -100,6 +100,7 @@ def evaluated(net):
     return net
 
 
+@pytest.mark.slow  # a few seconds
 def test_all_measured_medians_are_those_of_the_clock(net, clock):
     (table,) = profile(net, stitches='all', quiet=True)
     assert table.measured == set(range(57))
@@ -119,6 +120,7 @@ def test_quantiles_are_those_of_single_calls(net, clock):
     assert 0.8 * alone < row.low < row.ms < row.high < 1.2 * alone
 
 
+@pytest.mark.slow  # a few seconds
 def test_what_is_predicted_is_off_by_no_more_than_is_said(net, clock):
     draw = torch.Generator().manual_seed(0)
     clock.noise = lambda: 1 + 0.01 * float(torch.rand((), generator=draw))
@@ -132,6 +134,7 @@ def test_what_is_predicted_is_off_by_no_more_than_is_said(net, clock):
     assert max(errors) < 0.01
 
 
+@pytest.mark.slow  # a few seconds
 def test_predictions_find_what_parts_take_only_within_a_stitch(net, clock):
     """Blocks of the largest anchor take twice as long behind other parts as by themselves."""
     last = [None]
@@ -144,6 +147,7 @@ def test_predictions_find_what_parts_take_only_within_a_stitch(net, clock):
     assert max(errors) < 0.02
 
 
+@pytest.mark.slow  # a few seconds
 def test_the_frontier_over_latency_is_measured_whole(net, clock):
     """A layer that is dear by the clock alone moves the frontier away from that over FLOPs."""
     evaluated(net)
@@ -153,6 +157,7 @@ def test_the_frontier_over_latency_is_measured_whole(net, clock):
     assert special | {0, 1, 2} <= table.measured < set(range(57))
 
 
+@pytest.mark.slow  # a few seconds
 def test_without_prediction_the_others_are_left_out(net):
     evaluated(net)
     expected = {r.stitch for cost in ('flops', 'params') for r in net.frontier(cost)} | {0, 1, 2}
@@ -179,6 +184,7 @@ def test_auto_measures_all_where_time_allows(net, minutes, all_of_them):
     assert (len(table.measured) == 57) == all_of_them
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_finished_table_is_loaded_with_the_net_and_not_measured_again(made, tmp_path, monkeypatch):
     net = copy.deepcopy(made)
     net.save_pretrained(tmp_path)

@@ -243,6 +243,7 @@ def test_networks_that_are_not_in_the_zoo_are_named():
         tabulate(partition, anchors[:2], similarity)
 
 
+@pytest.mark.slow  # a few seconds
 def test_pictures_are_drawn(tmp_path):
     pytest.importorskip('matplotlib')
     anchors = zoo()

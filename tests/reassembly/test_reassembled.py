@@ -104,6 +104,7 @@ def sizes(modules) -> list[int]:
     return [sum(p.numel() for p in module.parameters()) for module in modules]
 
 
+@pytest.mark.quick('DeRy(4,30,6)')
 @pytest.mark.parametrize('name', PUBLISHED_NETWORKS)
 def test_published_networks_come_out_to_the_last_parameter_and_flop(name):
     expected = published_table('dery_networks')[name]
@@ -280,6 +281,7 @@ def test_it_is_cut_anywhere(stop):
     assert held == sum(p.numel() for p in anchor.parameters())
 
 
+@pytest.mark.slow  # a few seconds
 def test_it_is_an_anchor_of_a_stitchable_net_that_is_saved(tmp_path):
     net = snnet.create_stitchable_net([snnet.as_anchor(network(), 'new'), zoo()['next']], pretrained=False).eval()
     assert len(net.stitches) > 2
@@ -327,6 +329,7 @@ def test_two_checkpoints_of_one_architecture_stay_apart(tmp_path):
         load_zoo('test_vit,test_vit', pretrained=False)
 
 
+@pytest.mark.slow  # a few seconds
 def test_reassembled_networks_are_zoo_networks_in_turn(tmp_path):
     first = snnet.as_anchor(network(), 'first')
     net = reassemble('first[:4] > vit[2:]', {'first': first, 'vit': zoo()['vit']}).eval()
@@ -334,6 +337,7 @@ def test_reassembled_networks_are_zoo_networks_in_turn(tmp_path):
     assert torch.equal(Reassembled.from_pretrained(tmp_path)(images(64)), net(images(64)))
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_net_of_several_anchors_and_foreign_images_are_refused_as_an_anchor(tmp_path):
     snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False, img_size=32).save_pretrained(tmp_path / 'two')
     with pytest.raises(SnnetError, match='holds a whole net of 2 anchors'):
@@ -378,6 +382,7 @@ def test_it_is_trained_evaluated_and_used_by_name(tmp_path, frozen):
     assert torch.equal(both.anchor(name).eval()(images(64)), after(images(64)))
 
 
+@pytest.mark.slow  # a few seconds
 def test_another_number_of_classes_starts_a_new_classifier(tmp_path):
     net = network()
     net.save_pretrained(tmp_path)
@@ -391,6 +396,7 @@ def test_another_number_of_classes_starts_a_new_classifier(tmp_path):
     assert whole.parameter_names(0) == {name for name, _ in whole.named_parameters()}, 'of the new head, too'
 
 
+@pytest.mark.quick('vit-plain')
 @pytest.mark.parametrize(
     ('name', 'joins'), [('cnn', 'plain'), ('vit', 'plain'), ('swin', 'plain'), ('cnn', 'published')]
 )
@@ -533,6 +539,7 @@ def test_a_network_without_head_gets_a_new_one_for_the_classes_asked_for():
     assert reassemble('ssl[:2] > cnn[4:]', anchors)(images(64)).shape == (2, 7)
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_net_that_was_saved_with_seams_still_loads(tmp_path):
     net = network(joins='plain')
     net.save_pretrained(tmp_path)

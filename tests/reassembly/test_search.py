@@ -76,6 +76,7 @@ def script(monkeypatch):
     return run
 
 
+@pytest.mark.slow  # a few seconds
 def test_one_command_ranks_builds_fits_saves_and_draws(script, tmp_path, capsys):
     output, budget = tmp_path / 'out', {'flops': 8e6, 'params': 4e5}
     write_images(tmp_path / 'images', classes=2, each=6)  # other classes than the networks'
@@ -166,6 +167,7 @@ def test_a_folder_of_images_without_classes_or_splits_will_do(tmp_path):
     assert len(shop(tmp_path / 'out', dataset='', data_dir=str(flat)).images) == 8
 
 
+@pytest.mark.slow  # a few seconds
 def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
     def weights(seed):
         return shop(tmp_path, zoo='test_resnet,test_convnext', seed=seed)._digests
@@ -244,6 +246,7 @@ def test_another_pick_for_other_classes_is_saved_and_the_printed_command_trains_
     assert snnet.StitchableNet.from_pretrained(tmp_path / 'run' / 'net').num_classes == 2
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_network_of_given_legs_is_saved_without_a_search(script, tmp_path, capsys):
     output = tmp_path / 'out'
     legs = 'test_resnet[:layer2.0] >2> test_convnext[stages.2.blocks.0:]'

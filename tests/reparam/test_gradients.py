@@ -86,6 +86,7 @@ def test_every_grown_convolution_has_the_gradient_of_its_equation(options, train
             assert_gradients_equal(block, elementary(block), values(*SIZES[size]), TOLERANCE, inputs=size == 'column')
 
 
+@pytest.mark.quick('False')
 @pytest.mark.parametrize('training', [False, True])
 def test_padding_that_follows_the_input_has_the_gradient_of_its_equation(training):
     block = grown(Conv2dSame(8, 8, 3, stride=2), None, training)
@@ -99,7 +100,7 @@ def test_every_branch_of_a_convolution_agrees_with_finite_differences(kind, trai
     assert torch.autograd.gradcheck(block, values(2, 2, 2, 3).requires_grad_(), fast_mode=True)
 
 
-@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('training', [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize('boundaries', [*layers()], ids=str)
 def test_every_grown_stitch_layer_has_the_gradient_of_its_equation(boundaries, training):
     layer = grown(StitchLayer(*boundaries), None, training)

@@ -115,6 +115,7 @@ def test_costs_are_those_of_the_plain_net_to_the_unit(make):
     assert [(r.flops, r.params) for r in snnet.measure_costs(net).records] == costs
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_folded_net_is_saved_and_comes_back(tmp_path):
     size = 64
     net = family_net('resnet')
@@ -131,6 +132,7 @@ def test_a_folded_net_is_saved_and_comes_back(tmp_path):
     assert farthest(outputs(again, x.double()), before) <= 1e-5  # it is built in float32
 
 
+@pytest.mark.slow  # a few seconds
 def test_an_extracted_stitch_folds():
     net = resnets()
     expand(net)
@@ -142,6 +144,7 @@ def test_an_extracted_stitch_folds():
         assert farthest([module(x)], [net(x, stitch=i)]) <= 1e-12
 
 
+@pytest.mark.slow  # a few seconds
 def test_statistics_of_stitches_are_folded_with_each_stitch():
     net = resnets()
     expand(net)

@@ -133,6 +133,7 @@ def test_timms_protocol_finds_the_blocks_of_a_copy():
     assert {type(m) for m in deployed.modules()} == {type(m) for m in plain.modules()}
 
 
+@pytest.mark.quick('mobilenetv3_small_050')
 @pytest.mark.parametrize('name', ['resnet18', 'regnety_002', 'mobilenetv3_small_050', 'convnext_atto'])
 def test_a_folded_network_loads_into_the_plain_one(name):
     model = trained(expand(timm.create_model(name, num_classes=5), ('1x1', '1x1_avg', 'identity')).double())
@@ -220,6 +221,7 @@ def vgg16():
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
 
 
+@pytest.mark.quick('vgg16-32-None-15.0-0.313')
 @pytest.mark.parametrize(
     ('make', 'size', 'kinds', 'params', 'flops'),
     [

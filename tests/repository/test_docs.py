@@ -161,6 +161,7 @@ def checkout(tmp_path, monkeypatch, saved_net) -> Path:
     return tmp_path
 
 
+@pytest.mark.quick('docs/evaluate.md', 'docs/predict.md', 'docs/grow.md', 'docs/serve.md')
 @pytest.mark.filterwarnings('ignore:no stitch within the budget:UserWarning')  # pages choose before they evaluate
 @pytest.mark.filterwarnings('ignore:The .grad attribute:UserWarning')  # torch.compile looks at every input's
 @pytest.mark.parametrize('page', pages_with('python'))

@@ -154,6 +154,7 @@ def test_what_needs_no_torch_loads_none():
     assert fresh(code) & HEAVY == set()
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_plain_import_reaches_every_room():
     loaded = fresh('import snnet\nassert snnet.net.cuda_graphs.GraphedStitches and snnet.reassembly.Reassembled')
     assert {'torch', 'snnet.net.cuda_graphs', 'snnet.reassembly.reassembled'} <= loaded

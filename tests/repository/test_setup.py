@@ -67,6 +67,7 @@ def test_the_package_imports_what_it_declares_and_nothing_else(setup):
         assert module in modules_of(setup['options.extras_require'][extra])
 
 
+@pytest.mark.slow  # a few seconds
 def test_everything_else_imports_what_an_extra_declares(setup):
     extras = set().union(*(modules_of(text) for text in setup['options.extras_require'].values()))
     needed = imported('*.py', 'examples/*.py', 'benchmarks/**/*.py', 'tests/**/*.py', 'tools/**/*.py')

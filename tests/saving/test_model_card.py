@@ -102,6 +102,7 @@ def test_a_card_that_nobody_edited_follows_the_net_and_keeps_its_license(tmp_pat
     assert card(tmp_path) == again
 
 
+@pytest.mark.slow  # a few seconds
 def test_what_the_user_wrote_around_the_section_stays_letter_for_letter(tmp_path):
     three_vits().save_pretrained(tmp_path)
     text = card(tmp_path).replace('license: unknown', 'license: mit  # mine')

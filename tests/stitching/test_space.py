@@ -186,6 +186,7 @@ def out_of_reach(small, large):
     return count
 
 
+@pytest.mark.quick('options0-vit', 'options0-resnet', 'options1-vit of other depth', 'options1-vit without class token')
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('options', [{}, {'window': 3, 'step': 2}])
 def test_both_directions_list_the_same_number_but_for_ends_that_would_start_by_downsampling(family, options):

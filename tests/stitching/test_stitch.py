@@ -61,6 +61,7 @@ def test_a_layer_cannot_join_two_kinds_of_boundaries_and_numbers_have_no_gaps(ne
         StitchableNet(list(net.anchors), [Stitch.parse(first, (1,))])
 
 
+@pytest.mark.slow  # a few seconds
 def test_boundaries_that_do_not_join_are_refused_telling_both():
     net = family_net('convnext')
     with pytest.raises(CannotStitch, match=r'16x16.*8x8'):

@@ -143,6 +143,7 @@ def test_two_ranks_grow_alike_and_go_on_after_a_kill_bit_for_bit(tmp_path):
     assert ends(tmp_path / 'whole') == ends(tmp_path / 'stopped')
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_run_leaves_the_plain_network_that_its_branches_were(tmp_path, monkeypatch):
     settings = train_settings(tmp_path, **TWO, grow_every=1, recalibrate=0, model_ema=True, model_ema_decay=0.5)
     with trainer(settings) as run:
@@ -187,6 +188,7 @@ def test_a_budget_is_filled_at_once_and_never_exceeded(tmp_path):
     assert max(row['train_flops'] for row in lines(tmp_path)) <= 8e6
 
 
+@pytest.mark.quick('options1-grown1')
 @pytest.mark.parametrize(
     ('options', 'grown'),
     [
@@ -306,6 +308,7 @@ def test_a_synflow_score_warns(tmp_path, caplog, monkeypatch):
     assert 'synflow is zero for every convolution' in caplog.text
 
 
+@pytest.mark.slow  # a few seconds
 def test_the_example_compares_ways_at_equal_epochs_and_draws_the_structure(tmp_path, monkeypatch):
     import grow
 
@@ -323,6 +326,7 @@ def test_the_example_compares_ways_at_equal_epochs_and_draws_the_structure(tmp_p
     assert (tmp_path / 'structure.svg').stat().st_size > 5000
 
 
+@pytest.mark.quick('options2-steps2')
 @pytest.mark.parametrize(
     ('options', 'steps'),
     [

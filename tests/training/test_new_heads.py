@@ -30,6 +30,7 @@ def net_of(anchors, classes, **args):
     return create_stitchable_net(anchors, pretrained=False, num_classes=classes, img_size=32, **args)
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_classifier_is_new_where_the_weights_hold_other_classes(anchors, tmp_path):
     for classes, new in ((5, False), (4, True)):
         assert [has_new_head(a.model) for a in net_of(anchors, classes).anchors] == [new] * 2

@@ -117,6 +117,7 @@ def test_a_run_that_is_stopped_anywhere_ends_bit_for_bit_as_one_that_is_not(tmp_
     assert ends(tmp_path / 'whole') == ends(tmp_path / 'stopped')
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_run_whose_settings_are_flat_as_in_older_versions_continues_bit_for_bit(tmp_path, monkeypatch):
     changes = {'mixup': 0.8, 'model_ema': True}
     train(train_settings(tmp_path / 'whole', **changes))
@@ -134,6 +135,7 @@ def test_a_run_whose_settings_are_flat_as_in_older_versions_continues_bit_for_bi
     assert ends(tmp_path / 'whole') == ends(tmp_path / 'stopped')
 
 
+@pytest.mark.slow  # a few seconds
 def test_the_number_of_loader_processes_may_change_at_every_stop(tmp_path, monkeypatch):
     changes = {'aa': 'rand-m9-mstd0.5-inc1', 'reprob': 0.5, 'cutmix': 1.0, 'epochs': 1, 'dataset': 'generated/16'}
     train(train_settings(tmp_path / 'whole', **changes))
@@ -180,6 +182,7 @@ def test_a_rank_that_is_told_to_end_or_killed_takes_no_bit_away(tmp_path):
     assert ends(tmp_path / 'whole') == ends(tmp_path / 'stopped')
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_signal_loses_no_step_and_a_crash_at_most_an_interval(tmp_path, monkeypatch):
     taken = []
     call = TrainStep.__call__
@@ -225,6 +228,7 @@ def said(caplog, monkeypatch):
     return caplog
 
 
+@pytest.mark.slow  # a few seconds
 def test_where_every_checkpoint_is_broken_the_run_begins_again_with_a_warning(tmp_path, monkeypatch, said):
     changes = {'epochs': 1}
     train(train_settings(tmp_path / 'whole', **changes))
@@ -236,6 +240,7 @@ def test_where_every_checkpoint_is_broken_the_run_begins_again_with_a_warning(tm
     assert 'is whole: the run starts from the beginning' in said.text
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_finished_run_says_so_and_leaves_what_is_known_of_its_stitches(tmp_path, said):
     settings = train_settings(tmp_path, epochs=0)
     train(settings)

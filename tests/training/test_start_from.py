@@ -93,6 +93,7 @@ def test_from_implies_a_recipe_and_is_written_without_the_underscore(tmp_path):
     assert (again.net.from_, again.schedule.epochs) == ('a,b', RECIPES['own']['epochs'])
 
 
+@pytest.mark.slow  # a few seconds
 def test_names_become_a_net_of_the_folders_classes_whose_heads_are_fitted(data, weights, tmp_path, capsys):
     folder = train(settings_of(tmp_path / 'run', data, named(weights, headless=True), epochs=0))
     net = StitchableNet.from_pretrained(folder)

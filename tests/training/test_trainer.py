@@ -27,6 +27,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
 
 
+@pytest.mark.slow  # a few seconds
 def test_a_seed_fixes_weights_and_log_bit_for_bit_and_another_seed_changes_them(tmp_path):
     busy = {'mixup': 0.8, 'cutmix': 1.0, 'drop_path': 0.2, 'aa': 'rand-m9-mstd0.5-inc1', 'teacher': 'largest'}
     runs = {name: tmp_path / name for name in ('one', 'two', 'other')}
@@ -96,6 +97,7 @@ def test_no_epochs_means_initialization_alone(tmp_path):
     assert StitchableNet.from_pretrained(folder).stitch_layers[0].weight.abs().sum() > 0
 
 
+@pytest.mark.quick('options2')
 @pytest.mark.parametrize('options', [{'amp': True}, {'clip_grad': 0.01, 'clip_mode': 'agc'}, {'init': 'kaiming'}])
 def test_options_train(tmp_path, options):
     train(train_settings(tmp_path / 'run', epochs=1, **options))
