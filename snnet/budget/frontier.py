@@ -39,9 +39,9 @@ def mixing_accuracy(records: Iterable[Record], flops: float) -> float | None:
     anchors.
     """
     anchors = sorted((r.flops, r.top1) for r in records if r.anchor and r.flops is not None and r.top1 is not None)
-    for (cheap, low), (dear, high) in pairwise(anchors):
-        if cheap <= flops <= dear:
-            return low if dear == cheap else low + (high - low) * (flops - cheap) / (dear - cheap)
+    for (cheap, low), (costly, high) in pairwise(anchors):
+        if cheap <= flops <= costly:
+            return low if costly == cheap else low + (high - low) * (flops - cheap) / (costly - cheap)
     return None
 
 

@@ -77,7 +77,7 @@ def create_stitchable_net(
 
 
 def _check_options(nearest: object, drop_path_rate: object) -> None:
-    """Refuses what another language's truth values or a rate out of range would lead to."""
+    """Refuses a `nearest` that is not a bool, and a rate out of range."""
     if not isinstance(nearest, bool | np.bool_):
         raise SnnetError(f'nearest is True or False, not {nearest!r}')
     if drop_path_rate is not None and not (isinstance(drop_path_rate, Real) and 0 <= float(drop_path_rate) < 1):
@@ -189,7 +189,7 @@ def load_folder(
         folder: where; messages and stitches call the anchor so.
         num_classes: width of the logits; another number than was saved makes a new classifier.
         img_size: height and width of an image in pixels, which must be those it was made for.
-        drop_path_rate: is not changed any more; a warning says so.
+        drop_path_rate: ignored, with a warning, because the network keeps the rate that it was saved with.
 
     Raises:
         SnnetError: a net of several anchors, or another error of `StitchableNet.from_pretrained`.

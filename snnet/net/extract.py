@@ -16,7 +16,7 @@ from ..stitching.stitch_layer import StitchLayer
 from .feature_levels import Level
 from .joined_anchors import JoinedAnchors
 from .preprocessing import timm_config
-from .stitch_tensors import bake
+from .stitch_tensors import write_into_copy
 from .timm_methods import LegRun, TimmMethods, reset_classifiers
 
 
@@ -126,9 +126,9 @@ def extract_stitch(net: JoinedAnchors, stitch: int, intermediates: bool = False)
     layers = [net.layer(index).merged() for index in chosen.layers]
     if tables is not None:
         for leg, twin, table in zip(chosen.legs, legs, tables, strict=True):
-            bake(net.anchor(leg.anchor), twin, table)
+            write_into_copy(net.anchor(leg.anchor), twin, table)
         for index, layer, table in zip(chosen.layers, layers, tables[1:], strict=True):
-            bake(net.layer(index), layer, table)
+            write_into_copy(net.layer(index), layer, table)
     levels, config = net.levels_of(stitch), timm_config(net)
     needed = sorted({index for level in levels for index in level.tap.layers})
     places = {index: place for place, index in enumerate(needed)}

@@ -70,11 +70,11 @@ class FeatureLevels:
     def of(self, stitch: Stitch) -> list[Level]:
         """The levels of a stitch, from the image to the logits."""
         end = stitch.legs[-1].anchor
-        kin = [other for other in self.stitches if other.legs[-1].anchor == end]
+        same_end = [other for other in self.stitches if other.legs[-1].anchor == end]
         found = []
         for position in self.ends[end]:
             tap = self.tap(stitch, position)
-            if tap is not None and all(self.tap(other, position) for other in kin):
+            if tap is not None and all(self.tap(other, position) for other in same_end):
                 found.append(Level(position, self.boundaries[end][position], tap))
         return found
 

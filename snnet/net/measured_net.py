@@ -102,7 +102,7 @@ class MeasuredNet(JoinedAnchors):
 
     @property
     def latency_tables(self) -> tuple[LatencyTable, ...]:
-        """The latency tables at hand, whether or not they hold where the net runs now."""
+        """All latency tables of the net, whether or not they hold where it runs now."""
         return tuple(table for table, _ in self.known.verified(self).tables.tables)
 
     def add_table(self, table: LatencyTable, force: bool = False) -> None:

@@ -17,7 +17,7 @@ from .stitch_statistics import Statistics, statistics_groups
 
 
 def read_statistics(net: MeasuredNet, path: Path, config: NetConfig) -> Statistics:
-    """The BatchNorm statistics of a net, in a file that its config.json speaks of.
+    """The BatchNorm statistics of a net, in the file that its config.json names.
 
     Raises:
         NoWeights: the file is missing, damaged, or does not fit the net or its config.json.
@@ -32,7 +32,7 @@ def read_statistics(net: MeasuredNet, path: Path, config: NetConfig) -> Statisti
 
 
 def read_own_parameters(net: MeasuredNet, path: Path, config: NetConfig) -> OwnParameters:
-    """The parameters of single stitches of a net, in a file that its config.json speaks of.
+    """The parameters of single stitches of a net, in the file that its config.json names.
 
     Raises:
         NoWeights: the file is missing, damaged, or does not fit the net or its config.json.
@@ -44,11 +44,11 @@ def read_own_parameters(net: MeasuredNet, path: Path, config: NetConfig) -> OwnP
     except ValueError as error:  # SnnetError is one, too
         raise NoWeights(f'{path} does not fit its {CONFIG}: {excerpt(str(error))}') from None
     if own.description() != config.own:
-        told, found = (
+        listed, found = (
             f'{about["count"]:,} parameters (stitches: {len(about["stitches"])})'
             for about in (config.own, own.description())
         )
-        raise NoWeights(f'{path} does not fit its {CONFIG}: it holds {found}, not {told}, as listed there')
+        raise NoWeights(f'{path} does not fit its {CONFIG}: it holds {found}, not {listed}, as listed there')
     return own
 
 

@@ -69,7 +69,7 @@ def detach(network: nn.Module) -> None:
         module.__class__ = getattr(type(module), '_plain', type(module))
 
 
-def bake(original: nn.Module, twin: nn.Module, table: Table) -> None:
+def write_into_copy(original: nn.Module, twin: nn.Module, table: Table) -> None:
     """Writes the tensors of a table into a copy of a network, and makes its modules ordinary ones.
 
     Args:

@@ -1,4 +1,4 @@
-"""Saved nets by `timm.create_model`, once timm has been told of them."""
+"""Saved nets through `timm.create_model`, once they are registered with timm."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def snnet(pretrained: bool = False, **options: Any) -> StitchableNet | Extracted
     """What `timm.create_model('snnet', ...)` calls.
 
     Args:
-        pretrained: is not needed: a saved net is loaded with its weights.
+        pretrained: ignored, because a saved net is always loaded with its weights.
         options: `folder` of a saved net or its id on the Hub; `stitch` to cut one out; `num_classes` for new
             classifiers; and what timm adds, of which only the place of the net is used.
 

@@ -231,5 +231,5 @@ def _probe(images: Tensor) -> Tensor:
 
 
 def _alike(stored: np.ndarray, probe: Tensor) -> bool:
-    """Whether two probes are of the same images, be they normalized or mixed up on another device."""
+    """Whether two probes are of the same images, even if they were normalized or mixed on another device."""
     return stored.shape == tuple(probe.shape) and np.allclose(stored, probe.cpu().numpy(), atol=0.01)

@@ -157,7 +157,7 @@ def choose_trained_weights(settings: NetSettings, net: StitchableNet, seed: int)
 
 
 def train_only_head(anchor: Anchor) -> None:
-    """Leaves nothing but the classifier to be trained, also in a reassembled network, which trains its joins else."""
+    """Freezes all but the classifier, even in a reassembled network, whose joins are trained otherwise."""
     anchor.requires_grad_(False)
     for module in classifier_modules(anchor.model):
         module.requires_grad_(True)

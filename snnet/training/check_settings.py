@@ -49,7 +49,7 @@ def _check_net(net: NetSettings) -> None:
 
 
 def _check_labels(settings: TrainSettings) -> None:
-    """Refuses what takes every image for one of one class where images have several labels."""
+    """Refuses settings that need one class per image where images have several labels."""
     if not settings.data.labels:
         return
     if settings.mixing.loss != 'bce':

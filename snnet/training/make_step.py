@@ -80,7 +80,7 @@ def base_loss(settings: MixupSettings, net: StitchableNet, images: TrainImages, 
         settings: of the loss.
         net: gives the number of classes.
         images: that it is trained on, whose classes are counted.
-        mixed: whether images are mixed up.
+        mixed: whether Mixup or CutMix mixes the images.
 
     Raises:
         SnnetError: class weights that cannot be had.

@@ -128,7 +128,7 @@ def _under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
-    """A moment in its parameter's memory format, which fused optimizers take for granted without a look."""
+    """A moment in its parameter's memory format, which fused optimizers assume without checking."""
     if moment.dim() < 2 or moment.shape != parameter.shape:
         return moment
     return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)

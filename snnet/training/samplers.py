@@ -116,9 +116,9 @@ def make_sampler(settings: SamplingSettings, net: StitchableNet, stitches: Seque
     - 'uniform': every stitch equally often (SN-Net).
     - 'stratified': every stitch exactly once in as many draws as there are stitches.
     - 'flops': a bin of FLOPs, then a stitch of it (SN-Netv2's resource-constrained sampling); 'log_flops' bins their
-      logarithm. `sampler_width` is the width of a bin as a share of the span from the cheapest stitch to the dearest.
+      logarithm. `sampler_width` is the width of a bin as a share of the span from the cheapest stitch to the costliest.
     - 'anchors': with probability `sampler_anchors` an anchor, otherwise another stitch.
-    - 'sandwich': the largest anchor, the smallest, then two or more others (where anchors are frozen: the dearest
+    - 'sandwich': the largest anchor, the smallest, then two or more others (where anchors are frozen: the costliest
       and the cheapest stitch).
 
     Args:
@@ -157,7 +157,7 @@ def make_sampler(settings: SamplingSettings, net: StitchableNet, stitches: Seque
 
 
 def bins(costs: dict[int, float], width: float) -> tuple[tuple[int, ...], ...]:
-    """Ids in bins of their cost, from cheap to dear.
+    """Ids in bins of their cost, from cheap to expensive.
 
     A new bin begins where the gap to the first member of the last one exceeds the width.
 

@@ -71,7 +71,7 @@ class Answers:
 
         Args:
             step: number of the batch: (virtual) epoch * batches per epoch + place in the epoch.
-            images: as the student sees them, mixed up if they are.
+            images: as the student sees them, after Mixup and CutMix.
 
         Raises:
             SnnetError: the stored answers belong to other images, or the teacher is needed and cannot be had.
@@ -108,7 +108,7 @@ def make_answers(
 
     Args:
         settings: the teacher, and what it is asked.
-        mixup: how images are mixed up.
+        mixup: how images are mixed.
         compute: how the teacher runs.
         epochs: of the run.
         net: the student, before training.
@@ -144,7 +144,7 @@ def fingerprint(
 
     Args:
         settings: the teacher, and what it is asked.
-        mixup: how images are mixed up.
+        mixup: how images are mixed.
         compute: how the teacher runs.
         net: before training, because the teacher may be its largest anchor.
         images: what their pixels follow from (see `TrainImages.identity`).

@@ -70,7 +70,7 @@ class TrainStep:
         settings: how gradients become an update.
         compute: how the net runs.
         seeds: of everything that is drawn.
-        mixup: mixes images up, if at all.
+        mixup: mixes images, if at all.
         answers: of the teacher, if there is one.
         protect: keeps anchors near what they were, if anything does.
 
@@ -149,7 +149,7 @@ class TrainStep:
         return row, [share > 0 for share in asked]
 
     def prepared(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
-        """Images and targets (classes, or shares of classes) as the net is shown them: mixed up, on the device."""
+        """Images and targets (classes, or shares of classes) as the net sees them: mixed, and on the device."""
         images, targets = (x.to(self.ranks.device, non_blocking=True) for x in (batch.images, batch.targets))
         if self.compute.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

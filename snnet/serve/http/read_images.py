@@ -26,8 +26,8 @@ def split_form(body: bytes, content_type: str, limits: HttpLimits) -> tuple[list
     kind, boundary = _parse_type(content_type)
     if kind != 'multipart/form-data':
         if kind not in (NPY, *IMAGES):
-            told = kind[:60] or 'no content type'
-            raise Refusal('unsupported', f'a body is {", ".join((*IMAGES, NPY))} or multipart/form-data, not {told}')
+            given = kind[:60] or 'no content type'
+            raise Refusal('unsupported', f'a body is {", ".join((*IMAGES, NPY))} or multipart/form-data, not {given}')
         return [], [FormPart('image', True, kind, body)]
     if not boundary:
         raise Refusal('invalid', 'the content type of a form names its boundary')

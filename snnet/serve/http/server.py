@@ -44,8 +44,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if bound is not None:
             bound.close()
-        told = 'is in use by another program' if error.errno == 98 else f'cannot be used: {reason_of(error)}'
-        raise SnnetError(f'port {port} of {host} {told}; choose others with --host and --port') from None
+        reason = 'is in use by another program' if error.errno == 98 else f'cannot be used: {reason_of(error)}'
+        raise SnnetError(f'port {port} of {host} {reason}; choose others with --host and --port') from None
     return bound
 
 
