@@ -139,7 +139,7 @@ class _Canvas:
 
 
 def _seeded(value: int) -> AbstractContextManager[None]:
-    """The libraries seeded; in a loader process, which draws nothing else, they need not be put back."""
+    """Seeds the libraries, for a `with` block; a loader process draws nothing else, so nothing is restored there."""
     if get_worker_info() is None:
         return seeded_libraries(value)
     seed_cpu(value)

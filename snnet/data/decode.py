@@ -67,8 +67,8 @@ class Pictures:
 class Quarantine:
     """Training images that cannot be read: counted over all ranks, recorded once each, and refused past a limit.
 
-    A rank adds what it meets; what follows from it is decided by all ranks alike in `settle`, which they call where
-    the sum of their `unsettled` is not 0.
+    Each rank adds the bad images that it meets. In `settle`, which they call when the sum of their `unsettled` is not
+    0, all ranks draw the same conclusions.
 
     Args:
         pictures: where the images come from.

@@ -43,7 +43,7 @@ def check_folders(dataset: Any, data_dir: Path, split: str, class_map: str) -> N
 
 
 def is_undivided(dataset: Any, data_dir: str) -> bool:
-    """Whether a data set is the named folder itself, which timm takes for any split where there are no splits.
+    """Whether a data set is the whole named folder, which timm reads for every split if there are no splits.
 
     Args:
         dataset: of timm or torchvision.

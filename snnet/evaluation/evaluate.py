@@ -168,7 +168,7 @@ class Evaluation:
         """Runs the stitches over the images; each rank takes one batch of every window, and none is padded."""
         batch, total = self.settings.data.batch_size, len(self.indices)
         tally = Tally(todo, total, self.settings.confusion)
-        tally.take_up(self.partial, self.fingerprint)
+        tally.resume(self.partial, self.fingerprint)
         done = tally.done
         _log.info('evaluating %d stitches on %d images, %d of them done', len(todo), total, done)
         window = batch * self.ranks.world

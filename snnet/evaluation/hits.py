@@ -120,7 +120,7 @@ class Tally:
         """Writes the state, whole or not at all; `of` identifies what it belongs to."""
         _write(path, self._tensors(), {**self._identity(of), 'done': self.done})
 
-    def take_up(self, path: Path, of: str) -> None:
+    def resume(self, path: Path, of: str) -> None:
         """Loads the state of an interrupted pass over the same stitches and images, if there is one."""
         about, tensors = _read(path)
         if not all(about.get(name, self) == value for name, value in self._identity(of).items()):

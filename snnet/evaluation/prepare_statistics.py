@@ -51,13 +51,13 @@ def prepare_statistics(settings: EvalSettings, net: StitchableNet, ranks: Ranks)
     order = torch.randperm(total, generator=generator(0, 'recalibrate')).tolist()
     share = order[:samples][ranks.rank :: ranks.world]
     loader = clean_loader(settings.data, images, net, share, max(1, min(settings.data.batch_size, len(share))))
-    recalibrate_in_sight(net, loader, max(1, len(share)), ranks)
+    recalibrate_with_progress(net, loader, max(1, len(share)), ranks)
     if ranks.first:
         _store(Path(settings.net), net)
     ranks.barrier()
 
 
-def recalibrate_in_sight(
+def recalibrate_with_progress(
     net: StitchableNet, batches: Iterable[Any], samples: int, ranks: Ranks, held_out: Iterable[Any] | None = None
 ) -> None:
     """Recalibrates a net with images of all ranks and shows progress.
@@ -94,7 +94,7 @@ def _training_images(settings: EvalSettings, net: StitchableNet) -> Dataset[Any]
 
 
 def _store(folder: Path, net: StitchableNet) -> None:
-    """Puts the statistics, and what they leave of the records, into the folder."""
+    """Writes the statistics, and the records as the statistics leave them, into the folder."""
     try:
         write_records(folder, net.records)
         assert net.statistics is not None  # just measured

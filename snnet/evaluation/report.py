@@ -20,10 +20,10 @@ from ..utils.figures import make_figure, save_figure
 from ..utils.files import write_text
 from ..utils.json_lines import JsonLines
 from ..utils.pictures import Unreadable
+from .demanding_images import demanding_images
 from .evaluate import spread
 from .hits import HITS, read_hits, read_targets
 from .report_page import Chart, ShownImage, page
-from .telling_images import telling_images
 
 _SMOOTH = 50
 """Points of the smoothed loss."""
@@ -122,7 +122,7 @@ def _examples(net: StitchableNet, data: DataSettings, split: str, hits: Path, co
     indices, targets = spread(len(pictures), evaluated), read_targets(hits)
     cheapest = min((r for r in net.records if r.stitch in found), key=lambda r: (r.flops or 0, r.stitch)).stitch
     shown = []
-    for image, record in telling_images(net.records, found, count):
+    for image, record in demanding_images(net.records, found, count):
         try:
             picture, target = pictures.read(indices[image])
         except Unreadable as error:

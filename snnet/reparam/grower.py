@@ -221,13 +221,13 @@ class Grower:
         if state.get('format') != FORMAT:
             raise SnnetError(f'this is not the state of a Grower in format {FORMAT}, but {quoted(state.get("format"))}')
         try:
-            self._take_up(state)
+            self._restore_state(state)
         except SnnetError:
             raise
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise SnnetError(f'the state of the Grower is damaged: {reason_of(error)}') from None
 
-    def _take_up(self, state: Mapping[str, Any]) -> None:
+    def _restore_state(self, state: Mapping[str, Any]) -> None:
         names = {name for name, _ in self.model.named_modules()}
         lost = sorted({*state['grids'], *(n for sums in state['scores'].values() for n in sums)} - names)
         if lost:

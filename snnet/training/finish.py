@@ -14,7 +14,7 @@ from ..data.clean_images import clean_batches, drawn_images
 from ..data.datasets import DataSettings, class_names_of
 from ..data.train_images import TrainImages
 from ..errors import SnnetError
-from ..evaluation.prepare_statistics import recalibrate_in_sight
+from ..evaluation.prepare_statistics import recalibrate_with_progress
 from ..net.stitch_statistics import batch_norms
 from ..net.stitchable_net import StitchableNet
 from ..reparam.pool_statistics import grown_stitch_layers, pool_statistics
@@ -63,7 +63,7 @@ def give_statistics(net: StitchableNet, samples: int, step: TrainStep, images: T
         _log.warning('BatchNorm is not recalibrated: no training images are left to judge new statistics by')
         return
     held_out = clean_batches(images.data, images.dataset, net, unseen[:share], step.ranks.device)
-    recalibrate_in_sight(net, _prepared_images(step, images, epochs, measured), share, step.ranks, held_out)
+    recalibrate_with_progress(net, _prepared_images(step, images, epochs, measured), share, step.ranks, held_out)
 
 
 def _prepared_images(step: TrainStep, images: TrainImages, epoch: int, batches: int) -> Iterator[tuple[Tensor, Tensor]]:

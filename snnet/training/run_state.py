@@ -56,7 +56,7 @@ class RunState:
         return {'moment': moments, 'group': groups, 'scaler': self.scaler.state_dict()}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Takes up what `tensors` and `values` gave.
+        """Loads what `tensors` and `values` gave.
 
         Raises:
             ValueError, LookupError, TypeError, AttributeError, RuntimeError: they do not fit.

@@ -12,9 +12,9 @@ from PIL import Image
 import snnet
 from snnet.budget.record import Record
 from snnet.cli.main import main
+from snnet.evaluation.demanding_images import DemandingImage, demanding_images
 from snnet.evaluation.evaluate import evaluate
 from snnet.evaluation.report_page import Chart, ShownImage, page
-from snnet.evaluation.telling_images import TellingImage, telling_images
 from snnet.utils.json_lines import JsonLines
 from tests.helpers.runs import eval_settings, write_images
 
@@ -29,11 +29,11 @@ def test_images_that_need_the_largest_stitches_come_first():
         1: np.array([1, 1, 0, 0, 0, 1], bool),
         2: np.array([1, 1, 1, 0, 1, 0], bool),
     }
-    found = telling_images(records(10, 20, 30), hits, 9)
+    found = demanding_images(records(10, 20, 30), hits, 9)
     assert [(shown.image, shown.record.stitch) for shown in found] == [(2, 2), (1, 1)]
-    assert len(telling_images(records(10, 20, 30), hits, 1)) == 1
-    assert telling_images(records(10, 5, 3), hits, 9) == []  # the frontier is one stitch
-    assert telling_images(records(10, 20, 30), {0: hits[0]}, 9) == []
+    assert len(demanding_images(records(10, 20, 30), hits, 1)) == 1
+    assert demanding_images(records(10, 5, 3), hits, 9) == []  # the frontier is one stitch
+    assert demanding_images(records(10, 20, 30), {0: hits[0]}, 9) == []
 
 
 def test_the_page_is_self_contained_and_what_strangers_wrote_is_text():
@@ -96,7 +96,7 @@ def test_other_images_than_those_evaluated_are_refused(run, tmp_path, capsys, mo
     write_images(tmp_path / 'other' / 'validation', 3, 2)
     folder = tmp_path / 'other' / 'validation'
     (folder / 'class0' / '1.png').rename(folder / 'class1' / '9.png')
-    telling = [TellingImage(place, Record(0, '')) for place in range(6)]
-    monkeypatch.setattr('snnet.evaluation.report.telling_images', lambda *args: telling)
+    demanding = [DemandingImage(place, Record(0, '')) for place in range(6)]
+    monkeypatch.setattr('snnet.evaluation.report.demanding_images', lambda *args: demanding)
     assert main(['report', str(run), '--data-dir', str(tmp_path / 'other')]) == 2
     assert 'does not hold the images that were evaluated: image 1 is of class 1' in capsys.readouterr().err

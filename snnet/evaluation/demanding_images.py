@@ -1,4 +1,4 @@
-"""Images that show what larger stitches are worth: only they get them right."""
+"""Images that only larger stitches get right, which show what these are worth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..budget.frontier import frontier
 from ..budget.record import Record
 
 
-class TellingImage(NamedTuple):
+class DemandingImage(NamedTuple):
     """An image that all stitches of the frontier get right from one on, and none before it.
 
     Attributes:
@@ -23,7 +23,7 @@ class TellingImage(NamedTuple):
     record: Record
 
 
-def telling_images(records: Sequence[Record], hits: Mapping[int, np.ndarray], count: int) -> list[TellingImage]:
+def demanding_images(records: Sequence[Record], hits: Mapping[int, np.ndarray], count: int) -> list[DemandingImage]:
     """The images that need the most expensive stitches, the most demanding first.
 
     Args:
@@ -39,4 +39,4 @@ def telling_images(records: Sequence[Record], hits: Mapping[int, np.ndarray], co
     steady = right.sum(0) == len(chain) - wrong_before
     asking = np.flatnonzero(right[-1] & steady & (wrong_before > 0))
     order = asking[np.argsort(-wrong_before[asking], kind='stable')]
-    return [TellingImage(int(i), chain[wrong_before[i]]) for i in order[:count]]
+    return [DemandingImage(int(i), chain[wrong_before[i]]) for i in order[:count]]
