@@ -89,5 +89,5 @@ def excerpt(text: str, longest: int = 300) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that names up to three known words like `word`, or nothing if none is similar."""
-    near = get_close_matches(word, list(known), n=3)
+    near = get_close_matches(word, list(dict.fromkeys(known)), n=3)
     return f'; did you mean {" or ".join(near)}?' if near else ''

@@ -24,6 +24,8 @@ def reason_not_weights(path: Path) -> str:
     for start, reason in _STARTS:
         if head.startswith(start):
             return reason
+    if all(byte in b'\t\n\r' or 32 <= byte < 127 for byte in head):
+        return 'is a text, not weights'
     return _reason_of_archive(path) if head.startswith(b'PK') else ''
 
 

@@ -59,13 +59,19 @@ def infeasible(subject: str, asked: Mapping[str, Limit], nearest: str, costs: Ma
         nearest: the candidate that misses the limits least, in words.
         costs: its costs, by the names of the limits.
     """
-    wanted = ' and '.join(f'{name} <= {_as_float(limit):.6g}' for name, limit in asked.items())
-    offered = ' and '.join(f'{name} = {costs[name]:.6g}' for name in asked)
+    digits = next(n for n in (6, 9, 17) if n == 17 or all(_differ(costs[name], asked[name], n) for name in asked))
+    wanted = ' and '.join(f'{name} <= {_as_float(limit):.{digits}g}' for name, limit in asked.items())
+    offered = ' and '.join(f'{name} = {costs[name]:.{digits}g}' for name in asked)
     missed = max(excess(costs[name], limit) for name, limit in asked.items())
     return BudgetInfeasible(
         f'{subject} {wanted}: the nearest, {nearest}, has {offered}, {missed:.3g} times the budget',
         {name: costs[name] for name in asked},
     )
+
+
+def _differ(cost: float, limit: Limit, digits: int) -> bool:
+    """Whether a cost and a limit differ in print; those that are equal need not."""
+    return cost == limit or f'{cost:.{digits}g}' != f'{_as_float(limit):.{digits}g}'
 
 
 def excess(cost: float, limit: Limit) -> float:

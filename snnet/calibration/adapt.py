@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..errors import SnnetError
 from ..net.own_parameters import check_merged
+from ..net.predict import refuse_without_classes
 from ..net.stitchable_net import StitchableNet
+from ..utils.whole_number import whole_number
 from .adaptation import Adaptation
 from .adaptation_work import AdaptationWork, collect_images
 from .finished_stitches import FinishedStitches
@@ -63,7 +65,9 @@ def adapt(
             or a folder that holds the work of another call.
         UnknownStitch: no such id.
     """
-    _check(minutes=minutes, steps=steps or None, batch_size=batch_size, lr=lr, temperature=temperature, storage=storage)
+    steps = None if steps is None else whole_number('steps', steps, 0)
+    batch_size, samples = whole_number('batch_size', batch_size, 1), whole_number('samples', samples, 1)
+    _check(minutes=minutes, lr=lr, temperature=temperature, storage=storage, cache_gb=cache_gb or None)
     ids = adaptable(net, stitches, blocks, storage)
     net.eval()
     work = AdaptationWork(net, collect_images(net, batches, samples), cache_gb, quiet, progress)
@@ -85,12 +89,12 @@ def adaptable(
     """The stitches that `adapt` would fit with these arguments; nothing is computed.
 
     Raises:
-        SnnetError: no stitch with a join, a net whose branches or low-rank updates are not merged yet, or more storage
-            than allowed.
+        SnnetError: no classes, no stitch with a join, a net whose branches or low-rank updates are not merged yet, or
+            more storage than allowed.
         UnknownStitch: no such id.
     """
-    if blocks < 0:
-        raise SnnetError(f'blocks is a number of modules from 0, not {blocks}')
+    blocks = whole_number('blocks', blocks, 0)
+    refuse_without_classes(net)
     ids = sorted({net.checked(i) for i in (range(len(net.stitches)) if stitches is None else stitches)})
     alone = [stitch for stitch in ids if len(net.stitches[stitch].legs) == 1]
     if stitches is not None and alone:

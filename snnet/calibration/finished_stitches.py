@@ -37,11 +37,13 @@ class FinishedStitches:
             of: a digest of all that the work depends on.
 
         Raises:
-            SnnetError: the folder holds the work of another call.
+            SnnetError: the folder holds the work of another call, or is a file.
         """
         self._of = of
         if self.folder is None:
             return
+        if self.folder.exists() and not self.folder.is_dir():
+            raise SnnetError(f"finished stitches are kept in a folder, but '{self.folder}' is a file")
         self.folder.mkdir(parents=True, exist_ok=True)
         clear_temporaries(self.folder)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..net.predict import Prediction
     from ..net.stitchable_net import StitchableNet
 
+_log = logging.getLogger(__name__)
 POSITIONAL = ('folder', 'images')
 
 
@@ -98,13 +100,21 @@ def find_images(places: list[str]) -> list[str]:
     """
     from timm.data import get_img_extensions
 
+    from ..data.folder_checks import OTHER_ENDINGS
+
     endings, found = set(get_img_extensions(as_set=True)), list[str]()
     for place in places:
         if not Path(place).exists():
             raise SnnetError(f"there is no image or folder '{place}'")
-        inside = Path(place).rglob('*') if Path(place).is_dir() else [Path(place)]
-        chosen = (path for path in inside if path.is_file() and (path.suffix.lower() in endings or str(path) == place))
-        found += sorted(map(str, chosen))
+        inside = sorted(Path(place).rglob('*')) if Path(place).is_dir() else [Path(place)]
+        chosen = [path for path in inside if path.is_file() and (path.suffix.lower() in endings or str(path) == place)]
+        found += map(str, chosen)
+        unread = [path for path in inside if path.suffix.lower() in OTHER_ENDINGS - endings and path not in chosen]
+        if unread:
+            _log.warning(
+                "%d images in '%s' are left out for their endings, such as %s: name these files themselves",
+                len(unread), place, unread[0],
+            )  # fmt: skip
     if not found:
         raise SnnetError(f'no images in {", ".join(map(repr, places)) or "no place: name files or folders"}')
     return list(dict.fromkeys(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -9,6 +10,10 @@ from pathlib import Path
 
 from ..config.sections import option
 from ..errors import SnnetError
+
+_log = logging.getLogger(__name__)
+_SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing'}
+"""Names of splits; two of them are no coincidence."""
 
 
 @dataclass
@@ -34,6 +39,8 @@ def run(settings: SplitSettings) -> None:
     folder, output = Path(settings.folder), Path(settings.output)
     if not settings.output or output.exists():
         raise SnnetError(f"name a new folder with --output; '{output}' is there already")
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise SnnetError(f"'{output}' lies within '{folder}', where it would be another class: name a folder elsewhere")
     if not 0 < settings.share < 1:
         raise SnnetError(f'share is above 0 and below 1, not {settings.share}')
     chosen: dict[str, tuple[list[Path], list[Path]]] = {}
@@ -56,15 +63,18 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     """The images of each class, sorted."""
     from timm.data.readers.img_extensions import get_img_extensions  # loads torch
 
+    from ..data.folder_checks import OTHER_ENDINGS
+
     if not folder.is_dir():
         raise SnnetError(f"there is no folder '{folder}'")
-    kinds = get_img_extensions()
-    found = {
-        entry.name: sorted(file for file in entry.rglob('*') if file.suffix.lower() in kinds and file.is_file())
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith('.')
-    }
-    if {'train', 'val', 'validation'} & found.keys():
+    kinds = get_img_extensions(as_set=True)
+    folders = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith('.')]
+    files = {entry.name: sorted(file for file in entry.rglob('*') if file.is_file()) for entry in folders}
+    found = {name: [file for file in there if file.suffix.lower() in kinds] for name, there in files.items()}
+    unread = [file for there in files.values() for file in there if file.suffix.lower() in OTHER_ENDINGS - kinds]
+    if unread:
+        _log.warning('%d images are left out for their endings, such as %s: convert them', len(unread), unread[0])
+    if len(names := _SPLITS & {name.lower() for name in found}) > 1 or {'train', 'val', 'validation'} & names:
         raise SnnetError(f"'{folder}' is divided already: it holds {', '.join(found)}")
     few = [name for name, files in found.items() if len(files) < 2]
     if few or len(found) < 2:
@@ -75,6 +85,6 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 def _link(file: Path, target: Path) -> None:
     try:
-        os.link(file, target)
+        os.link(file.resolve(), target)  # a link to a relative symbolic link would lead nowhere
     except OSError:  # another disk, or a file system without links
         shutil.copy2(file, target)

@@ -21,11 +21,13 @@ def check_format(path: Path) -> None:
     """Refuses a file that could not be written, before anything is computed.
 
     Raises:
-        SnnetError: another ending than those of `FORMATS`, or no such folder.
+        SnnetError: another ending than those of `FORMATS`, no such folder, or a folder in place of a file.
         MissingExtra: Parquet without pyarrow.
     """
     if path.suffix not in FORMATS:
         raise SnnetError(f"results are written as {', '.join(FORMATS)}, but --out {path} ends in '{path.suffix}'")
+    if path.is_dir():
+        raise SnnetError(f'results are written into a file, but --out {path} is a folder')
     if not path.parent.is_dir():
         raise SnnetError(f"there is no folder '{path.parent}' for --out {path}")
     if path.suffix == '.parquet':

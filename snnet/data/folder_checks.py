@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from timm.data import get_img_extensions
+
 from ..errors import SnnetError
 
+_log = logging.getLogger(__name__)
 _TRAIN = ('train', 'training')
 _VALIDATION = ('validation', 'val', 'valid', 'eval', 'evaluation')
+OTHER_ENDINGS = {'.webp', '.bmp', '.gif', '.tif', '.tiff', '.avif', '.heic', '.jfif', '.jp2', '.ppm', '.pgm'}
+"""Of images that timm reads only where it is told so."""
+_LOOKED_AT = 20_000
+"""Files whose endings are looked at: enough to find a mistake, and quick in the largest folders."""
 
 
 def check_folders(dataset: Any, data_dir: Path, split: str, class_map: str) -> None:
-    """Refuses a folder data set whose classes are not what its folders say.
+    """Refuses a folder data set whose classes are not what its folders say, and warns of images that are left out.
 
     Args:
         dataset: timm's, of image files.
@@ -27,9 +39,12 @@ def check_folders(dataset: Any, data_dir: Path, split: str, class_map: str) -> N
     """
     root = Path(dataset.reader.root)
     there = _folders(data_dir)
-    if root == data_dir and there & {*_TRAIN, *_VALIDATION}:
-        raise SnnetError(f"'{data_dir}' has no split '{split}', but {_some(there)}")
+    if root == data_dir and {name.lower() for name in there} & {*_TRAIN, *_VALIDATION}:
+        hint = '' if there & {*_TRAIN, *_VALIDATION} else ' (splits are written in small letters)'
+        raise SnnetError(f"'{data_dir}' has no split '{split}', but {_some(there)}{hint}")
+    _warn_of_other_endings(root)
     if class_map:
+        _warn_of_classes_left_out(dataset, root, class_map)
         return
     _refuse_empty_classes(dataset, root)
     others = _VALIDATION if root.name in _TRAIN else _TRAIN if root.name in _VALIDATION else ()
@@ -60,6 +75,45 @@ def _refuse_empty_classes(dataset: Any, root: Path) -> None:
         filled = {Path(path).relative_to(root).parts[0] for path, _ in dataset.reader.samples}
         if empty := doubtful - filled:
             raise SnnetError(f"class folders of '{root}' hold no images: {_some(empty)}; fill or remove them")
+        _warn_of_merged_classes(dataset, root)
+
+
+def _warn_of_merged_classes(dataset: Any, root: Path) -> None:
+    """Classes are the innermost folders, so equal ones in several places are one class."""
+    parents: dict[int, set[str]] = {}
+    for path, label in dataset.reader.samples:
+        parents.setdefault(label, set()).add(Path(path).parent.relative_to(root).as_posix())
+    merged = [folders for folders in parents.values() if len(folders) > 1]
+    if merged:
+        _warn_once(
+            f"'{root}' has folders of one name in several places, which are one class each, such as {_some(merged[0])}"
+        )
+
+
+def _warn_of_classes_left_out(dataset: Any, root: Path, class_map: str) -> None:
+    """timm reads no images of classes that a class map lacks."""
+    if left_out := _folders(root) - {Path(path).relative_to(root).parts[0] for path, _ in dataset.reader.samples}:
+        _warn_once(
+            f"the class map '{class_map}' lacks folders of '{root}', whose images are not used: {_some(left_out)}"
+        )
+
+
+def _warn_of_other_endings(root: Path) -> None:
+    files = (name for _, _, names in os.walk(root, followlinks=True) for name in names)
+    endings = Counter(os.path.splitext(name)[1].lower() for name in islice(files, _LOOKED_AT))
+    unread = sorted((OTHER_ENDINGS & endings.keys()) - set(get_img_extensions()))
+    if unread:
+        count = sum(endings[ending] for ending in unread)
+        _warn_once(
+            f"{count} images of '{root}' are not used, because they end in {', '.join(unread)}: convert them, or call "
+            f'timm.data.add_img_extensions({unread[0]!r}) in a --plugin'
+        )
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    """A data set is opened several times in a run."""
+    _log.warning('%s', message)
 
 
 def _folders(folder: Path) -> set[str]:

@@ -54,6 +54,8 @@ class LabelledImages(Dataset[Any]):
         there = {Path(path).parts[0] for path, _ in rows}
         divided = there & {split, *(name for names in _SPLITS.values() for name in names)}
         chosen = [row for row in rows if not divided or Path(row[0]).parts[0] in names]
+        if not rows:
+            raise SnnetError(f'{table} lists no images: there is only the first row')
         if not chosen:
             raise SnnetError(f"{table} lists no images of the split '{split}', but of {', '.join(sorted(divided))}")
         samples = [(str(folder / path), labels) for path, labels in chosen]
@@ -84,18 +86,20 @@ def has_several_labels(dataset: Any) -> bool:
 def _read(table: Path) -> tuple[list[str], list[tuple[str, list[int]]]]:
     """Names of the classes, and path and labels of each image."""
     try:
-        with open(table, newline='', encoding='utf-8') as file:
-            head, *rows = [row for row in csv.reader(file) if row]
+        with open(table, newline='', encoding='utf-8-sig') as file:
+            head, *rows = [row for row in csv.reader(file) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise SnnetError(f'the labels {table} cannot be read: {reason_of(error)}') from None
     if len(head) < 2 or len(set(head)) < len(head):
         raise SnnetError(f"{table}: the first row is 'file' and the names of the classes, not '{','.join(head)}'")
-    found = []
+    found = dict[str, list[int]]()
     for row in rows:
         if len(row) != len(head) or not set(row[1:]) <= {'0', '1'} or Path(row[0]).is_absolute():
             raise SnnetError(
                 f'{table}: a row is the path of an image below --data-dir and {len(head) - 1} times 0 or 1, '
                 f"not '{','.join(row)[:100]}'"
             )
-        found.append((row[0], [int(value) for value in row[1:]]))
-    return head[1:], found
+        if row[0] in found:
+            raise SnnetError(f'{table} lists {row[0]} twice: one row holds all labels of an image')
+        found[row[0]] = [int(value) for value in row[1:]]
+    return head[1:], list(found.items())

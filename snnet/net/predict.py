@@ -14,9 +14,10 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from ..errors import SnnetError
+from ..errors import SnnetError, reason_of
 from ..utils.modes import eval_mode
 from ..utils.pictures import Unreadable, read_rgb, to_rgb, why_unreadable
+from ..utils.whole_number import whole_number
 from .joined_anchors import JoinedAnchors
 from .preprocessing import preprocessing
 
@@ -68,10 +69,14 @@ class ImagePreparer:
                 raise SnnetError(
                     f'a normalized image is a tensor ({self.size[0]}, height, width), not {tuple(picture.shape)}'
                 )
+            if not bool(picture.isfinite().all()):
+                raise SnnetError('an image holds values that are not finite')
             return picture
         if self.size[0] not in (1, 3):
             raise SnnetError(f'images of {self.size[0]} channels are given as normalized tensors')
         image = self._image(picture)
+        if 0 in image.size:
+            raise Unreadable(f'it has {image.width} x {image.height} pixels')
         prepared: Tensor = self._transform(image if self.size[0] == 3 else image.convert('L'))
         return prepared
 
@@ -102,6 +107,8 @@ def as_pictures(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
         return images if images.ndim == 4 else [images]
     if isinstance(images, np.ndarray):
         return images if images.ndim == 4 else [images]
+    if not isinstance(images, Iterable):
+        raise SnnetError(f'images are files, PIL images, arrays or tensors, or a list of them, not {images!r}')
     return images
 
 
@@ -110,8 +117,7 @@ def predict(
 ) -> list[Prediction]:
     """The classes of images (see `StitchableNet.predict`)."""
     refuse_without_classes(net)
-    if topk < 1 or batch_size < 1:
-        raise SnnetError(f'topk and batch_size are at least 1, not {topk} and {batch_size}')
+    topk, batch_size = whole_number('topk', topk, 1), whole_number('batch_size', batch_size, 1)
     found: list[Prediction] = []
     for batch in batched(prepare_pictures(net, images), batch_size):
         found += classify(net, batch, stitch, topk)
@@ -140,13 +146,25 @@ def classify(net: JoinedAnchors, batch: Sequence[Tensor], stitch: int | None, to
         raise SnnetError(f'tensors of one batch have one size, not {" and ".join(map(str, sorted(shapes)))}')
     like = next(net.parameters())
     with torch.inference_mode(), eval_mode(net):
-        logits = net(torch.stack(list(batch)).to(like.device, like.dtype), stitch=stitch)  # (N, classes)
+        logits = _logits(net, torch.stack(list(batch)).to(like.device, like.dtype), stitch)  # (N, classes)
         values, indices = logits.float().softmax(1).topk(min(topk, net.num_classes))
     names = net.class_names
     return [
         Prediction(tuple(names[i] if names else str(i) for i in row), tuple(chances), tuple(row))
         for row, chances in zip(indices.tolist(), values.tolist(), strict=True)
     ]
+
+
+def _logits(net: JoinedAnchors, images: Tensor, stitch: int | None) -> Tensor:
+    try:
+        logits: Tensor = net(images, stitch=stitch)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size = tuple(images.shape[1:])
+        if size == net.input_size or isinstance(error, SnnetError):
+            raise
+        reason = reason_of(error)
+        raise SnnetError(f'the net is made for images {net.input_size}, and does not run on {size}: {reason}') from None
+    return logits
 
 
 def refuse_without_classes(net: JoinedAnchors) -> None:

@@ -27,6 +27,8 @@ def check_reassemble_settings(settings: ReassembleSettings) -> None:
     if assembly.legs:
         if not names:
             raise SnnetError('name the networks that --legs takes blocks from with --zoo')
+        if assembly.pick:
+            raise SnnetError(f'--legs names the network, so there is no list from which to --pick {assembly.pick}')
         return
     if len(names) < 2:
         raise SnnetError(f'a zoo needs at least two networks to take blocks from, --zoo names {len(names)}')

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import SnnetError
+from ..errors import SnnetError, reason_of
 
 
 def import_plugins(files: Sequence[str]) -> None:
     """Imports the Python files that the user named with `--plugin`. A file that is already imported is skipped.
 
     Raises:
-        SnnetError: a file does not exist.
+        SnnetError: a file does not exist, or raises an error.
     """
     for file in files:
         path = Path(file)
@@ -27,4 +28,10 @@ def import_plugins(files: Sequence[str]) -> None:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module  # timm and the processes of a data loader look modules up by name
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[path.stem]
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+            place = f' in line {lines[-1]}' if lines else ''
+            raise SnnetError(f"plugin '{file}' stops{place}: {type(error).__name__}: {reason_of(error)}") from error

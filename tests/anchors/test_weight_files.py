@@ -224,6 +224,7 @@ def test_a_long_list_of_names_is_not_taken_for_a_path():
         (b'', 'is empty'),
         (b'version https://git-lfs.github.com/spec/v1\n', 'is a pointer of Git LFS'),
         (b'<!doctype html>', 'is a web page'),
+        (b'hello, these are no weights\n', 'is a text, not weights'),
         (b'\x1f\x8b\x08', 'is compressed by gzip'),
         (b'PK\x03\x04 and no more', 'is cut off or damaged'),
     ],

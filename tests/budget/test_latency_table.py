@@ -331,6 +331,11 @@ def test_a_chooser_answers_any_budgets_one_after_another_as_a_plain_search_does(
             assert (chosen.record, chosen.by_accuracy) == expected
 
 
+def test_a_budget_that_is_missed_by_little_is_told_with_all_its_digits():
+    with pytest.raises(BudgetInfeasible, match='flops <= 209108160: the nearest, stitch 0 .*, has flops = 209108167'):
+        select([Record(0, 'a[:]', flops=209108167)], flops=209108160)
+
+
 @given(records, limits)
 def test_what_is_infeasible_names_the_nearest_and_by_how_much_it_missed(found, asked):
     asked = {name: limit / 16 for name, limit in asked.items()}

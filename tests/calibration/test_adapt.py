@@ -178,6 +178,23 @@ def test_what_cannot_be_adapted_is_refused_in_one_sentence(plain, tmp_path):
         snnet.adapt(plain, [IMAGES[:7]], steps=1)
     with pytest.raises(SnnetError, match='lr is a positive finite number, not 0'):
         adapted(plain, lr=0)
+    with pytest.raises(SnnetError, match='steps is an integer of at least 0, but 2.5 was given'):
+        snnet.adapt(plain, [IMAGES], steps=2.5)
+    with pytest.raises(SnnetError, match='samples is at least 1, but 0 was given'):
+        snnet.adapt(plain, [IMAGES], steps=1, samples=0)
+    with pytest.raises(SnnetError, match='images hold values that are not finite'):
+        snnet.adapt(plain, [IMAGES * float('nan')], steps=1)
+    with pytest.raises(SnnetError, match='takes images of 3 channels, not 1'):
+        snnet.adapt(plain, [IMAGES[:, :1]], steps=1)
+    with pytest.raises(SnnetError, match='cache_gb is a positive finite number, not -1'):
+        snnet.adapt(plain, [IMAGES], steps=1, cache_gb=-1)
+    (tmp_path / 'file').touch()
+    with pytest.raises(SnnetError, match="finished stitches are kept in a folder, but '.*file' is a file"):
+        snnet.adapt(plain, [IMAGES], steps=1, folder=tmp_path / 'file')
+    with pytest.raises(SnnetError, match='has no classes: it is a net of embeddings'):
+        snnet.adapt(
+            snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=0), [IMAGES], steps=1
+        )
     with pytest.raises(SnnetError, match='times those of the net, but storage=0.01 allows'):
         adapted(plain, storage=0.01)
     assert plain.own_parameters is None

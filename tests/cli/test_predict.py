@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 import snnet
 from snnet.cli.main import main
@@ -98,6 +99,18 @@ def test_a_class_map_names_the_classes(folder, tmp_path, capsys):
     assert 'timm knows no subset of ImageNet with 3 classes' in capsys.readouterr().err
 
 
+def test_images_of_other_endings_are_said_to_be_left_out_and_read_where_they_are_named(folder, tmp_path, capsys):
+    photo = folder / 'photos' / 'class0' / '0.png'
+    for name in ('a.png', 'b.bmp'):
+        Image.open(photo).save(tmp_path / name)
+    assert main(['predict', str(folder / 'net'), str(tmp_path)]) == 0
+    caught = capsys.readouterr()
+    assert f"1 images in '{tmp_path}' are left out for their endings, such as {tmp_path}/b.bmp" in caught.err
+    assert 'b.bmp' not in caught.out
+    assert main(['predict', str(folder / 'net'), str(tmp_path / 'b.bmp')]) == 0
+    assert f'{tmp_path}/b.bmp: ' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
@@ -109,11 +122,16 @@ def test_a_class_map_names_the_classes(folder, tmp_path, capsys):
         (['{photos}', '--topk', '0'], 'topk is at least 1, not 0'),
         (['{photos}', '--out', 'x.xlsx'], r"results are written as \.csv, .*, but --out x\.xlsx ends in '\.xlsx'"),
         (['{photos}', '--out', 'nowhere/x.csv'], "there is no folder 'nowhere'"),
+        (['{photos}', '--out', '{folder}'], 'results are written into a file, but --out .* is a folder'),
+        (['{photos}', '--plugin', '{broken}'], r"plugin '.*' stops in line 2: ZeroDivisionError: division by zero"),
         (['{photos}', '--device', 'abacus'], "device is cpu or cuda, not 'abacus'"),
         (['{photos}', '--class-map', 'nowhere.txt'], r'class map nowhere\.txt cannot be read'),
     ],
 )
 def test_bad_input_is_one_sentence(folder, tmp_path, capsys, more, message):
-    places = {'empty': tmp_path, 'photos': folder / 'photos'}
+    (tmp_path / 'folder.csv').mkdir()
+    (tmp_path / 'broken_plugin.py').write_text('x = 0\n1 / x\n')
+    places = {'empty': tmp_path, 'photos': folder / 'photos', 'folder': tmp_path / 'folder.csv'}
+    places['broken'] = tmp_path / 'broken_plugin.py'
     assert main(['predict', str(folder / 'net'), *(word.format(**places) for word in more)]) == 2
     assert re.search(message, capsys.readouterr().err)

@@ -177,6 +177,33 @@ def test_classes_in_nested_folders_are_the_leaves(net, tmp_path):
     assert len(open_dataset(settings_of(tmp_path).data, 'train', net)) == 4
 
 
+def test_splits_in_capital_letters_are_not_taken_for_classes(net, tmp_path):
+    for split in ('Train', 'Val'):
+        write_images(tmp_path / split, classes=4, each=1)
+    with pytest.raises(SnnetError, match=r"no split 'train', but 'Train', 'Val' \(splits are written in small letters"):
+        open_dataset(settings_of(tmp_path).data, 'train', net)
+
+
+def test_images_that_are_left_out_or_merged_are_said_once(net, tmp_path, caplog):
+    write_images(tmp_path / 'train', classes=4, each=2)
+    (tmp_path / 'train' / 'class0' / '1.png').rename(tmp_path / 'train' / 'class0' / '1.WEBP')
+    for _ in range(2):
+        assert len(open_dataset(settings_of(tmp_path).data, 'train', net)) == 7
+    assert caplog.text.count('1 images of') == 1
+    assert r"because they end in .webp: convert them, or call timm.data.add_img_extensions('.webp')" in caplog.text
+    write_images(tmp_path / 'train' / 'more', classes=2, each=1)
+    assert len(open_dataset(settings_of(tmp_path).data, 'train', net)) == 9
+    assert (
+        "folders of one name in several places, which are one class each, such as 'class0', 'more/class0'"
+        in caplog.text
+    )
+    table = tmp_path / 'table.txt'
+    table.write_text('class0\nclass1\nclass2\ndog\n')
+    assert len(open_dataset(settings_of(tmp_path, class_map=str(table)).data, 'train', net)) == 7
+    assert 'lacks folders of' in caplog.text
+    assert "whose images are not used: 'class3'" in caplog.text
+
+
 def test_another_number_of_classes_is_refused_and_says_what_helps(net, tmp_path):
     write_images(tmp_path / 'train', classes=3, each=2)
     with pytest.raises(SnnetError, match='has 3 classes, the net 4: train.py --from fits new heads.*--num-classes 3'):

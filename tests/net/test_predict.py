@@ -69,6 +69,10 @@ def test_names_and_the_active_stitch_are_used():
         (torch.zeros(1, 32, 32), r'a normalized image is a tensor \(3, height, width\), not \(1, 32, 32\)'),
         ([3], 'an image is a file, a PIL image, an array or a tensor, not int'),
         ([torch.zeros(3, 32, 32), torch.zeros(3, 64, 64)], 'tensors of one batch have one size'),
+        (torch.zeros(3, 64, 64), r'made for images \(3, 32, 32\), and does not run on \(3, 64, 64\): '),
+        (torch.full((3, 32, 32), float('nan')), 'holds values that are not finite'),
+        (np.zeros((0, 4, 3), np.uint8), 'image 0 cannot be read: it has 4 x 0 pixels'),
+        (None, 'images are files, PIL images, arrays or tensors, or a list of them, not None'),
     ],
 )
 def test_what_is_not_an_image_is_refused(net, image, message):
@@ -79,8 +83,10 @@ def test_what_is_not_an_image_is_refused(net, image, message):
 def test_unknown_stitches_and_empty_lists(net):
     with pytest.raises(snnet.UnknownStitch):
         net.predict(torch.zeros(3, 32, 32), stitch=999)
-    with pytest.raises(snnet.SnnetError, match='topk and batch_size are at least 1, not 0 and 32'):
+    with pytest.raises(snnet.SnnetError, match='topk is at least 1, but 0 was given'):
         net.predict([], topk=0)
+    with pytest.raises(snnet.SnnetError, match='topk is an integer of at least 1, but 2.5 was given'):
+        net.predict([], topk=2.5)
     assert net.predict([]) == []
 
 

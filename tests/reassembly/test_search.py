@@ -185,6 +185,7 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
         ({'blocks': 1}, 'blocks is at least 2, not 1'),
         ({'epsilon': -1.0}, 'epsilon is at least 0, not -1'),
         ({'pick': 3}, '--pick 3 is not in a list of --count 3'),
+        ({'legs': 'test_vit[:]', 'pick': 2}, 'there is no list from which to --pick 2'),
         ({'num_classes': 0}, 'num_classes is at least 1, not 0'),
         ({'init_ridge': -1.0}, 'init_ridge is at least 0, not -1'),
         ({'legs': 'test_vit[:1] > test_vit2[1:]'}, "no network 'test_vit2' in the zoo"),
