@@ -62,14 +62,18 @@ class MissingExtra(SnnetError):
         purpose: what needs the packages, such as 'drawing'.
         packages: the missing packages.
         extra: the extra of setup.cfg that installs them.
+        error: of the import. The message quotes it where it is not one of the packages that is missing, because they
+            are then installed, but broken.
     """
 
-    def __init__(self, purpose: str, packages: Sequence[str], extra: str) -> None:
+    def __init__(self, purpose: str, packages: Sequence[str], extra: str, error: ImportError | None = None) -> None:
+        plain = {package.partition('[')[0].replace('-', '_') for package in packages}
+        broken = error is not None and error.name not in plain
         super().__init__(
             f"{purpose} needs {' and '.join(packages)}: pip install -e '.[{extra}]' in the folder of the clone, "
-            f'or pip install {" ".join(packages)}'
+            f'or pip install {" ".join(packages)}{f" (now: {reason_of(error)})" if error and broken else ""}'
         )
-        self._arguments = purpose, packages, extra
+        self._arguments = purpose, packages, extra, error
 
     def __reduce__(self) -> tuple[Any, ...]:  # without it, the error could not be sent to another process
         return type(self), self._arguments

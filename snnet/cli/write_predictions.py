@@ -78,6 +78,6 @@ def _pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         from pyarrow import parquet
-    except ImportError:
-        raise MissingExtra('writing Parquet', ['pyarrow'], 'parquet') from None
+    except ImportError as error:
+        raise MissingExtra('writing Parquet', ['pyarrow'], 'parquet', error) from error
     return pyarrow, parquet

@@ -67,14 +67,14 @@ def require(format: str) -> None:
     Raises:
         MissingExtra: a package that an extra installs is missing.
     """
-    missing = []
+    failed: dict[str, ImportError] = {}
     for name in FORMATS[format].needs:
         try:
             importlib.import_module(name)
-        except ImportError:
-            missing.append(name)
-    if missing:
-        raise MissingExtra(f'exporting to {format}', missing, 'export')
+        except ImportError as error:
+            failed[name] = error
+    if failed:
+        raise MissingExtra(f'exporting to {format}', [*failed], 'export', next(iter(failed.values())))
 
 
 def data_file(path: Path) -> Path:

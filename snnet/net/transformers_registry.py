@@ -27,8 +27,8 @@ def register_with_transformers() -> None:
     try:
         import transformers
         from transformers.modeling_outputs import ImageClassifierOutput
-    except ImportError:
-        raise MissingExtra('loading nets with transformers', ['transformers'], 'transformers') from None
+    except ImportError as error:
+        raise MissingExtra('loading nets with transformers', ['transformers'], 'transformers', error) from error
     base: Any = transformers
 
     class SnnetConfig(base.PretrainedConfig):  # type: ignore[misc]  # transformers is not typed here

@@ -65,8 +65,8 @@ def app(args: Mapping[str, Any]) -> Any:
     """
     try:
         from ray import serve
-    except ModuleNotFoundError as error:
-        raise MissingExtra('serving on many machines', ['ray[serve]'], 'ray') from error
+    except ImportError as error:
+        raise MissingExtra('serving on many machines', ['ray[serve]'], 'ray', error) from error
     deployment = serve.deployment(name='snnet', **OPTIONS)(serve.ingress()(Replica))
     return deployment.bind(settings_of(args))
 

@@ -119,5 +119,5 @@ def _require(name: str) -> Any:
         import wandb
 
         return wandb
-    except ImportError:
-        raise MissingExtra(f'--log-to {name}', [name], name) from None
+    except ImportError as error:
+        raise MissingExtra(f'--log-to {name}', [name], name, error) from error

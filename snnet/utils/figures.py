@@ -19,8 +19,8 @@ def make_figure(width: float, height: float) -> Any:
     """
     try:
         from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra('drawing', ['matplotlib'], 'plot') from None
+    except ImportError as error:
+        raise MissingExtra('drawing', ['matplotlib'], 'plot', error) from error
     return Figure(figsize=(width, height), layout='constrained')
 
 

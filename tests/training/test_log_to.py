@@ -83,3 +83,11 @@ def test_unknown_and_missing_logs_are_refused_before_anything_is_written(tmp_pat
     with pytest.raises(MissingExtra, match=r"--log-to wandb needs wandb: pip install -e '\.\[wandb\]'"):
         train(train_settings(tmp_path / 'run', log_to=['wandb']))
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_package_that_is_there_but_does_not_import_is_told_with_its_reason(tmp_path, monkeypatch):
+    (tmp_path / 'wandb.py').write_text('import a_package_that_is_missing')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'wandb', raising=False)
+    with pytest.raises(MissingExtra, match=r"pip install wandb \(now: No module named 'a_package_that_is_missing'\)"):
+        check_logs(['wandb'])

@@ -64,10 +64,9 @@ def make_app(
         import fastapi
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            'serving', ['fastapi', 'uvicorn', 'prometheus_client', 'python-multipart'], 'serve'
-        ) from error
+    except ImportError as error:
+        packages = ['fastapi', 'uvicorn', 'prometheus_client', 'python-multipart']
+        raise MissingExtra('serving', packages, 'serve', error) from error
     limits = limits or HttpLimits()
     pool = DecodePool(decoders, limits.max_decoding)
     context = Context(service, limits, pool, Telemetry(service), reload_token)

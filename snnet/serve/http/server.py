@@ -71,8 +71,8 @@ def serve(
     """
     try:
         import uvicorn
-    except ModuleNotFoundError as error:
-        raise MissingExtra('serving', ['uvicorn'], 'serve') from error
+    except ImportError as error:
+        raise MissingExtra('serving', ['uvicorn'], 'serve', error) from error
     from .protocol import limited_protocol
 
     config = uvicorn.Config(
