@@ -1,4 +1,4 @@
-"""What adapting the stitches of a net brought: which of them are worth having, before and after."""
+"""What adapting the stitches of a net achieved: which of them are worth having, before and after."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .agreement import Agreement
 
 @dataclass(frozen=True)
 class AdaptedStitch:
-    """A stitch before and after, on images that did not fit it.
+    """A stitch before and after, on images that it was not fitted to.
 
     Attributes:
         stitch: id.
@@ -19,7 +19,7 @@ class AdaptedStitch:
         flops: multiply-adds per image.
         before, after: how close it comes to the largest anchor.
         mixed: what mixing two anchors at random at the same cost would give.
-        kept: whether it has got parameters of its own; where they did not help, it stays as it was.
+        kept: whether it now has parameters of its own; it stays as it was where they did not help.
         own: how many they are.
     """
 
@@ -54,7 +54,7 @@ class Adaptation:
 
     Attributes:
         stitches: by id, those with a join that were looked at.
-        images: how many images fitted, and how many judged.
+        images: how many images were fitted to, and how many judged.
         steps: updates of each stitch.
         own: number of parameters that stitches have for themselves now.
         held: number of parameters of the net, for comparison.

@@ -33,9 +33,9 @@ class AdaptSettings:
 
 
 def run(settings: AdaptSettings) -> None:
-    """Adapts the stitches of a net, puts what they have got into its folder, and prints which are worth having.
+    """Adapts the stitches of a net, saves the result in its folder, and prints which are worth having.
 
-    An interrupted call goes on from the stitches that are done.
+    An interrupted call continues with the stitches that are left.
 
     Raises:
         SnnetError: there is no such folder or no net in it, there are no images, or a setting is out of range.

@@ -22,7 +22,7 @@ FEWEST = 3
 
 
 def tables_here(served: ServedNet) -> list[LatencyTable]:
-    """The latency tables at hand that hold where the net runs, from small to large batches."""
+    """The latency tables of a net that hold where it runs, from small to large batches."""
     setup = setup_of(served.net)
     tables = [table for table in served.net.latency_tables if table.setup == setup]
     return sorted(tables, key=lambda table: table.batch)
