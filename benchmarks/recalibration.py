@@ -21,7 +21,8 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 import snnet
 from snnet.net.shared_prefixes import all_logits
@@ -67,15 +68,22 @@ def sprites(source: Path, numbers: Sequence[int]) -> Labeled:
 
 
 def cifar_net(source: Path, names: Sequence[str]) -> snnet.StitchableNet:
-    """CIFAR-10 ResNets of some depths, stitched."""
-    anchors = []
-    for name in names:
+    """CIFAR-10 ResNets of some depths, stitched; a name may bring its own weights (NAME=FILE)."""
+    anchors = [snnet.as_anchor(cifar_resnet(source, name), name.partition('=')[0]) for name in names]
+    return snnet.create_stitchable_net(anchors, pretrained=False).eval()
+
+
+def cifar_resnet(source: Path, name: str) -> nn.Module:
+    """A network with its published weights, or with those of a file."""
+    name, _, given = name.partition('=')
+    model = timm.create_model(name)
+    if given:
+        state = load_file(given)
+    else:
         file = next(iter(sorted(source.glob(f'{name.removeprefix("cifar_")}-*.th'))))
         state = torch.load(file, map_location='cpu', weights_only=True)['state_dict']
-        model = timm.create_model(name)
-        model.load_state_dict({k.removeprefix('module.').replace('linear.', 'fc.'): v for k, v in state.items()})
-        anchors.append(snnet.as_anchor(model.eval(), name))
-    return snnet.create_stitchable_net(anchors, pretrained=False).eval()
+    model.load_state_dict({k.removeprefix('module.').replace('linear.', 'fc.'): v for k, v in state.items()})
+    return model.eval()
 
 
 @torch.inference_mode()

@@ -31,8 +31,10 @@ from torch.nn import functional as F
 from snnet import Stage, register_adapter
 from snnet.anchors.adapters.resnet import ResNetAnchor
 
-BLOCKS = {f'cifar_resnet{6 * n + 2}': n for n in (3, 5, 7, 9)}
+BLOCKS = {f'cifar_resnet{6 * n + 2}': n for n in (1, 3, 5, 7, 9)}
 """Blocks in each of the three stages."""
+PUBLIC = [name for name in BLOCKS if name != 'cifar_resnet8']
+"""Those whose weights are published; benchmarks/distill_resnet8.py makes the other's."""
 TEST_SPRITE = 50
 
 default_cfgs = generate_default_cfgs(
@@ -95,6 +97,12 @@ def _resnet(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 
 @register_model
+def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """1 block per stage."""
+    return _resnet('cifar_resnet8', pretrained, **kwargs)
+
+
+@register_model
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """3 blocks per stage."""
     return _resnet('cifar_resnet20', pretrained, **kwargs)
@@ -120,7 +128,7 @@ def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 def convert_weights(source: Path, target: Path) -> None:
     """Writes the published weights under timm's names."""
-    for name in BLOCKS:
+    for name in PUBLIC:
         files = sorted(source.glob(f'{name.removeprefix("cifar_")}-*.th'))
         if not files:
             sys.exit(f'{source} holds no {name.removeprefix("cifar_")}-*.th')
