@@ -184,12 +184,11 @@ def collect_images(net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]]
         SnnetError: too few, or images of other channels than the net takes or with values that are not finite.
     """
     weight = next(net.parameters())
-    chunks = [images.to(weight.device, weight.dtype) for images, _ in image_chunks(batches, samples, samples)]
+    found = image_chunks(batches, samples, samples, net.input_size[0])
+    chunks = [images.to(weight.device, weight.dtype) for images, _ in found]
     count = sum(map(len, chunks))
     if count < 2 * _JUDGES:
         raise SnnetError(f'stitches are adapted with at least {2 * _JUDGES} images, some of which judge, not {count}')
-    if strange := {chunk.shape[1] for chunk in chunks} - {net.input_size[0]}:
-        raise SnnetError(f'the net takes images of {net.input_size[0]} channels, not {strange.pop()}')
     if not all(bool(chunk.isfinite().all()) for chunk in chunks):
         raise SnnetError('images hold values that are not finite, so nothing can be adapted to them')
     return torch.cat(chunks)

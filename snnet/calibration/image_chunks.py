@@ -11,7 +11,7 @@ from ..errors import SnnetError
 
 
 def image_chunks(
-    batches: Iterable[Tensor | Sequence[Any]], samples: int, size: int
+    batches: Iterable[Tensor | Sequence[Any]], samples: int, size: int, channels: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yields the first images of some batches with their targets; draws no more batches than needed.
 
@@ -19,12 +19,13 @@ def image_chunks(
         batches: images (n, C, H, W), or sequences that begin with images and targets.
         samples: how many images to yield in all; fewer come where there are fewer.
         size: most images in a chunk.
+        channels: C, as the network takes images.
 
     Yields:
         Images (m, C, H, W) with m <= size, and what the batch says of each of them (m, ...), or None.
 
     Raises:
-        SnnetError: something else than batches of images.
+        SnnetError: something else than batches of images, or images of other channels.
     """
     left = samples
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
@@ -35,6 +36,8 @@ def image_chunks(
             raise SnnetError(
                 f'a batch is a tensor of normalized images (n, C, H, W), or begins with one, not {_kind(images)}'
             )
+        if images.shape[1] != channels:
+            raise SnnetError(f'the network takes images of {channels} channels, not {images.shape[1]}')
         images = images[:left]
         for at in range(0, len(images), size):
             yield images[at : at + size], None if targets is None else targets[:left][at : at + size]

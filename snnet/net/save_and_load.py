@@ -97,6 +97,9 @@ def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> N
     net.eval()
     if config.class_names and (num_classes is None or not changed):
         net.class_names = _names_of(config, net, folder)
+    for name, told in ((STATISTICS, config.statistics), (OWN, config.own)):
+        if told is None and name in config.sha256:
+            _log.warning('%s is not used: %s says nothing of it but its SHA-256', folder / name, CONFIG)
     if config.statistics is not None:
         net.set_statistics(read_statistics(net, folder / STATISTICS, config))
     if config.own is not None and num_classes is not None and changed:

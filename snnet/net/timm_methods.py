@@ -16,6 +16,7 @@ from ..anchors.boundary import Boundary
 from ..anchors.new_head import classifier_modules, mark_new_head
 from ..errors import SnnetError, reason_of
 from ..stitching.layout import to_layout
+from ..utils.whole_number import whole_number
 from .feature_levels import Level
 from .stitch_tensors import Table, computing_with
 
@@ -242,9 +243,10 @@ def reset_classifiers(anchors: Sequence[Anchor], num_classes: int, global_pool: 
     """Gives anchors new classifiers, with random weights.
 
     Raises:
-        SnnetError: a network that cannot, or another kind of pooling than it knows.
+        SnnetError: a network that cannot, another kind of pooling than it knows, or a number of classes below 0.
     """
     given = {} if global_pool is None else {'global_pool': global_pool}
+    num_classes = whole_number('num_classes', num_classes, 0)
     for anchor in anchors:
         if not hasattr(anchor.model, 'reset_classifier'):
             raise SnnetError(f'{anchor.name} has no reset_classifier, so its classifier stays as it is')

@@ -267,13 +267,18 @@ def test_a_damaged_file_is_refused_and_an_older_snnet_would_not_read_the_folder(
     assert not (tmp_path / 'own_parameters.safetensors').exists()
 
 
-def test_forged_own_parameters_are_refused_in_a_sentence(nets, tmp_path):
+def test_forged_own_parameters_are_refused_in_a_sentence(nets, tmp_path, caplog):
     path, tensors = tmp_path / 'own_parameters.safetensors', nets['vit'].own_parameters.tensors()
     nets['vit'].save_pretrained(tmp_path)
     config = json.loads((tmp_path / 'config.json').read_text())
     del config['sha256'][path.name]
     (tmp_path / 'config.json').write_text(json.dumps(config))
     place = next(iter(tensors))
+    told = config.pop('own_parameters')
+    (tmp_path / 'config.json').write_text(json.dumps({**config, 'sha256': {**config['sha256'], path.name: '0' * 64}}))
+    assert StitchableNet.from_pretrained(tmp_path).own_parameters is None
+    assert 'own_parameters.safetensors is not used: config.json says nothing of it but its SHA-256' in caplog.text
+    (tmp_path / 'config.json').write_text(json.dumps({**config, 'own_parameters': told}))
     for forged, said in (
         ({**tensors, place: tensors[place].long()}, 'is of type int64, but the net has float32 there'),
         ({**tensors, f'0{place}': tensors[place]}, 'does not begin with the id of a stitch'),

@@ -225,6 +225,8 @@ def test_a_stitch_gets_a_new_classifier_and_refuses_unknown_pooling():
     assert alone.pretrained_cfg['num_classes'] == 2
     with pytest.raises(snnet.SnnetError, match='large refuses another classifier'):
         alone.reset_classifier(2, 'median')
+    with pytest.raises(snnet.SnnetError, match='num_classes is at least 0, but -1 was given'):
+        alone.reset_classifier(-1)
 
 
 def test_an_average_of_timm_follows_a_stitch():

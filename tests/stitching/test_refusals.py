@@ -120,11 +120,12 @@ def test_integers_of_numpy_and_paths_are_taken(tmp_path):
         ([torch.zeros(2, 3, 32, 32, dtype=torch.uint8)], r'not \(2, 3, 32, 32\) of uint8'),
         ([{'image': torch.zeros(2, 3, 32, 32)}], 'not a dict'),
         ([np.zeros((2, 3, 32, 32))], 'not a ndarray'),
+        ([torch.zeros(2, 1, 32, 32)], 'takes images of 3 channels, not 1'),
     ],
 )
 def test_what_is_no_batch_of_images_is_refused_in_a_sentence(batches, said):
     with pytest.raises(SnnetError, match=said):
-        list(image_chunks(batches, 2, 1))
+        list(image_chunks(batches, 2, 1, 3))
 
 
 @pytest.mark.parametrize('size', [64, (64, 64), (3, 0, 0), '3,4', (3, 8.0, 8)])
