@@ -24,8 +24,8 @@ from torch import Tensor
 
 import snnet
 from snnet.anchors.flops import part_flops
-from snnet.data.clean_images import clean_loader
 from snnet.data.datasets import DataSettings, open_dataset
+from snnet.data.unaugmented_images import clean_loader
 from snnet.net.part_tree import StitchPart, build_part_tree
 from snnet.net.shared_prefixes import all_logits
 

@@ -28,14 +28,14 @@ from snnet import reassembly
 from snnet.anchors.anchor import Anchor
 from snnet.config.parse import parse
 from snnet.config.sections import option, section
-from snnet.data.clean_images import clean_loader
 from snnet.data.datasets import DataSettings, open_dataset
+from snnet.data.unaugmented_images import clean_loader
 from snnet.errors import BudgetInfeasible, SnnetError
 from snnet.net.create import load_zoo
 from snnet.reassembly.dynamic_program import DynamicProgram
+from snnet.utils.eval_mode import eval_mode
 from snnet.utils.json_lines import JsonLines
 from snnet.utils.log import set_up_logging
-from snnet.utils.modes import eval_mode
 from snnet.utils.plugins import import_plugins
 from snnet.utils.seeds import generator, key
 

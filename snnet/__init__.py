@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from .exporting.export import export
     from .exporting.export_set import export_set
     from .net.compile_blocks import compile_blocks, warm_up
-    from .net.costs import measure_costs
     from .net.create import create_stitchable_net
+    from .net.measure_costs import measure_costs
     from .net.official import load_official
     from .net.stitchable_net import StitchableNet
     from .profiling.profile import profile
@@ -92,7 +92,7 @@ else:
             'exporting.export': ['export'],
             'exporting.export_set': ['export_set'],
             'net.compile_blocks': ['compile_blocks', 'warm_up'],
-            'net.costs': ['measure_costs'],
+            'net.measure_costs': ['measure_costs'],
             'net.create': ['create_stitchable_net'],
             'net.official': ['load_official'],
             'net.stitchable_net': ['StitchableNet'],

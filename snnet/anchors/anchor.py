@@ -12,7 +12,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ..errors import CannotStitch
-from ..utils.modes import still_statistics
+from ..utils.eval_mode import still_statistics
 from .boundary import Boundary
 from .cut import cut_copy
 from .network_line import NetworkLine

@@ -16,7 +16,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 from .anchor import Anchor
 
 _log = logging.getLogger(__name__)

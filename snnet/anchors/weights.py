@@ -16,7 +16,7 @@ from ..errors import NoClassifier, NoWeights, SnnetError, reason_of
 from .anchor import Anchor, Source
 from .class_names import names_of_weights
 from .names import HUB, LOCAL, NamedNetwork, resolve
-from .nearest_network import nearest_network
+from .network_of_weights import nearest_network
 from .new_head import has_new_head, mark_new_head
 from .registry import as_anchor, image_channels
 from .weight_files import read_weights

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..anchors.anchor import Anchor
 from ..anchors.new_head import has_new_head, linear_classifiers, mark_new_head
 from ..net.stitchable_net import StitchableNet
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 from .linear_probe import Criterion, fit_probe, hold_out
 
 

@@ -15,7 +15,7 @@ from ..anchors.anchor import Anchor
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
 from ..stitching.layout import feature_vectors
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 from ..utils.whole_number import whole_number
 from .image_chunks import image_chunks
 from .least_squares import LayerFit, Sums

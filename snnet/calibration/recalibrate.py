@@ -15,7 +15,7 @@ from ..net.part_tree import build_part_tree
 from ..net.stitch_statistics import Statistics, StatisticsGroup, batch_norms
 from ..net.stitchable_net import StitchableNet
 from ..utils.whole_number import whole_number
-from .choose_shares import choose_shares, combined, log_choices
+from .judge_statistics import choose_shares, combined, log_choices
 from .measure_statistics import StatisticsMeter
 from .recalibration_images import RecalibrationImages, gather_images
 

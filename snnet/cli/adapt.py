@@ -43,8 +43,8 @@ def run(settings: AdaptSettings) -> None:
     """
     from ..calibration.adapt import adapt  # here, so that --help does not load torch
     from ..config.sections import check_ranges
-    from ..data.clean_images import drawn_images
     from ..data.datasets import DataSettings, open_dataset
+    from ..data.unaugmented_images import drawn_images
     from ..net.save_and_load import write_own_parameters, write_records
     from ..net.stitchable_net import StitchableNet
     from ..stitching.stitch import parse_ids

@@ -19,10 +19,11 @@ from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 from .batches import AugmentedPictures
 from .datasets import DataSettings, open_dataset
-from .decode import Pictures, Quarantine
+from .decode import Pictures
 from .folder_checks import is_undivided
 from .loader import Loader
 from .order import Draw, Draws
+from .quarantine import Quarantine
 from .transforms import AugmentationSettings, make_normalizer, random_erasing, train_transform
 
 _log = logging.getLogger(__name__)

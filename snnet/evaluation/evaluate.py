@@ -16,8 +16,8 @@ from torch import Tensor
 from ..budget.read_record import read_known
 from ..budget.record import RESULTS, Record
 from ..config.sections import check_ranges
-from ..data.clean_images import clean_loader
 from ..data.datasets import class_names, open_dataset
+from ..data.unaugmented_images import clean_loader
 from ..errors import SnnetError
 from ..net.compile_blocks import compile_blocks, warm_up
 from ..net.open_net import open_net
@@ -28,10 +28,10 @@ from ..saving.file_names import WEIGHTS
 from ..saving.hub import locate
 from ..stitching.stitch import parse_ids
 from ..utils.distributed import Ranks, ranks
+from ..utils.eval_mode import eval_mode
 from ..utils.files import clear_temporaries, sha256
 from ..utils.json_lines import JsonLines
 from ..utils.log import set_up_logging
-from ..utils.modes import eval_mode
 from ..utils.plugins import import_plugins
 from ..utils.progress import Progress
 from ..utils.typed_json import TypedTable

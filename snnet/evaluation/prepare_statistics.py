@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import Dataset
 
 from ..calibration.recalibrate import recalibrate
-from ..data.clean_images import clean_loader
 from ..data.datasets import open_dataset
+from ..data.unaugmented_images import clean_loader
 from ..errors import SnnetError
 from ..net.save_and_load import write_records, write_statistics
 from ..net.stitchable_net import StitchableNet

@@ -21,7 +21,7 @@ from ..stitching.check_anchors import check_anchors
 from ..stitching.space import list_stitches
 from ..utils.typed_json import quoted
 from ..utils.whole_number import whole_number
-from .costs import measure_costs
+from .measure_costs import measure_costs
 from .stitchable_net import StitchableNet
 
 _log = logging.getLogger(__name__)

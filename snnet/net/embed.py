@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SnnetError
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 from .joined_anchors import JoinedAnchors
 from .predict import Picture, batched, prepare_pictures
 from .projections import embedding_width

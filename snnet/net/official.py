@@ -19,7 +19,7 @@ from ..anchors.new_head import mark_new_head
 from ..anchors.registry import as_anchor
 from ..anchors.weights import classes_held, load_model
 from ..errors import NoWeights, SnnetError
-from .costs import measure_costs
+from .measure_costs import measure_costs
 from .official_file import OfficialFile, read_official
 from .official_space import is_snnetv2, snnetv2_space, window_space
 from .stitchable_net import StitchableNet

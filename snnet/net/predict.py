@@ -15,7 +15,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from ..errors import SnnetError, reason_of
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 from ..utils.pictures import Unreadable, read_rgb, to_rgb, why_unreadable
 from ..utils.whole_number import whole_number
 from .joined_anchors import JoinedAnchors

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..anchors.flops import PartFlops
 from ..budget.latency_table import LatencyTable
-from ..budget.latency_tables import LatencyTables
 from ..budget.record import RESULTS, Record
+from ..budget.select_by_latency import LatencyTables
 from ..errors import ForeignTable
 from ..reparam.structure import refresh_anchors
 from ..utils.weight_seal import ModuleSeal, WeightSeal

@@ -39,7 +39,7 @@ from ..stitching.stitch_layer import merged_state
 from ..utils.files import write_text
 from ..utils.typed_json import TypedTable
 from ..utils.whole_number import whole_number
-from .costs import measure_costs
+from .measure_costs import measure_costs
 from .measured_net import MeasuredNet
 from .own_parameters import OwnParameters
 from .preprocessing import timm_row

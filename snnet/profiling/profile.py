@@ -20,8 +20,8 @@ from ..net.compile_blocks import warm_up
 from ..net.hardware import setup_of
 from ..net.stitchable_net import StitchableNet
 from ..saving.file_names import PROFILES
+from ..utils.eval_mode import eval_mode
 from ..utils.files import write_text
-from ..utils.modes import eval_mode
 from ..utils.progress import Progress
 from ..utils.seeds import generator
 from ..utils.whole_number import whole_number

@@ -19,7 +19,7 @@ from ..calibration.initialize import CHUNK
 from ..calibration.least_squares import LayerFit, Sums
 from ..errors import SnnetError
 from ..stitching.layout import feature_vectors
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 from .join_layer import SLOPE, JoinLayer
 from .reassembled import Reassembled
 from .relayout import relayout

@@ -20,7 +20,7 @@ from timm.layers import activations, activations_me
 from torch import Tensor, nn
 
 from ..errors import SnnetError
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 
 ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..anchors.anchor import Anchor
-from ..data.clean_images import drawn_images
+from ..data.unaugmented_images import drawn_images
 from ..errors import BudgetInfeasible
 from ..net.create import create_stitchable_net
 from ..net.stitchable_net import StitchableNet

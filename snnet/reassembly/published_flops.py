@@ -10,7 +10,7 @@ from timm.layers import SEModule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 from .reassembled import Reassembled
 
 _MAPS = {'linear', 'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d'}

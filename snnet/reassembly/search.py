@@ -15,8 +15,8 @@ from ..anchors.anchor import Anchor
 from ..anchors.boundary import Boundary
 from ..anchors.flops import PartFlops, part_flops
 from ..config.parse import to_yaml
-from ..data.clean_images import drawn_images
 from ..data.datasets import open_dataset
+from ..data.unaugmented_images import drawn_images
 from ..errors import BudgetInfeasible, CannotStitch, SnnetError
 from ..net.create import create_stitchable_net, load_zoo
 from ..net.stitchable_net import StitchableNet

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..anchors.anchor import Anchor
 from ..anchors.boundary import Boundary
 from ..errors import SnnetError
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 from .cka import ESTIMATORS, HsicSums, as_matrix, gram
 from .similarity import Similarity
 from .zoo import check_zoo

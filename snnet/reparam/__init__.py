@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ..utils.lazy import lazy_package
 
 if TYPE_CHECKING:
-    from .change import Change
+    from .branch_change import Change
     from .convolution_branches import CONVOLUTION, DBB
     from .expand_network import expand
     from .fold_branches import fold, folded
@@ -17,7 +17,7 @@ else:
     __getattr__, __dir__ = lazy_package(
         __name__,
         {
-            'change': ['Change'],
+            'branch_change': ['Change'],
             'convolution_branches': ['CONVOLUTION', 'DBB'],
             'expand_network': ['expand'],
             'fold_branches': ['fold', 'folded'],

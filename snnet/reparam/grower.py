@@ -13,8 +13,8 @@ from ..errors import SnnetError, reason_of
 from ..utils.distributed import Ranks
 from ..utils.typed_json import quoted
 from .block import is_block
+from .branch_change import Change
 from .candidates import READ_OUTSIDE, Where, check_kinds, names_modules, possible_kinds, trained_modules
-from .change import Change
 from .change_branches import add_branches, check_init, cut_branches
 from .flops_meter import FlopsMeter
 from .followers import Followers

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..utils.modes import eval_mode, still_statistics
+from ..utils.eval_mode import eval_mode, still_statistics
 from .local_hook import LocalHook
 from .rep_layers import as_map
 

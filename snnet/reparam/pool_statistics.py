@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 from .batch_norm_algebra import set_running_statistics
 from .block import Block
 from .rep_layers import RepStitchLayer

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..anchors.anchor import Anchor
 from ..anchors.cut import Absent
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 from ..utils.seeds import generator
 from .block import Block, is_block
 

@@ -11,7 +11,7 @@ from ..errors import SnnetError
 from .serve_settings import ServeSettings
 
 if TYPE_CHECKING:
-    from .http.gate import Application
+    from .http.middleware import Application
     from .service.served_net import ServedNet
     from .service.service import Service
 
@@ -27,7 +27,7 @@ def build_service(settings: ServeSettings) -> tuple[Service, Application]:
 
     from ..utils.plugins import import_plugins
     from .http.app import make_app
-    from .http.context import read_secret
+    from .http.shared_state import read_secret
     from .service.served_net import load_served_net
     from .service.service import Service, ServicePlan
 

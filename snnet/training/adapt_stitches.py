@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..calibration.adapt import adapt, adaptable
 from ..config.sections import option
-from ..data.clean_images import drawn_images
 from ..data.train_images import TrainImages
+from ..data.unaugmented_images import drawn_images
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 

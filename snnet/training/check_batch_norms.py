@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config.process import ComputeSettings
 from ..config.sections import option
+from ..config.seeds_and_device import ComputeSettings
 
 
 @dataclass

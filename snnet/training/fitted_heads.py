@@ -14,9 +14,9 @@ from torch import Tensor
 from ..anchors.new_head import linear_classifiers, mark_new_head
 from ..calibration.fit_heads import HeadFit, fit_heads, head_features
 from ..calibration.linear_probe import Criterion
-from ..data.clean_images import initialization_images
 from ..data.datasets import class_names, targets_of
 from ..data.train_images import TrainImages
+from ..data.unaugmented_images import initialization_images
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks

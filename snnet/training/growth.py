@@ -17,7 +17,7 @@ from ..reparam import SCORES, Change, Grower
 from ..reparam.candidates import check_kinds, growable, grows_by_default
 from ..reparam.growth_rules import CutRule, check_rules
 from ..utils.distributed import Ranks
-from ..utils.modes import eval_mode
+from ..utils.eval_mode import eval_mode
 
 _log = logging.getLogger(__name__)
 _OF_INTERVALS = ('grow_score', 'grow_cut', 'grow_budget', 'grow_until')

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ..calibration.initialize import METHODS, initialize, kaiming
 from ..config.sections import option
-from ..data.clean_images import initialization_images
 from ..data.train_images import TrainDataSettings
+from ..data.unaugmented_images import initialization_images
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 from ..utils.progress import Progress

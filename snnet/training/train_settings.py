@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..config.process import SeedSettings
 from ..config.sections import option, section
+from ..config.seeds_and_device import SeedSettings
 from ..data.train_images import TrainDataSettings
 from ..data.transforms import AugmentationSettings
 from .adapt_stitches import AdaptationSettings

@@ -13,8 +13,8 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import dispatch_clip_grad
 from torch import Tensor
 
-from ..config.process import SeedSettings
 from ..config.sections import option
+from ..config.seeds_and_device import SeedSettings
 from ..net.stitchable_net import StitchableNet
 from ..reparam import Grower
 from ..utils.distributed import Ranks

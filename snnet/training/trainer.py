@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ..anchors.names import is_whole_net
-from ..data.clean_images import initialization_images
 from ..data.train_images import TrainImages
+from ..data.unaugmented_images import initialization_images
 from ..errors import SnnetError
 from ..net.compile_blocks import compile_blocks, warm_up
 from ..utils.distributed import Ranks, ranks
@@ -26,7 +26,7 @@ from .build_net import build_net, choose_trained_weights
 from .check_batch_norms import check_batch_norms
 from .check_settings import check_settings, with_defaults
 from .checkpoint import Checkpoints
-from .finish import give_statistics, is_saved, next_command, save_net, settle_grown_layers
+from .finish_run import give_statistics, is_saved, next_command, save_net, settle_grown_layers
 from .fitted_heads import make_fitted_heads
 from .growth import as_log_entry, make_grower
 from .initialize_layers import initialize_layers

@@ -7,9 +7,9 @@ from PIL import Image
 
 from snnet import SnnetError, create_stitchable_net
 from snnet.config.sections import with_changes
-from snnet.data.clean_images import clean_loader, initialization_images
 from snnet.data.datasets import open_dataset
 from snnet.data.transforms import train_transform
+from snnet.data.unaugmented_images import clean_loader, initialization_images
 from snnet.utils.distributed import Ranks
 from snnet.utils.seeds import generator, key, seeded_libraries
 from tests.helpers.runs import train_images, train_settings, write_images

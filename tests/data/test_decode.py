@@ -17,9 +17,10 @@ from timm.data import create_dataset
 from torch import distributed as dist
 
 from snnet import SnnetError, create_stitchable_net
-from snnet.data.clean_images import clean_loader, initialization_images
 from snnet.data.datasets import open_dataset
-from snnet.data.decode import Pictures, Quarantine
+from snnet.data.decode import Pictures
+from snnet.data.quarantine import Quarantine
+from snnet.data.unaugmented_images import clean_loader, initialization_images
 from snnet.utils.distributed import Ranks
 from snnet.utils.pictures import Unreadable
 from tests.helpers.runs import train_images, train_settings, write_images

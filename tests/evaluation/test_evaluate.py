@@ -16,9 +16,9 @@ from snnet.budget.frontier import frontier_table
 from snnet.budget.plot import draw_curve
 from snnet.budget.record import Record
 from snnet.calibration.recalibrate import recalibrate
-from snnet.data.clean_images import clean_loader
 from snnet.data.datasets import open_dataset
 from snnet.data.transforms import clean_transform
+from snnet.data.unaugmented_images import clean_loader
 from snnet.evaluation.evaluate import Evaluation, evaluate, spread
 from snnet.evaluation.hits import Tally, best_against_anchor, compare, read_hits, write_hits
 from snnet.net.shared_prefixes import all_logits

@@ -10,7 +10,7 @@ from timm.data import create_dataset
 from snnet import SnnetError
 from snnet.data.datasets import DataSettings
 from snnet.evaluation.held_out import refuse_training_images
-from snnet.training.finish import next_command
+from snnet.training.finish_run import next_command
 from tests.helpers.runs import write_images
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from snnet import SnnetError, StitchableNet, UnknownStitch, create_stitchable_net
-from snnet.data.clean_images import clean_loader
 from snnet.data.datasets import open_dataset
+from snnet.data.unaugmented_images import clean_loader
 from snnet.evaluation.evaluate import evaluate
 from snnet.evaluation.hits import HITS, read_hits, read_targets, write_hits
 from snnet.evaluation.per_class import accuracy_per_class, mean_per_class

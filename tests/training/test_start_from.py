@@ -71,8 +71,8 @@ def settings_of(output, data, start, **changes):
 
 
 def accuracy(net, data, stitch):
-    from snnet.data.clean_images import clean_loader
     from snnet.data.datasets import DataSettings, open_dataset
+    from snnet.data.unaugmented_images import clean_loader
 
     settings = DataSettings(data_dir=str(data), workers=0)
     images, targets = next(clean_loader(settings, open_dataset(settings, 'validation', net), net, range(12), 12))

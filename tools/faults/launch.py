@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .agent import run_agent
 from .check import Violation
+from .forked_torchrun import run_agent
 from .processes import fork_into, run_script
 
 LIMIT = 90.0

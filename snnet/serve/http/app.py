@@ -8,14 +8,14 @@ from ...errors import MissingExtra
 from ..service.refusal import Refusal
 from ..service.service import Service
 from . import infer_route, status_routes
-from .context import Context
 from .decode_pool import DecodePool
-from .gate import Application, Gate
 from .http_limits import HttpLimits
+from .middleware import Application, Gate
 from .page import add_page
 from .predict_route import openapi_of_predict, predict
 from .reload_route import reload
 from .replies import EXAMPLE, refusal_reply
+from .shared_state import Context
 from .telemetry import Telemetry
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ import numpy as np
 from ..service.refusal import Refusal
 from ..service.served_net import ServedNet
 from ..service.worker import ImageAnswer
-from .context import Context
 from .infer_request import INPUT, LOGITS, STITCH, InferRequest, parse_infer
 from .read_body import read_body
 from .replies import json_reply
+from .shared_state import Context
 
 if TYPE_CHECKING:
     from fastapi import Request, Response

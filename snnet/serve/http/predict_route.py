@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ..service.refusal import Refusal
 from ..service.served_net import ServedNet
-from .context import Context
 from .read_body import read_body
 from .read_images import read_images, split_form
 from .replies import json_reply, prediction_of
 from .request_options import RequestOptions, options_of
+from .shared_state import Context
 
 if TYPE_CHECKING:
     from fastapi import Request, Response

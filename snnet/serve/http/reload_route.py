@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ...errors import SnnetError
 from ..service.refusal import Refusal
-from .context import Context
 from .replies import json_reply
+from .shared_state import Context
 
 if TYPE_CHECKING:
     from fastapi import Request, Response

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from ...errors import MissingExtra, SnnetError, reason_of
 from ..service.service import Service
-from .gate import Application
 from .http_limits import HttpLimits
+from .middleware import Application
 
 if TYPE_CHECKING:
     import uvicorn

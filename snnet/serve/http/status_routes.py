@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...budget.frontier import frontier
 from ..service.served_net import ServedNet
-from .context import Context
 from .replies import json_reply
+from .shared_state import Context
 
 if TYPE_CHECKING:
     from fastapi import Response

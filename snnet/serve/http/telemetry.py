@@ -11,7 +11,7 @@ from ..service.refusal import Refusal
 from ..service.served_net import ServedNet
 from ..service.service import Service
 from ..service.worker import ImageAnswer
-from .recent import Happening, Recent
+from .recent_load import Happening, Recent
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)

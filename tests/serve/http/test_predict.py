@@ -163,13 +163,13 @@ def test_what_happens_to_the_worker_has_a_status(client, monkeypatch, reason, st
     async def fails(*args):
         raise Refusal(reason, 'a sentence', 0.5)
 
-    monkeypatch.setattr('snnet.serve.http.context._all', fails)
+    monkeypatch.setattr('snnet.serve.http.shared_state._all', fails)
     reply = client.post('/v1/predict', content=picture(), headers=PNG)
     assert (reply.status_code, error_of(reply)['code']) == (status, reason)
 
 
 def test_a_request_is_given_up_half_a_second_after_its_deadline(monkeypatch):
-    monkeypatch.setattr('snnet.serve.http.context.GRACE', 0.0)
+    monkeypatch.setattr('snnet.serve.http.shared_state.GRACE', 0.0)
     with client_of(plan=ServicePlan(deadline_ms=100)) as client:
         client.service.net(None).run = lambda images, stitch: client.service._stop.wait(5)
         monkeypatch.setattr(client.service, 'check', lambda *args: None)

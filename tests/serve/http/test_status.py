@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from snnet.errors import NoWeights, SnnetError
-from snnet.serve.http.context import read_secret
+from snnet.serve.http.shared_state import read_secret
 from tests.helpers.served import client_of, picture, tiny_net
 
 PNG = {'Content-Type': 'image/png'}

@@ -11,7 +11,7 @@ import torch
 
 import snnet
 from snnet import StitchableNet
-from snnet.calibration.choose_shares import _ranges
+from snnet.calibration.judge_statistics import _ranges
 from snnet.net.shared_prefixes import all_logits
 from tests.helpers.families import family_net, images
 

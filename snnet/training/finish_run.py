@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..data.clean_images import clean_batches, drawn_images
 from ..data.datasets import DataSettings, class_names_of
 from ..data.train_images import TrainImages
+from ..data.unaugmented_images import clean_batches, drawn_images
 from ..errors import SnnetError
 from ..evaluation.prepare_statistics import recalibrate_with_progress
 from ..net.stitch_statistics import batch_norms
