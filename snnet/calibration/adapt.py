@@ -67,7 +67,7 @@ def adapt(
     """
     steps = None if steps is None else whole_number('steps', steps, 0)
     batch_size, samples = whole_number('batch_size', batch_size, 1), whole_number('samples', samples, 1)
-    _check(minutes=minutes, lr=lr, temperature=temperature, storage=storage, cache_gb=cache_gb or None)
+    check_positive(minutes=minutes, lr=lr, temperature=temperature, storage=storage, cache_gb=cache_gb or None)
     ids = adaptable(net, stitches, blocks, storage)
     net.eval()
     work = AdaptationWork(net, collect_images(net, batches, samples), cache_gb, quiet, progress)
@@ -77,7 +77,12 @@ def adapt(
     return work.run(ids, settings, minutes, FinishedStitches(folder))
 
 
-def _check(**settings: float | None) -> None:
+def check_positive(**settings: float | None) -> None:
+    """Refuses numbers that are not above 0, or not finite; None is not looked at.
+
+    Raises:
+        SnnetError: names the first of them.
+    """
     for name, value in settings.items():
         if value is not None and not 0 < value < math.inf:
             raise SnnetError(f'{name} is a positive finite number, not {value}')

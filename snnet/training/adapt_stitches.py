@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..calibration.adapt import adapt, adaptable
+from ..calibration.adapt import adapt, adaptable, check_positive
 from ..config.sections import option
 from ..data.train_images import TrainImages
 from ..data.unaugmented_images import drawn_images
@@ -25,24 +25,29 @@ class AdaptationSettings:
     adapt_minutes: float = option(
         0.0, 'about how long stitches adapt to their fronts at the end, without changing any anchor; 0 for not', least=0
     )
-    adapt_steps: int | None = option(None, 'updates of each stitch, in place of what the minutes allow', least=1)
+    adapt_steps: int | None = option(
+        None, 'updates of each stitch, in place of what the minutes allow; 0 for not', least=0
+    )
     adapt_samples: int = option(2000, 'training images to adapt with; every fourth one judges', least=8)
-    adapt_lr: float = option(2e-3, 'highest learning rate of adapting', least=0)
+    adapt_lr: float = option(2e-3, 'highest learning rate of adapting')
 
     @property
     def wanted(self) -> bool:
         """Whether stitches adapt at all."""
-        return self.adapt_minutes > 0 or self.adapt_steps is not None
+        return self.adapt_minutes > 0 if self.adapt_steps is None else self.adapt_steps > 0
 
 
 def check_adaptation(settings: AdaptationSettings, net: StitchableNet) -> None:
     """Refuses, before anything is trained, what could not be adapted at the end.
 
     Raises:
-        SnnetError: no stitch has a join, or the parameters of stitches would be more than those of the net.
+        SnnetError: no stitch has a join, the parameters of stitches would be more than those of the net, or a setting
+            is out of range.
     """
-    if settings.wanted:
-        adaptable(net)
+    if not settings.wanted:
+        return
+    check_positive(adapt_minutes=settings.adapt_minutes or 1.0, adapt_lr=settings.adapt_lr)
+    adaptable(net)
 
 
 def adapt_stitches(
