@@ -11,6 +11,7 @@ from one to the next. Patterns:
     tight      full batches need 99.9 % of the time until each deadline
     busy       as tight, while a batch runs
     mixed      as loose, and every tenth request asks for more accuracy
+    tense      every tenth request asks for more accuracy, and no time is left for full batches of all
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from snnet.serve.waiting_queue import WaitingQueue
 from tests.serve import straightforward
 
 STITCHES, MOST = 71, 16
-PATTERNS = ('loose', 'burst', 'tight', 'busy', 'mixed')
+PATTERNS = ('loose', 'burst', 'tight', 'busy', 'mixed', 'tense')
 
 
 def family() -> Choices:
@@ -44,13 +45,14 @@ def family() -> Choices:
 def waiting(ways: ModuleType, choices: Choices, pattern: str, count: int) -> controller.ControllerState:
     """A state with `count` waiting requests at time 0, after a calm."""
     step = choices.fast[0][MOST] / MOST
-    factor = {'loose': 2.0, 'burst': 2.0, 'tight': 1.001, 'busy': 1.001, 'mixed': 8.0}[pattern]
+    factor = {'loose': 2.0, 'burst': 2.0, 'tight': 1.001, 'busy': 1.001, 'mixed': 8.0, 'tense': 2.0}[pattern]
     deadlines = [factor * step * (i + MOST + 1) for i in range(count)]
     if pattern == 'burst':
         deadlines = [deadlines[-1]] * count
     least = choices.choices[10].top1
     requests = [
-        Request(i, due, least if pattern == 'mixed' and i % 10 == 3 else 0.0) for i, due in enumerate(deadlines)
+        Request(i, due, least if pattern in ('mixed', 'tense') and i % 10 == 3 else 0.0)
+        for i, due in enumerate(deadlines)
     ]
     floors = [choices.floor(request.least) or 0 for request in requests]
     state = controller.ControllerState.initial(choices)

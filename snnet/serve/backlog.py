@@ -7,8 +7,9 @@ seconds, and the first of them starting with request i, all are in time if the w
     min over j of d_(i + j b) - (j + 1) T.
 
 This is a sufficient condition. What it cannot show is treated as impossible, so nothing that was promised becomes late.
-Two kinds of queues are always judged exactly: those of up to `EXACT` requests and a batch, and those whose requests ask
-for different accuracies and leave no time to spare, which takes time for each request. This module needs no torch.
+Queues of up to `EXACT` requests and a batch are always judged exactly. Where requests ask for different accuracies and
+leave no time to spare, batches that waste least are tried instead, each with the accuracy that its requests ask for.
+What they cannot show is judged exactly, which takes time for each request. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ class Backlog(NamedTuple):
 
     def can_start(self, start: float = 0.0) -> bool:
         """Whether all requests can be answered in time by a worker that starts `start` table seconds after `begin`."""
-        return not self.deadlines or self._full_batches_suffice(start) or self.latest_starts()[0] >= start
+        if not self.deadlines or self._full_batches_suffice(start):
+            return True
+        latest = self.latest_starts()[0]
+        return latest >= start or (latest >= 0 and self._mixes() and self.exact_starts()[0] >= start)
 
     def admits(self, sizes: Sequence[int], known: Sequence[float]) -> tuple[bool, Sequence[float]]:
         """Whether all can be answered in time by batches that can still be filled.
@@ -87,18 +91,32 @@ class Backlog(NamedTuple):
             return True, known
         tail = None if self.is_short() else self._tail_starts(max(sizes[EXACT:]))
         stop = len(sizes) if tail is None else EXACT + self.choices.most
-        rooms = [self.choices.padded(size) for size in sizes[:stop]]
-        ends = finishes(self.choices.fast, self.slack(stop), self.floors[:stop], known, rooms)
+        ends = self._ends(sizes, known, stop)
         if tail is None:
             return ends[-1] < math.inf, ends
-        return any(end <= start for end, start in zip(ends[EXACT:], tail, strict=False)), ends
+        shown = any(end <= start for end, start in zip(ends[EXACT:], tail, strict=False))
+        if shown or not self._mixes():
+            return shown, ends
+        ends = self._ends(sizes, ends, len(sizes))
+        return ends[-1] < math.inf, ends
+
+    def _ends(self, sizes: Sequence[int], known: Sequence[float], stop: int) -> list[float]:
+        rooms = [self.choices.padded(size) for size in sizes[:stop]]
+        return finishes(self.choices.fast, self.slack(stop), self.floors[:stop], known, rooms)
+
+    def _mixes(self) -> bool:
+        """Whether the backlog is long, and the requests behind the first `EXACT` differ in accuracy."""
+        return not self.is_short() and min(self.floors[EXACT:]) < max(self.floors[EXACT:])
 
     def exact_starts(self) -> list[float]:
         """Returns the latest times at which the worker may start with request 0, 1, ... (`schedule.latest_starts`)."""
         return latest_starts(self.choices.fast, self.slack(), self.floors)
 
     def latest_starts(self) -> list[float]:
-        """Returns `exact_starts` of a short backlog, and lower bounds for a long one, up to the largest batch size."""
+        """Returns `exact_starts` of a short backlog, and lower bounds for a long one, up to the largest batch size.
+
+        A long one of several accuracies that is not shown to be in time is judged exactly, too.
+        """
         fast, most = self.choices.fast, self.choices.most
         if self.is_short():
             return self.exact_starts()
@@ -106,8 +124,8 @@ class Backlog(NamedTuple):
         rest = self._full_batches_start(1, 1, max(self.floors))
         if rest >= self.choices.slowest:  # no batch can make the requests behind it late
             return [slack[0] - fast[self.floors[0]][1], *[rest] * most]
-        tail = self._tail_starts(1)
-        return self.exact_starts() if tail is None else latest_starts(fast, slack, self.floors[: len(slack)], tail)
+        starts = latest_starts(fast, slack, self.floors[: len(slack)], self._tail_starts(1))
+        return self.exact_starts() if starts[0] < 0 and self._mixes() else starts
 
     def lost_one_by_one(self) -> set[int]:
         """Returns the places of the requests that cannot be answered in addition to those before them."""
@@ -169,20 +187,37 @@ class Backlog(NamedTuple):
         last = firsts[-1] - (len(firsts) - 1) * step - self.scale * row[max(rest, room)]
         return self._in_table_seconds(min(last, min(map(sub, firsts[:-1], count(step, step)), default=math.inf)))
 
-    def _tail_starts(self, room: int) -> list[float] | None:
+    def _tail_starts(self, room: int) -> list[float]:
         """Returns starts from which the requests behind the first `EXACT`, `EXACT` + 1, ... are answered in time.
 
         There are as many as the largest batch has requests: every schedule has a cut between two batches among them.
-        None if these requests differ in accuracy and may make those before them late: full batches waste time then.
         """
         most = self.choices.most
         top = max(self.floors[EXACT:])
         lowest = self._full_batches_start(EXACT, room, top)
         if lowest >= self._in_table_seconds(self.deadlines[EXACT + most - 1]):
             return [lowest] * most  # later than the deadlines of the requests before
-        if min(self.floors[EXACT:]) < top:
-            return None
+        if min(self.floors[EXACT:]) < top:  # full batches would waste time
+            return self._productive_starts(room)
         return [self._full_batches_start(EXACT + i, room, top) for i in range(most)]
+
+    def _productive_starts(self, room: int) -> list[float]:
+        """Returns `_tail_starts` by batches that waste least, one after the other (`Choices.productive`).
+
+        Only starts between two of these batches are known; the others are minus infinity.
+        """
+        at, end = EXACT, 0.0
+        batches: list[tuple[int, float, float]] = []  # first request, and time of the batches before it and with it
+        while at < len(self.deadlines):
+            size, seconds = self.choices.productive(self.floors[at : at + self.choices.most], room)
+            batches.append((at, end, end + seconds))
+            at, end = at + size, end + seconds
+        starts, latest = [-math.inf] * self.choices.most, math.inf
+        for first, before, after in reversed(batches):
+            latest = min(latest, self._in_table_seconds(self.deadlines[first]) - after)
+            if first < EXACT + self.choices.most:
+                starts[first - EXACT] = latest + before
+        return starts
 
     def _in_table_seconds(self, time: float) -> float:
         return (time - self.begin) / self.scale + ROUNDING

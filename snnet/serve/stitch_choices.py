@@ -14,6 +14,8 @@ from ..errors import SnnetError
 
 _QUANTILE = 1.2816
 """The 90 % quantile of the standard normal distribution; `Latency.high` is a 90 % quantile."""
+_REMEMBERED = 10_000
+"""Patterns of required accuracies whose best batch is remembered."""
 STEP = 0.05
 """Corrections of single stitches are rounded to this step of the logarithm, so that few corrected tables are built."""
 
@@ -71,6 +73,7 @@ class Choices:
         self.rates = tuple(_rates(row) for row in self.rows)
         self._work = tuple(_work(row) for row in self.rows)
         self._padded: dict[int, tuple[tuple[float, ...], ...]] = {1: self.fast}
+        self._productive: dict[tuple[tuple[int, ...], int], tuple[int, float]] = {}
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -138,6 +141,29 @@ class Choices:
         if size not in self._padded:
             self._padded[size] = tuple((row[0], *(max(row[size], second) for second in row[1:])) for row in self.fast)
         return self._padded[size]
+
+    def productive(self, floors: tuple[int, ...], room: int) -> tuple[int, float]:
+        """Returns size and time of the batch of the next requests that wastes least.
+
+        That is the one whose requests would take longest relative to its time, each in a full batch of its own floor.
+
+        Args:
+            floors: of the next requests, at most as many as the largest batch has.
+            room: the batch takes as long as if it held this many requests at least.
+        """
+        key = floors, room
+        if key not in self._productive:
+            if len(self._productive) >= _REMEMBERED:
+                self._productive.clear()
+            best, most, alone, floor = (1, math.inf), 0.0, 0.0, 0
+            for size, own in enumerate(floors, 1):
+                floor, full = max(floor, own), self.full[own]
+                alone += self.fast[own][full] / full
+                seconds = self.fast[floor][max(size, room)]
+                if alone >= most * seconds:
+                    best, most = (size, seconds), alone / seconds
+            self._productive[key] = best
+        return self._productive[key]
 
     def corrected(self, steps: tuple[int, ...]) -> Choices:
         """Returns these choices with each time multiplied by exp(steps x `STEP`)."""
