@@ -168,12 +168,25 @@ class JoinedAnchors(nn.Module):
         Raises:
             UnknownStitch: no such id.
         """
+        return frozenset[str]().union(*self.parameter_names_in_turn(stitch))
+
+    def parameter_names_in_turn(self, stitch: int) -> list[frozenset[str]]:
+        """Names of the parameters of each leg of a stitch, and of each stitch layer between two legs, as they run.
+
+        Raises:
+            UnknownStitch: no such id.
+        """
         chosen = self.stitches[self.checked(stitch)]
-        names = {f'stitch_layers.{i}.{name}' for i in chosen.layers for name, _ in self.layer(i).named_parameters()}
-        for leg in chosen.legs:
+        turns = []
+        for i, leg in enumerate(chosen.legs):
+            if i:
+                layer = chosen.layers[i - 1]
+                turns.append(
+                    frozenset(f'stitch_layers.{layer}.{name}' for name, _ in self.layer(layer).named_parameters())
+                )
             used = self.anchor(leg.anchor).parameter_names(leg.start, leg.stop)
-            names |= {f'anchors.{self._index[leg.anchor]}.model.{name}' for name in used}
-        return frozenset(names)
+            turns.append(frozenset(f'anchors.{self._index[leg.anchor]}.model.{name}' for name in used))
+        return turns
 
     def levels_of(self, stitch: int) -> list[Level]:
         """The levels of features that `forward_intermediates` gives while a stitch is active."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -124,10 +125,10 @@ class TrainStep:
         """
         self.schedule.step_update(step)
         drawn = self._drawn(step)
-        active = self.exchange.active(stitch for stitches in drawn for stitch in stitches)
+        active = self.exchange.active(drawn)
         before = [statistic.clone() for statistic in active.statistics]
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._gradients(step, batches, drawn[self.ranks.rank])
+        loss = self._gradients(step, batches, drawn[self.ranks.rank], active)
         numbers = torch.cat([loss.double().view(1), torch.tensor([*map(float, asks)], device=loss.device)])
         mean, *asked = self.exchange.average(active, numbers).tolist()
         if finite := self._move(active):
@@ -172,8 +173,8 @@ class TrainStep:
         turns = range(self.stitches_per_step)
         return [[self.sampler(step, rank, turn) for turn in turns] for rank in range(self.ranks.world)]
 
-    def _gradients(self, step: int, batches: Sequence[TrainBatch], stitches: Sequence[int]) -> Tensor:
-        """Adds up gradients of the mean loss over batches and stitches; returns that loss."""
+    def _gradients(self, step: int, batches: Sequence[TrainBatch], stitches: Sequence[int], active: Active) -> Tensor:
+        """Adds up gradients of the mean loss over batches and stitches, and begins to send them; returns that loss."""
         device = self.ranks.device
         total = torch.zeros((), device=device)
         share = 1 / (len(batches) * len(stitches))
@@ -189,7 +190,9 @@ class TrainStep:
                     loss = self.criterion(logits, targets, answer)
                     if self.protect is not None:
                         loss = self.protect(stitch, images, logits, loss)
-                self.scaler.scale(loss * share).backward()
+                last = place == len(batches) - 1 and turn == len(stitches) - 1
+                with active.gradients.sending() if last else nullcontext():
+                    self.scaler.scale(loss * share).backward()
                 total += loss.detach() * share
         return total
 

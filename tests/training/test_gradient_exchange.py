@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import os
+import re
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,9 @@ import torch
 from torch import distributed as dist, nn
 from torch.nn import functional as F
 
-from snnet.errors import LostRanks
+from snnet.errors import LostRanks, SnnetError
+from snnet.training import gradient_buckets
+from snnet.training.gradient_buckets import GradientBuckets
 from snnet.training.gradient_exchange import Exchange
 from snnet.training.make_step import make_step
 from snnet.training.train_step import TrainBatch
@@ -66,7 +71,9 @@ def exchanged(ranks, stitches):
     dist.all_reduce = counted
     _, x, y = batch_of('vit', ranks.rank)
     F.cross_entropy(net(x, stitch=stitches[ranks.rank]), y).backward()
-    numbers = exchange.average(exchange.active(stitches), torch.tensor([ranks.rank, 5.0], dtype=torch.float64))
+    numbers = exchange.average(
+        exchange.active([[stitch] for stitch in stitches]), torch.tensor([ranks.rank, 5.0], dtype=torch.float64)
+    )
     return gradients(net), sum(sent), numbers.tolist()
 
 
@@ -141,6 +148,123 @@ def moved(ranks, family):
     return {name: p.detach().clone() for name, p in step.net.named_parameters()}
 
 
+WAYS_TO_RUN = [{'stitch_per_rank': True, 'stitches_per_step': 2}, {'opt': 'momentum'}]
+
+
+def sent_during_or_after(ranks):
+    """For each way to run, the weights after steps whose gradients are sent during the backward pass, and after it.
+
+    Beside the weights: the share of buckets that were sent when the last backward pass of each step ended.
+    """
+    gradient_buckets._BUCKET = 1 << 18
+    sending, found = GradientBuckets.sending, []
+    for options, during in itertools.product(WAYS_TO_RUN, (True, False)):
+        early = []
+
+        @contextmanager
+        def watched(buckets, during=during, early=early):
+            with sending(buckets) if during else nullcontext():
+                yield
+            early.append(len(buckets._messages) / len(buckets._buckets))
+
+        GradientBuckets.sending = watched
+        step = step_of(ranks, 'vit', lr=0.01, grad_accum_steps=2, **options)
+        for number in range(2):
+            step(number, [batch_of('vit', ranks.rank), batch_of('vit', 1 - ranks.rank)], [])
+        found.append((digest(step.net), early))
+    return found
+
+
+def test_weights_do_not_depend_on_when_gradients_are_sent():
+    one, two = on_two_ranks(sent_during_or_after)
+    assert one == two
+    for (during, early), (after, late) in zip(one[::2], one[1::2], strict=True):
+        assert during == after
+        assert (early, late) == ([1, 1], [0, 0])
+
+
+def events_of(ranks, stitches):
+    """The events of a backward pass in order: the size of a bucket that is sent, the name of a complete gradient."""
+    gradient_buckets._BUCKET = 1
+    net, events = net_of('vit'), []
+    all_reduce = dist.all_reduce
+
+    def noted(tensor, *args, **kwargs):
+        events.append(tensor.numel())
+        return all_reduce(tensor, *args, **kwargs)
+
+    _, x, y = batch_of('vit', ranks.rank)
+    active = Exchange(net, ranks).active([[stitch] for stitch in stitches])
+    for name, parameter in net.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: events.append(name))
+    dist.all_reduce = noted
+    with active.gradients.sending():
+        F.cross_entropy(net(x, stitch=stitches[ranks.rank]), y).backward()
+    return events
+
+
+@pytest.mark.parametrize('stitches', [(4, 4), (0, 4)])
+def test_ranks_send_buckets_in_one_order_while_the_backward_pass_runs(stitches):
+    found = on_two_ranks(events_of, stitches)
+    sent = [[event for event in events if isinstance(event, int)] for events in found]
+    names = [shared_net('vit').parameter_names(stitch) for stitch in stitches]
+    assert sent[0] == sent[1]
+    assert len(sent[0]) == len(names[0] | names[1])
+    for events, own in zip(found, names, strict=True):
+        assert {event for event in events if isinstance(event, str)} == own
+    if stitches == (4, 4):  # from the classifier to the stem, a gradient and a bucket take turns
+        early = found[0][: len(found[0]) // 2]
+        assert sum(isinstance(event, int) for event in early) > 0.4 * len(early)
+
+
+class BackwardError(Exception):
+    pass
+
+
+def refused(ranks):
+    """What a rank says of a gradient that changes late, and of an error in the backward pass; and what is left."""
+    gradient_buckets._BUCKET = 1
+    net = net_of('vit')
+    exchange = Exchange(net, ranks)
+    steps = [exchange.active([[0], [0]]) for _ in range(2)]
+    _, x, y = batch_of('vit', ranks.rank)
+    errors = []
+    try:
+        with steps[0].gradients.sending():
+            for _ in range(2):
+                F.cross_entropy(net(x, stitch=0), y).backward()
+    except SnnetError as error:
+        errors.append(str(error))
+
+    def fail(gradient):
+        raise BackwardError('in the stem')
+
+    if ranks.rank == 1:
+        stem = net.anchors[0].model.patch_embed
+        stem.register_forward_hook(lambda module, inputs, output: output.register_hook(fail) and None)
+    net.zero_grad()
+    try:
+        with steps[1].gradients.sending():
+            F.cross_entropy(net(x, stitch=0), y).backward()
+        if ranks.rank == 0:
+            exchange.average(steps[1], torch.zeros(1, dtype=torch.float64))
+    except (BackwardError, LostRanks) as error:
+        errors.append(type(error))
+    hooks = [name for name, parameter in net.named_parameters() if parameter._post_accumulate_grad_hooks]
+    messages = [message for step in steps for message in step.gradients._messages]
+    return errors, hooks, len(messages), sum(not message.work.is_completed() for message in messages)
+
+
+def test_errors_in_the_backward_pass_are_told_and_leave_no_hook_and_nothing_on_its_way():
+    for (errors, *left), kind in zip(on_two_ranks(refused), (LostRanks, BackwardError), strict=True):
+        late, other = errors
+        assert re.search(r'has changed after it was sent.*use_reentrant=True', late)
+        assert other is kind
+        hooks, sent, under_way = left
+        assert sent > 10
+        assert (hooks, under_way) == ([], 0)
+
+
 def averaged_statistics(ranks):
     net = net_of('resnet')
     exchange = Exchange(net, ranks)
@@ -148,7 +272,7 @@ def averaged_statistics(ranks):
         for name, buffer in net.named_buffers():
             if 'running' in name:
                 buffer.fill_(1.0 + 2 * ranks.rank)
-    active = exchange.active([0])
+    active = exchange.active([[0], [0]])
     exchange.average(active, torch.zeros(1, dtype=torch.float64))
     used = {name.rpartition('.')[0] for name in net.parameter_names(0)}
     found = {name: set(value.unique().tolist()) for name, value in statistics(net).items()}
