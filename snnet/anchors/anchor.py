@@ -46,6 +46,7 @@ class Anchor(NetworkLine):
     Attributes:
         normalization: how its images were normalized in training; None where that is unknown.
         class_names: of the classes that its classifier tells apart, in the order of the logits; None where unknown.
+        several_labels: whether its classifier says yes or no to each class, because images have several labels.
         renormalize: the map from the net's normalization to its own; None where they agree.
         frozen: whether `freeze` was called.
         keeps_statistics: whether BatchNorms normalize with their running statistics also in training.
@@ -66,6 +67,7 @@ class Anchor(NetworkLine):
         self.official = official
         self.normalization = Normalization.of_model(model, input_size[0])
         self.class_names: tuple[str, ...] | None = None
+        self.several_labels = False
         self.renormalize: Renormalize | None = None
         self.frozen = False
         self.keeps_statistics = False

@@ -118,7 +118,13 @@ def frontier_table(records: Sequence[Record]) -> str:
     def latency(text: str) -> str:
         return f'  {text:>7}' if timed else ''
 
-    rows = [f'{"id":>4}  {"GFLOPs":>8}  {"Mparams":>8}{latency("ms")}  {"top-1":>6}  {"vs mixing":>9}  stitch']
+    labelled = any(record.mean_average_precision is not None for record in records)
+
+    def precision(text: str) -> str:
+        return f'  {text:>6}' if labelled else ''
+
+    head = f'{"top-1":>6}{precision("mAP")}  {"vs mixing":>9}'
+    rows = [f'{"id":>4}  {"GFLOPs":>8}  {"Mparams":>8}{latency("ms")}  {head}  stitch']
     for record in frontier(records):
         flops, params, top1 = record.flops or 0, record.params or 0, record.top1 or 0.0
         baseline = mixing_accuracy(records, flops)
@@ -126,7 +132,9 @@ def frontier_table(records: Sequence[Record]) -> str:
         mark = ' *' if record.anchor else ''
         costs = f'{flops / 1e9:>8.4g}  {params / 1e6:>8.4g}'
         milliseconds = '' if record.latency_ms is None else f'{record.latency_ms:.4g}'
-        rows.append(f'{record.stitch:>4}  {costs}{latency(milliseconds)}  {top1:>6.2f}  {gain:>9}  {record.legs}{mark}')
+        mean = precision('' if record.mean_average_precision is None else f'{record.mean_average_precision:.2f}')
+        found = f'{top1:>6.2f}{mean}  {gain:>9}'
+        rows.append(f'{record.stitch:>4}  {costs}{latency(milliseconds)}  {found}  {record.legs}{mark}')
     evaluated = [r for r in records if r.top1 is not None]
     compared = [(r.top1, mixing_accuracy(records, r.flops or 0)) for r in evaluated if not r.anchor]
     better = sum(top1 > baseline for top1, baseline in compared if top1 is not None and baseline is not None)

@@ -37,6 +37,9 @@ def adapt(
     does not fall there stays as it was. `net(x, stitch=i)`, evaluation, `extract` and export use the result in eval
     mode, and it is saved with the net (`net.own_parameters`).
 
+    Where images have several labels (`net.several_labels`), each class is a yes or no by itself: the divergence is the
+    sum over the classes of that of two Bernoulli distributions.
+
     A seed and a number of steps fix the result on a CPU bit for bit.
 
     Args:

@@ -75,7 +75,8 @@ class AdaptationWork:
             minutes: about how long the updates may take.
             done: what an earlier call has done.
         """
-        about = repr((settings, ids, None if settings.steps else minutes))
+        kind = ('several labels',) if self.net.several_labels else ()
+        about = repr((settings, ids, None if settings.steps else minutes, *kind))
         done.open(hashlib.sha256(f'{about}{self._digest()}'.encode()).hexdigest()[:16])
         settings = replace(settings, steps=settings.steps or done.steps or self._affordable(ids, settings, minutes))
         done.begin(settings.steps)
@@ -161,7 +162,8 @@ class AdaptationWork:
     def _judged(self, fit: StitchFit, features: Tensor) -> Tensor:
         """What `compare` says of each image that judges (2, n)."""
         rows = torch.split(self.judges.nonzero().squeeze(1), _CHUNK)
-        return torch.cat([compare(fit.behind(features[chunk]), self.answers[chunk]) for chunk in rows], 1)
+        several = self.net.several_labels
+        return torch.cat([compare(fit.behind(features[chunk]), self.answers[chunk], several) for chunk in rows], 1)
 
     def _features(self, fit: StitchFit) -> Tensor:
         """Features at the first join of all images, kept for the next stitch with the same front."""

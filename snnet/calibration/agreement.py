@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..budget.frontier import mixing_accuracy
 from ..net.shared_prefixes import all_logits
 from ..net.stitchable_net import StitchableNet
 from ..utils.progress import Progress
+from .divergence import divergence
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Agreement:
     """How close a stitch comes to the largest anchor.
 
     Attributes:
-        same: images with the same answer, in percent.
+        same: images with the same answer, in percent. Where images have several labels, the same yes or no to every
+            class.
         divergence: mean Kullback-Leibler divergence of its probabilities from the anchor's, in nats.
     """
 
@@ -29,17 +30,18 @@ class Agreement:
     divergence: float
 
 
-def compare(logits: Tensor, answers: Tensor) -> Tensor:
+def compare(logits: Tensor, answers: Tensor, several_labels: bool = False) -> Tensor:
     """Same answer or not, and divergence, of each image: (2, n), float64.
 
     Args:
         logits: of a stitch (n, classes).
         answers: logits of the largest anchor (n, classes).
+        several_labels: whether each logit says yes or no to its class by itself.
     """
     found, wanted = logits.double(), answers.double()
-    same = (found.argmax(1) == wanted.argmax(1)).double()
-    divergence = F.kl_div(found.log_softmax(1), wanted.log_softmax(1), reduction='none', log_target=True).sum(1)
-    return torch.stack([same, divergence]).cpu()
+    chosen = [z > 0 if several_labels else z.argmax(1, keepdim=True) for z in (found, wanted)]
+    same = (chosen[0] == chosen[1]).all(1)
+    return torch.stack([same.double(), divergence(found, wanted, several_labels).sum(1)]).cpu()
 
 
 def agreement_of(rows: Tensor) -> Agreement:
@@ -70,7 +72,7 @@ def agreements(
     parts: dict[int, list[Tensor]] = {stitch: [] for stitch in ids}
     for images, wanted in zip(chunks, answers, strict=True):
         for stitch, logits in all_logits(net, images, ids):
-            parts[stitch].append(compare(logits, wanted))
+            parts[stitch].append(compare(logits, wanted, net.several_labels))
         progress.update(1)
     progress.close()
     return {stitch: agreement_of(torch.cat(found, 1)) for stitch, found in parts.items()}

@@ -10,13 +10,13 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..anchors.anchor import Anchor
 from ..net.extract import ExtractedStitch
 from ..net.own_parameters import names_behind
 from ..net.stitchable_net import StitchableNet
 from ..utils.seeds import generator
+from .divergence import divergence
 
 _WARM_UP = 0.1
 """Share of the steps in which the learning rate rises; it falls along a cosine afterwards."""
@@ -60,7 +60,7 @@ class StitchFit:
 
     def __init__(self, net: StitchableNet, stitch: int, blocks: int = 0) -> None:
         self.stitch, self.legs = stitch, net.stitches[stitch].legs
-        self.from_images = False
+        self.from_images, self.several_labels = False, net.several_labels
         self.module = net.extract(stitch).requires_grad_(False)
         self.dtype = next(self.module.parameters()).dtype
         if self.dtype in (torch.float16, torch.bfloat16):
@@ -92,7 +92,7 @@ class StitchFit:
     def step(self, optimizer: torch.optim.Optimizer, x: Tensor, answers: Tensor, temperature: float) -> None:
         """One update towards the answers (n, classes): the divergence of probabilities at a temperature."""
         found, wanted = (z.float() / temperature for z in (self.behind(x), answers))
-        loss = F.kl_div(found.log_softmax(1), wanted.log_softmax(1), reduction='batchmean', log_target=True)
+        loss = divergence(found, wanted, self.several_labels).sum() / len(found)
         optimizer.zero_grad()
         (loss * temperature**2).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         optimizer.step()

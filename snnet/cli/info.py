@@ -45,6 +45,8 @@ def describe(net: StitchableNet) -> Iterator[str]:
     if net.class_names:
         shown = ', '.join(net.class_names[:5])
         yield f'  classes: {shown}{", ..." if len(net.class_names) > 5 else ""}'
+    if net.several_labels:
+        yield '  images have several labels: each logit says yes or no to its class'
     if net.statistics:
         own = sum(share > 0 for share in net.statistics.shares.values())
         yield f'{own} of {len(net.statistics.shares)} recalibrated stitches have their own BatchNorm statistics'

@@ -16,6 +16,7 @@ class ReportSettings:
     data_dir: str = option('', 'the images that were evaluated, to show some that only larger stitches get right')
     dataset: str = option('', "timm's name of the data set (default: the folder)")
     class_map: str = option('', 'file that maps class names to indices')
+    labels: str = option('', 'CSV file of the labels, where the images were evaluated with several')
     val_split: str = option('validation', 'name of the split that was evaluated')
     evaluation: str = option('', 'folder of the results (default: evaluation, in the folder of the net)')
     examples: int = option(12, 'images to show at most', least=0)
@@ -36,6 +37,8 @@ def run(settings: ReportSettings) -> None:
 
     check_ranges(settings)
     import_plugins(settings.plugin)
-    data = DataSettings(data_dir=settings.data_dir, dataset=settings.dataset, class_map=settings.class_map)
+    data = DataSettings(
+        data_dir=settings.data_dir, dataset=settings.dataset, class_map=settings.class_map, labels=settings.labels
+    )
     path = write_report(settings.folder, settings.out, data, settings.val_split, settings.evaluation, settings.examples)
     print('wrote', path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import SnnetError, reason_of
@@ -81,6 +83,13 @@ class LabelledImages(Dataset[Any]):
 def has_several_labels(dataset: Any) -> bool:
     """Whether the images of a data set have a label for every class instead of one class."""
     return isinstance(dataset, LabelledImages)
+
+
+def label_table(dataset: Any, indices: Iterable[int]) -> np.ndarray | None:
+    """Whether each of some images has each label (images, classes); None where images have one class each."""
+    if not isinstance(dataset, LabelledImages):
+        return None
+    return np.array([dataset.reader.samples[i][1] for i in indices], bool)
 
 
 def _read(table: Path) -> tuple[list[str], list[tuple[str, list[int]]]]:

@@ -17,6 +17,7 @@ from ..budget.read_record import read_known
 from ..budget.record import RESULTS, Record
 from ..config.sections import check_ranges
 from ..data.datasets import class_names, open_dataset
+from ..data.labels import label_table
 from ..data.unaugmented_images import clean_loader
 from ..errors import SnnetError
 from ..net.compile_blocks import compile_blocks, warm_up
@@ -38,6 +39,7 @@ from ..utils.typed_json import TypedTable
 from .eval_settings import EvalSettings
 from .held_out import refuse_training_images
 from .hits import HITS, Tally, note_answers, read_hits, read_targets, score, write_hits
+from .label_scores import LabelScores, say_what_is_compared
 from .per_class import CLASSES, write_classes, write_confusion
 from .prepare_statistics import prepare_statistics
 
@@ -50,10 +52,10 @@ def evaluate(settings: EvalSettings) -> tuple[StitchableNet, Path]:
     """Evaluates the stitches of a saved net; returns the net with its records and the folder of the results.
 
     The output folder receives `stitches.jsonl` (a JSON object per stitch), `hits.safetensors` (a bit per image and
-    stitch), `classes.csv` (accuracy of every class) and, during the pass, `progress.safetensors`: an evaluation that
-    was stopped at any point is resumed there and ends with the same results. The accuracies are also put into the net's
-    config.json, and so are the statistics of BatchNorm where they are recalibrated first (`recalibrate` in the
-    settings).
+    stitch), `classes.csv` (accuracy of every class) and, during the pass, `progress.safetensors` and, where images have
+    several labels, `progress.logits`: an evaluation that was stopped at any point is resumed there and ends with the
+    same results. The accuracies are also put into the net's config.json, and so are the statistics of BatchNorm where
+    they are recalibrated first (`recalibrate` in the settings).
 
     Raises:
         SnnetError: with a sentence that says what was asked and what is possible.
@@ -124,7 +126,9 @@ class Evaluation:
         self.indices = spread(len(self.dataset), settings.images)  # type: ignore[arg-type]  # a Dataset with a length
         self.lines = JsonLines(output / 'stitches.jsonl')
         self.hits = output / HITS
-        self.partial = output / 'progress.safetensors'
+        self.partial, self.logits = output / 'progress.safetensors', output / 'progress.logits'
+        self.labels = label_table(self.dataset, self.indices)
+        say_what_is_compared(net, self.labels is not None)
 
     def run(self) -> None:
         """Evaluates what is missing and puts what the results file then holds into the net's records."""
@@ -142,7 +146,8 @@ class Evaluation:
                 self.lines.rewrite([rows[stitch] for stitch in sorted(rows)])
         if self.ranks.first:
             self._write_classes()
-            self.partial.unlink(missing_ok=True)
+            for path in (self.partial, self.logits):
+                path.unlink(missing_ok=True)
         nothing = dict.fromkeys(RESULTS)
         for record in self.net.records:
             row = rows.get(record.stitch, nothing)
@@ -169,6 +174,10 @@ class Evaluation:
         batch, total = self.settings.data.batch_size, len(self.indices)
         tally = Tally(todo, total, self.settings.confusion)
         tally.resume(self.partial, self.fingerprint)
+        ranked = None if self.labels is None else LabelScores(self.logits, self.labels, todo)
+        if ranked is not None and not ranked.holds(tally.done):
+            _log.warning('%s is damaged, so its images are evaluated again', self.logits)
+            tally = Tally(todo, total)
         done = tally.done
         _log.info('evaluating %d stitches on %d images, %d of them done', len(todo), total, done)
         window = batch * self.ranks.world
@@ -183,23 +192,35 @@ class Evaluation:
             for at in range(done, total, window):
                 width = min(window, total - at)
                 scores = tally.window(width, self.ranks.device)
+                kept = None if ranked is None else ranked.window(width, self.ranks.device)
                 if batch * self.ranks.rank < width:
-                    self._score(next(batches), todo, scores, progress)
+                    self._score(next(batches), todo, scores, kept, progress)
                 self.ranks.all_reduce(scores)
                 tally.add(scores)
+                if ranked is not None and kept is not None:
+                    self.ranks.all_reduce(kept)
+                    if self.ranks.first:
+                        ranked.add(kept, at)
                 progress.update(width)
                 if self.ranks.first:
                     tally.save(self.partial, self.fingerprint)
         progress.close()
+        if ranked is not None:
+            self.ranks.barrier()  # the first one has written the logits of all
+            tally.precisions = ranked.mean_average_precisions(quiet=not self.ranks.first)
         return tally
 
-    def _score(self, batch: Sequence[Tensor], todo: list[int], scores: Tensor, progress: Progress) -> None:
-        """Puts a batch of this rank into its place in the scores of a window."""
+    def _score(
+        self, batch: Sequence[Tensor], todo: list[int], scores: Tensor, kept: Tensor | None, progress: Progress
+    ) -> None:
+        """Puts a batch of this rank into its place in the scores of a window, and its logits where they are kept."""
         images, targets = (x.to(self.ranks.device) for x in batch)
         first = self.settings.data.batch_size * self.ranks.rank
         row, answers = {stitch: i for i, stitch in enumerate(todo)}, None
         for count, (stitch, logits) in enumerate(all_logits(self.net, images, todo, self.suffix_batch), start=1):
             score(logits, targets, scores[row[stitch]], first)
+            if kept is not None:
+                kept[row[stitch], first : first + len(logits)] = logits.float()
             if stitch == self.settings.confusion:
                 answers = logits.argmax(dim=1)
             progress.update(0, f'{count} of {len(todo)} stitches of a batch')
@@ -212,13 +233,13 @@ class Evaluation:
             for folder in (self.output, Path(self.settings.net)):
                 clear_temporaries(folder)
             if self.settings.overwrite:
-                for path in (self.lines.path, self.hits, self.partial):
+                for path in (self.lines.path, self.hits, self.partial, self.logits):
                     path.unlink(missing_ok=True)
         self.ranks.barrier()
         rows = self.lines.read()
         if any(row.get('of') != self.fingerprint for row in rows):
             raise SnnetError(
-                f'{self.lines.path} holds results of other weights, statistics, images or precision: '
+                f'{self.lines.path} holds results of other weights, statistics, images, labels or precision: '
                 f'discard them with --overwrite, or name another --output'
             )
         found = {}
@@ -248,6 +269,8 @@ class Evaluation:
         changed: list[Any] = [self.net.preprocessing] if self.net.preprocessing else []
         if self.net.own_parameters is not None:
             changed.append(self.net.own_parameters.digest())
+        if self.labels is not None:
+            changed.append(hashlib.sha256(self.labels.tobytes()).hexdigest())
         facts = (weights, statistics, names, split, list(self.indices), precision, *changed)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 

@@ -81,6 +81,7 @@ class Tally:
     Attributes:
         targets: classes of the images so far (images,).
         answers: of the confused stitch to them (images,).
+        precisions: mean average precision of each stitch in percent, where images have several labels.
     """
 
     def __init__(self, stitches: Sequence[int], images: int, confused: int | None = None) -> None:
@@ -88,6 +89,7 @@ class Tally:
         self.sums = torch.zeros(len(self.stitches), _SUMS, dtype=torch.float64)
         self.hits = torch.zeros(len(self.stitches), images, dtype=torch.bool)
         self.targets, self.answers = (torch.zeros(images, dtype=torch.int64) for _ in range(2))
+        self.precisions: Mapping[int, float | None] = {}
 
     def window(self, width: int, device: torch.device) -> Tensor:
         """An empty window of the next `width` images: a row per stitch, with sums and then a column per image.
@@ -113,7 +115,8 @@ class Tally:
         for stitch, sums, hits in zip(self.stitches, self.sums.tolist(), self.hits.numpy(), strict=True):
             top1, top5, loss, n = sums
             record = replace(records[stitch], top1=100 * top1 / n, top5=100 * top5 / n, loss=loss / n, n=int(n))
-            found.append(replace(record, mean_per_class=mean_per_class(hits, targets) if known else None))
+            per_class, precision = mean_per_class(hits, targets) if known else None, self.precisions.get(stitch)
+            found.append(replace(record, mean_per_class=per_class, mean_average_precision=precision))
         return found
 
     def save(self, path: Path, of: str) -> None:

@@ -69,6 +69,8 @@ def _facts(net: StitchableNet, images: bool, asked: bool) -> list[str]:
     names = f' ({", ".join(net.class_names[:10])}{more})' if net.class_names else ''
     anchors = f'{len(net.stitches)} stitches of {len(net.anchors)} anchors'
     facts = [f'{anchors}, images {size}, {net.num_classes} classes{names}.']
+    if net.several_labels:
+        facts.append('Images have several labels: a probability is that of one class by itself.')
     counts = sorted({record.n for record in net.records if record.n})
     if counts:
         facts.append(f'Accuracy was measured on {" or ".join(f"{count:,}" for count in counts)} images.')
@@ -133,10 +135,16 @@ def _examples(net: StitchableNet, data: DataSettings, split: str, hits: Path, co
                 f'evaluated: image {indices[image]} is of class {target}, then it was of class {int(targets[image])}'
             )
         said = [net.predict(picture, stitch=stitch, topk=1)[0] for stitch in (cheapest, record.stitch)]
-        name = net.class_names[target] if net.class_names else f'class {target}'
+        name = _named(net, target)
         text = (
             f'right from stitch {record.stitch} on ({(record.flops or 0) / 1e9:.3g} GFLOPs: {said[1]}); '
             f'the cheapest stitch says {said[0]}'
         )
         shown.append(ShownImage(picture, name, text))
     return shown
+
+
+def _named(net: StitchableNet, target: Any) -> str:
+    """What an image shows: its class, or those of its labels (a 0 or 1 for every class)."""
+    classes = [i for i, there in enumerate(target) if there] if isinstance(target, Sequence) else [target]
+    return ', '.join(net.class_names[i] if net.class_names else f'class {i}' for i in classes) or 'none of the classes'

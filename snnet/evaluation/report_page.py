@@ -91,14 +91,17 @@ def page(
 
 
 def _table(shown: Sequence[Record], records: Sequence[Record]) -> str:
-    head = ['id', 'GFLOPs', 'Mparams', 'ms', 'top-1', 'top-5', 'vs mixing', 'stitch']
+    labelled = any(record.mean_average_precision is not None for record in records)
+    head = ['id', 'GFLOPs', 'Mparams', 'ms', 'top-1', 'top-5', *(['mAP'] if labelled else []), 'vs mixing', 'stitch']
     rows = []
     for record in shown:
         mixing = None if record.anchor else mixing_accuracy(records, record.flops or 0)
         gain = '' if mixing is None or record.top1 is None else f'{record.top1 - mixing:+.2f}'
         cells = [
             str(record.stitch), _number(record.flops, 1e9), _number(record.params, 1e6), _number(record.latency_ms),
-            _percent(record.top1), _percent(record.top5), gain, escape(record.legs) + (' *' if record.anchor else ''),
+            _percent(record.top1), _percent(record.top5),
+            *([_percent(record.mean_average_precision)] if labelled else []),
+            gain, escape(record.legs) + (' *' if record.anchor else ''),
         ]  # fmt: skip
         rows.append('<tr>' + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>')
     header = ''.join(f'<th>{name}</th>' for name in head)

@@ -219,7 +219,8 @@ def load_folder(
     renamed = type(anchor)(anchor.model, folder, anchor.input_size, source, anchor.official)
     if anchor.normalization is not None:
         renamed.normalization = anchor.normalization
-    renamed.class_names = net.class_names if anchor.num_classes == net.num_classes else None
+    if anchor.num_classes == net.num_classes:
+        renamed.class_names, renamed.several_labels = net.class_names, net.several_labels
     return renamed
 
 

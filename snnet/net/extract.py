@@ -32,6 +32,9 @@ class ExtractedStitch(TimmMethods):
         levels: of its features, with indices into `level_layers` where they need any.
         level_layers: further stitch layers, which map features of fronts to the width of the end.
         config: how images are prepared (see `pretrained_cfg`).
+
+    Attributes:
+        several_labels: whether each logit says yes or no to its class by itself, as in the net.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class ExtractedStitch(TimmMethods):
         self.stitch_layers = nn.ModuleList(layers)
         self.feature_layers = nn.ModuleList(level_layers)
         self._levels, self._config = list(levels), dict(config or {})
+        self.several_labels = False
 
     @property
     def num_classes(self) -> int:
@@ -100,6 +104,7 @@ class ExtractedStitch(TimmMethods):
         """Gives the end a new classifier with random weights (see `StitchableNet.reset_classifier`)."""
         reset_classifiers([self.leg_runs()[-1].anchor], num_classes, global_pool)
         self._config.pop('label_names', None)
+        self.several_labels = False
 
     def _depths(self, coarse: bool) -> dict[str, int]:
         depths, depth = dict[str, int](), 0
@@ -137,4 +142,6 @@ def extract_stitch(net: JoinedAnchors, stitch: int, intermediates: bool = False)
         for level in levels
     ]
     further = [net.layer(index).merged() for index in needed] if intermediates else []
-    return fold(ExtractedStitch(chosen, legs, layers, own, further, config))
+    extracted = ExtractedStitch(chosen, legs, layers, own, further, config)
+    extracted.several_labels = net.several_labels
+    return fold(extracted)

@@ -44,6 +44,8 @@ class JoinedAnchors(nn.Module):
         stitches: the sub-networks, by id.
         preprocessing: how images are prepared for evaluation where that differs from the first anchor's own way, in
             timm's words ('crop_pct', 'interpolation'); saved with the net.
+        several_labels: whether each logit says yes or no to its class by itself, because images have several labels
+            (`train.py --labels`): the probability of a class is then the sigmoid of its logit. Saved with the net.
 
     Raises:
         CannotStitch: a leg runs an anchor or a position that is not there, or boundaries do not join.
@@ -60,6 +62,7 @@ class JoinedAnchors(nn.Module):
         self._default = 0
         self.projections = make_projections(anchors)
         self.preprocessing: dict[str, Any] = {}
+        self.several_labels = all(anchor.several_labels for anchor in anchors)
         self._class_names = anchors[0].class_names if len({anchor.class_names for anchor in anchors}) == 1 else None
 
     @property

@@ -33,7 +33,8 @@ class Prediction:
 
     Attributes:
         labels: names of the classes, or their numbers as texts where the net has no names.
-        probabilities: of these classes, from 0 to 1.
+        probabilities: of these classes, from 0 to 1. Where images have several labels (`net.several_labels`), each is
+            that of a yes to this class by itself, so they do not add up to 1.
         indices: numbers of these classes.
     """
 
@@ -147,12 +148,21 @@ def classify(net: JoinedAnchors, batch: Sequence[Tensor], stitch: int | None, to
     like = next(net.parameters())
     with torch.inference_mode(), eval_mode(net):
         logits = _logits(net, torch.stack(list(batch)).to(like.device, like.dtype), stitch)  # (N, classes)
-        values, indices = logits.float().softmax(1).topk(min(topk, net.num_classes))
+        values, indices = _most_likely(logits.float(), min(topk, net.num_classes), net.several_labels)
     names = net.class_names
     return [
         Prediction(tuple(names[i] if names else str(i) for i in row), tuple(chances), tuple(row))
         for row, chances in zip(indices.tolist(), values.tolist(), strict=True)
     ]
+
+
+def _most_likely(logits: Tensor, count: int, several_labels: bool) -> tuple[Tensor, Tensor]:
+    """Probabilities and numbers of so many classes per image (N, count), the most likely first."""
+    if not several_labels:
+        values, indices = logits.softmax(1).topk(count)
+        return values, indices
+    highest, indices = logits.topk(count)  # sorted before the sigmoid, which rounds large logits to one value
+    return highest.sigmoid(), indices
 
 
 def _logits(net: JoinedAnchors, images: Tensor, stitch: int | None) -> Tensor:

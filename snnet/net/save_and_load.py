@@ -64,7 +64,7 @@ def save_net(net: MeasuredNet, folder: Path, license: str | None = None) -> None
     anchors = [describe_rebuildable(plain.anchor(i), dtype) for i in range(len(plain.anchors))]
     config = NetConfig(
         anchors, list(net.stitches), list(known.records), dtype=dtype, preprocessing=net.preprocessing,
-        class_names=net.class_names or (), for_timm=timm_row(net),
+        class_names=net.class_names or (), for_timm=timm_row(net), several_labels=net.several_labels,
     )  # fmt: skip
     parse_config(TypedTable(config.to_values(), 'the net is not saved: what would be its config.json'))
     refuse_infinite({**tensors, **(statistics.values if statistics else {}), **(own.tensors() if own else {})})
@@ -95,6 +95,7 @@ def load_net(kind: type[Net], folder: Path, num_classes: int | None = None) -> N
     net.preprocessing = config.preprocessing
     changed = _load_weights(net, tensors, folder / WEIGHTS, num_classes)
     net.eval()
+    net.several_labels = config.several_labels and not (num_classes is not None and changed)
     if config.class_names and (num_classes is None or not changed):
         net.class_names = _names_of(config, net, folder)
     for name, told in ((STATISTICS, config.statistics), (OWN, config.own)):

@@ -137,7 +137,7 @@ class StitchableNet(MeasuredNet, TimmMethods):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Gives every anchor a new classifier with random weights.
 
-        Accuracies, statistics and latency tables are dropped; class names, too.
+        Accuracies, statistics and latency tables are dropped; class names and `several_labels`, too.
 
         Args:
             num_classes: width of the logits; 0 for embeddings (see `embed`).
@@ -147,7 +147,7 @@ class StitchableNet(MeasuredNet, TimmMethods):
             SnnetError: a network that cannot, or refuses this pooling.
         """
         reset_classifiers([self.anchor(i) for i in range(len(self.anchors))], num_classes, global_pool)
-        self.class_names = None
+        self.class_names, self.several_labels = None, False
         self.projections = make_projections([self.anchor(i) for i in range(len(self.anchors))])
         self.known.verified(self, thorough=True).follow_modules(self)
 

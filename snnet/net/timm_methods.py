@@ -258,7 +258,7 @@ def reset_classifiers(anchors: Sequence[Anchor], num_classes: int, global_pool: 
         if weight is not None:
             anchor.to(weight.device, weight.dtype)
         mark_new_head(anchor.model)
-        anchor.class_names = None
+        anchor.class_names, anchor.several_labels = None, False
         anchor.clear_caches()
         anchor.forget_survey()
 

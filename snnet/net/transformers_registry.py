@@ -34,9 +34,11 @@ def register_with_transformers() -> None:
     class SnnetConfig(base.PretrainedConfig):  # type: ignore[misc]  # transformers is not typed here
         model_type = 'snnet'
 
-        def __init__(self, class_names: list[str] | None = None, **kwargs: Any) -> None:
-            labels = {'id2label': dict(enumerate(class_names))} if class_names else {}
-            super().__init__(**labels)
+        def __init__(self, class_names: list[str] | None = None, several_labels: bool = False, **kwargs: Any) -> None:
+            given: dict[str, Any] = {'id2label': dict(enumerate(class_names))} if class_names else {}
+            if several_labels is True:
+                given['problem_type'] = 'multi_label_classification'  # the pipeline then applies the sigmoid
+            super().__init__(**given)
 
     class SnnetForImageClassification(base.PreTrainedModel):  # type: ignore[misc]
         config_class = SnnetConfig
@@ -50,16 +52,25 @@ def register_with_transformers() -> None:
         def from_pretrained(cls, folder: str, *args: Any, stitch: int | None = None, **kwargs: Any) -> Any:
             net = StitchableNet.from_pretrained(folder, revision=kwargs.get('revision'), token=kwargs.get('token'))
             names = net.class_names or [f'LABEL_{i}' for i in range(net.num_classes)]
-            return cls(SnnetConfig(list(names)), net, _best(net) if stitch is None else net.checked(stitch)).eval()
+            config = SnnetConfig(list(names), net.several_labels)
+            return cls(config, net, _best(net) if stitch is None else net.checked(stitch)).eval()
 
         def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
             logits = self.net(pixel_values, stitch=self.stitch)
-            loss = None if labels is None else F.cross_entropy(logits, labels)
+            if labels is None:
+                return ImageClassifierOutput(logits=logits)
+            several = self.net.several_labels
+            loss = _binary_loss(logits, labels) if several else F.cross_entropy(logits, labels)
             return ImageClassifierOutput(loss=loss, logits=logits)
 
     base.AutoConfig.register('snnet', SnnetConfig, exist_ok=True)
     base.AutoImageProcessor.register(SnnetConfig, base.TimmWrapperImageProcessor, exist_ok=True)
     base.AutoModelForImageClassification.register(SnnetConfig, SnnetForImageClassification, exist_ok=True)
+
+
+def _binary_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss for labels (N, classes) of 0 and 1."""
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 def _best(net: StitchableNet) -> int:

@@ -50,6 +50,7 @@ class NetConfig:
             timm's words ('crop_pct', 'interpolation').
         class_names: in the order of the logits; empty where nothing says them.
         for_timm: how images are prepared, for readers other than snnet (see `read_timm_row`).
+        several_labels: whether each logit says yes or no to its class by itself.
     """
 
     anchors: list[AnchorRow]
@@ -62,6 +63,7 @@ class NetConfig:
     preprocessing: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     for_timm: dict[str, Any] = field(default_factory=dict)
+    several_labels: bool = False
 
     def to_values(self) -> dict[str, Any]:
         """The values of config.json."""
@@ -83,6 +85,8 @@ class NetConfig:
             values['preprocessing'] = self.preprocessing
         if self.class_names:
             values['class_names'] = list(self.class_names)
+        if self.several_labels:
+            values['several_labels'] = self.several_labels
         if self.statistics is not None:
             values['statistics'] = self.statistics
         if self.own is not None:
@@ -126,7 +130,8 @@ def parse_config(table: TypedTable) -> NetConfig:
     sums, statistics, own = _read_sums(table), _read_statistics(table), _read_own(table)
     dtype, preprocessing, for_timm = _read_dtype(table), _read_preprocessing(table), read_timm_row(table)
     names = tuple(table.texts('class_names', LONGEST, MAX_CLASSES)) if table.has('class_names') else ()
-    return NetConfig(anchors, stitches, records, sums, statistics, own, dtype, preprocessing, names, for_timm)
+    several = table.has('several_labels') and table.boolean('several_labels')
+    return NetConfig(anchors, stitches, records, sums, statistics, own, dtype, preprocessing, names, for_timm, several)
 
 
 def _read_stitch(row: TypedTable) -> Stitch:

@@ -83,8 +83,16 @@ def build_net(settings: NetSettings, data: TrainDataSettings | None = None) -> S
 
     Args:
         settings: which.
-        data: the training images; a net with --from is made for their classes.
+        data: the training images; a net with --from is made for their classes, and they say whether images have
+            several labels.
     """
+    net = _built(settings, data)
+    if data is not None:
+        net.several_labels = bool(data.labels)
+    return net
+
+
+def _built(settings: NetSettings, data: TrainDataSettings | None) -> StitchableNet:
     if settings.from_:
         classes = settings.num_classes
         if classes is None and data is not None:

@@ -56,10 +56,6 @@ def _check_labels(settings: TrainSettings) -> None:
         raise SnnetError('images with several labels (--labels) need --loss bce')
     if settings.mixing.mixes:
         raise SnnetError('mixup and cutmix take images of one class each: leave them out with --labels')
-    if settings.adaptation.wanted:
-        raise SnnetError(
-            'stitches adapt to probabilities of one class per image: leave --adapt-minutes out with --labels'
-        )
     if settings.distillation.teacher not in ('', NONE):
         raise SnnetError("a teacher's answer is one class per image: leave --teacher out with --labels")
     if settings.distillation.protect_anchors:

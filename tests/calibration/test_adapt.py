@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import SnnetError, UnknownStitch
+from snnet.calibration.agreement import compare
 from snnet.calibration.fit_stitch import StitchFit
 from snnet.net.own_parameters import names_behind
 from tests.helpers.families import _NETS, family_net, images
@@ -58,6 +59,27 @@ def test_stitches_come_closer_to_the_largest_anchor_on_images_that_did_not_fit_t
         assert row.kept == (row.after.divergence < row.before.divergence) == (row.stitch in net.own_parameters.stitches)
         assert row.own == net.own_parameters.count(row.stitch)
     assert done.own == sum(row.own for row in done.stitches)
+
+
+def test_with_several_labels_the_divergence_is_that_of_bernoulli_distributions():
+    found, wanted = 4 * torch.randn(2, 5, 3, dtype=torch.float64)
+    same, apart = compare(found, wanted, several_labels=True)
+    given, aim = (torch.distributions.Bernoulli(logits=z) for z in (found, wanted))
+    torch.testing.assert_close(apart, torch.distributions.kl_divergence(aim, given).sum(1))
+    assert same.tolist() == [float(torch.equal(a, b)) for a, b in zip(found > 0, wanted > 0, strict=True)]
+    assert compare(wanted, wanted, several_labels=True).tolist() == [[1] * 5, [0] * 5]
+
+
+def test_with_several_labels_stitches_adapt_to_each_class_by_itself():
+    net = family_net('vit')
+    net.several_labels = True
+    done = adapted(net, stitches=[3], steps=4)
+    (row,) = done.stitches
+    assert row.kept
+    with torch.no_grad():
+        logits, answers = net(JUDGES, stitch=3), net(JUDGES, stitch=len(net.anchors) - 1)
+    found = compare(logits, answers, several_labels=True).mean(1)
+    assert [row.after.same / 100, row.after.divergence] == pytest.approx(found.tolist(), rel=1e-3)
 
 
 def test_a_stitch_gets_its_layer_and_what_has_a_single_axis_behind_the_join(vit):

@@ -78,6 +78,30 @@ def test_a_net_alone_becomes_a_page_without_images(run, tmp_path, capsys):
     assert 'No images are shown: name them with --data-dir.' in out.read_text()
 
 
+@pytest.mark.slow  # an evaluation, and pictures
+def test_images_with_several_labels_are_shown_with_all_of_them(run, tmp_path, capsys, monkeypatch):
+    net = snnet.StitchableNet.from_pretrained(run / 'net')
+    net.several_labels = True
+    net.save_pretrained(tmp_path / 'net')
+    images = run / 'images'
+    rows = ['file,cat,dog,fly', *(f'validation/class{i}/0.png,{int(i < 2)},{int(i == 1)},0' for i in range(3))]
+    (tmp_path / 'labels.csv').write_text('\n'.join(rows))
+    labels = str(tmp_path / 'labels.csv')
+    evaluate(eval_settings(tmp_path / 'net', dataset='', data_dir=str(images), labels=labels))
+    demanding = [DemandingImage(place, Record(0, '')) for place in range(3)]
+    monkeypatch.setattr('snnet.evaluation.report.demanding_images', lambda *args: demanding)
+    monkeypatch.setattr('snnet.evaluation.report.draw_curve', _no_picture)
+    assert main(['report', str(tmp_path / 'net'), '--data-dir', str(images), '--labels', labels]) == 0
+    text = (tmp_path / 'net' / 'report.html').read_text()
+    assert re.findall('<b>(.*?)</b>', text) == ['cat', 'cat, dog', 'none of the classes']
+    assert '<th>mAP</th>' in text
+    assert 'a probability is that of one class by itself' in text
+
+
+def _no_picture(*args):
+    raise snnet.SnnetError('not drawn here')
+
+
 def test_pages_say_why_there_is_no_picture(tmp_path, capsys):
     net = snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=3, img_size=32)
     net.save_pretrained(tmp_path)

@@ -33,6 +33,17 @@ def test_labels_are_those_of_the_largest_logits_and_chances_are_their_softmax(ne
     assert found.probabilities == tuple(chances[order].tolist())
 
 
+def test_with_several_labels_the_chances_are_sigmoids_in_the_order_of_the_logits():
+    net = family_net('vit')
+    net.several_labels = True
+    x = torch.randn(3, 32, 32)
+    (found,) = net.predict(x, stitch=3, topk=CLASSES)
+    logits = net(x[None], stitch=3)[0]
+    assert found.indices == tuple(logits.argsort(descending=True).tolist())
+    assert found.probabilities == tuple(logits[list(found.indices)].sigmoid().tolist())
+    assert sum(found.probabilities) > 1.5
+
+
 def test_every_form_of_an_image_gives_the_same_answer(net, pixels, tmp_path):
     file = tmp_path / 'image.png'
     Image.fromarray(pixels).save(file)

@@ -322,6 +322,31 @@ def test_class_names_travel_with_a_net_and_go_with_its_classifiers(tmp_path):
     assert net.class_names is None
 
 
+def test_several_labels_travel_with_a_net_and_go_with_its_classifiers(tmp_path):
+    net = family_net('vit')
+    net.save_pretrained(tmp_path)
+    assert 'several_labels' not in json.loads((tmp_path / 'config.json').read_text())  # as in older nets
+    assert not snnet.StitchableNet.from_pretrained(tmp_path).several_labels
+    net.several_labels = True
+    net.save_pretrained(tmp_path)
+    again = snnet.StitchableNet.from_pretrained(tmp_path, num_classes=net.num_classes)
+    assert again.several_labels
+    alone = again.extract(2)
+    assert alone.several_labels
+    assert not snnet.StitchableNet.from_pretrained(tmp_path, num_classes=3).several_labels
+    for changed in (alone, again):
+        changed.reset_classifier(net.num_classes)
+        assert not changed.several_labels
+
+
+@pytest.mark.parametrize('value', [1, 'yes', [True]])
+def test_whether_a_stranger_says_several_labels_is_checked(folder, value):
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'several_labels': value}))
+    with pytest.raises(snnet.SnnetError, match=r'config\.json is damaged: several_labels is .*, not true or false'):
+        snnet.StitchableNet.from_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ('names', 'message'),
     [

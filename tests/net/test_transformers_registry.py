@@ -20,10 +20,11 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
 
 @pytest.mark.slow  # importing a pipeline of transformers takes seconds
 @pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::FutureWarning')
-def test_the_pipeline_gives_what_the_net_predicts(tmp_path):
+@pytest.mark.parametrize('several', [False, True])
+def test_the_pipeline_gives_what_the_net_predicts(tmp_path, several):
     transformers = pytest.importorskip('transformers')
     net = snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=3, img_size=32).eval()
-    net.class_names = ['cat', 'dog', 'fly']
+    net.class_names, net.several_labels = ['cat', 'dog', 'fly'], several
     net.save_pretrained(tmp_path / 'net')
     write_images(tmp_path / 'images', 1, 1, size=40)
     file = tmp_path / 'images' / 'class0' / '0.png'
@@ -36,7 +37,7 @@ def test_the_pipeline_gives_what_the_net_predicts(tmp_path):
     assert [row['score'] for row in found] == pytest.approx(list(expected.probabilities), abs=1e-6)
     model = transformers.AutoModelForImageClassification.from_pretrained(str(tmp_path / 'net'))
     x = torch.randn(2, 3, 32, 32)
-    out = model(x, labels=torch.tensor([0, 1]))
+    out = model(x, labels=torch.tensor([[0, 1, 1], [1, 0, 0]]) if several else torch.tensor([0, 1]))
     costliest = net.choose(flops=1e18).record.stitch
     assert torch.equal(out.logits, net(x, stitch=costliest))
     assert out.loss > 0

@@ -63,7 +63,6 @@ def test_a_run_that_dies_while_stitches_adapt_goes_on_from_those_that_are_done(t
         ({'anchors': 'test_vit'}, 'no stitch with a join, so there is nothing to adapt'),
         ({'adapt_lr': 0.0}, 'adapt_lr is a positive finite number, not 0.0'),
         ({'adapt_steps': None, 'adapt_minutes': float('inf')}, 'adapt_minutes is a positive finite number, not inf'),
-        ({'labels': 'labels.csv', 'loss': 'bce'}, 'leave --adapt-minutes out with --labels'),
     ],
 )
 def test_what_could_not_be_adapted_is_refused_before_anything_is_written(tmp_path, changes, told):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from snnet import SnnetError, StitchableNet
+from snnet.budget.frontier import frontier_table
 from snnet.data.labels import LabelledImages
 from snnet.evaluation.evaluate import evaluate
 from snnet.training.recipes import OWN
@@ -47,9 +48,11 @@ def test_a_table_gives_the_images_of_a_split_with_their_labels(data):
 
 @pytest.mark.slow
 def test_a_net_is_trained_and_evaluated_with_several_labels(data, tmp_path):
-    folder = train(settings_of(tmp_path / 'run', data))
+    folder = train(settings_of(tmp_path / 'run', data, adapt_steps=2, adapt_samples=8))
     net = StitchableNet.from_pretrained(folder)
     assert net.num_classes == 3
+    assert net.several_labels
+    assert 'come closer to the largest anchor' in (tmp_path / 'run' / 'train.log').read_text()
     heads = load_file(tmp_path / 'run' / 'heads.safetensors')
     assert float(heads['0.0.bias'].abs().max()) > 0
     settings = eval_settings(folder, dataset='', data_dir=str(data), labels=str(data / 'labels.csv'))
@@ -58,6 +61,8 @@ def test_a_net_is_trained_and_evaluated_with_several_labels(data, tmp_path):
     assert record.n == 6
     assert record.top5 == 100, 'every image is old, which is among the best three of three'
     assert record.mean_per_class is None
+    assert 0 < record.mean_average_precision <= 100
+    assert 'mAP' in frontier_table(net.records)
     assert not (output / 'classes.csv').exists()
     again, _ = evaluate(settings)
     assert again.records == net.records

@@ -89,7 +89,7 @@ def _result_of(served: ServedNet, answer: ImageAnswer, top: int) -> dict[str, An
 
 
 def labels_of(served: ServedNet, logits: np.ndarray, top: int) -> list[dict[str, Any]]:
-    """The most likely classes with their probabilities.
+    """The most likely classes with their probabilities: each by itself where images have several labels.
 
     Args:
         served: the net.
@@ -97,9 +97,13 @@ def labels_of(served: ServedNet, logits: np.ndarray, top: int) -> list[dict[str,
         top: how many classes.
     """
     with np.errstate(over='ignore', invalid='ignore'):
-        shares = np.exp(logits - logits.max())
-        shares = shares / shares.sum()
-    first = np.argsort(-shares, kind='stable')[:top]
+        if served.net.several_labels:
+            order, shares = -logits, 1 / (1 + np.exp(-logits))
+        else:
+            shares = np.exp(logits - logits.max())
+            shares = shares / shares.sum()
+            order = -shares
+    first = np.argsort(order, kind='stable')[:top]
     return [
         {'label': served.labels[i], 'class': int(i), 'probability': round(float(shares[i]), 6)} for i in first.tolist()
     ]
