@@ -76,7 +76,9 @@ def test_an_evaluation_that_is_interrupted_goes_on_and_finds_the_same(saved, tmp
         evaluate(settings)
     assert (tmp_path / 'progress.logits').stat().st_size == 4 * 4 * 2 * 3  # bytes, images, stitches, classes
     monkeypatch.setattr(
-        LabelScores, 'add', lambda self, window, done: add(self, window, done) if done else pytest.fail()
+        LabelScores,
+        'add',
+        lambda self, window, done: add(self, window, done) if done else pytest.fail('the first images again'),
     )
     net, _ = evaluate(settings)
     assert {path.name for path in tmp_path.iterdir()} == {'stitches.jsonl', 'hits.safetensors'}
