@@ -276,7 +276,7 @@ def test_ranks_share_the_images_and_count_none_twice(saved, tmp_path):
 
 def test_results_of_other_weights_or_images_are_refused_unless_overwritten(saved, tmp_path):
     evaluate(eval_settings(saved, output=str(tmp_path), stitches='0'))
-    with pytest.raises(SnnetError, match='other weights, statistics, images or precision'):
+    with pytest.raises(SnnetError, match='other weights, statistics, images, labels or precision'):
         evaluate(eval_settings(saved, output=str(tmp_path), stitches='0', images=5))
     evaluate(eval_settings(saved, output=str(tmp_path), stitches='0', images=5, overwrite=True))
     assert [row['n'] for row in rows_of(tmp_path)] == [5]
