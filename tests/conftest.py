@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(items):
         if _compares(item.function):
             item.add_marker(pytest.mark.tolerance)
         quick = item.get_closest_marker('quick')
-        if quick and item.callspec.id not in quick.args:
+        slow_for = item.get_closest_marker('slow_for')
+        if (quick and item.callspec.id not in quick.args) or (slow_for and item.callspec.id in slow_for.args):
             item.add_marker(pytest.mark.slow)
 
 

@@ -82,6 +82,7 @@ def test_the_log_names_the_network_that_was_trained_otherwise(caplog):
     assert f'those of {first}' in caplog.text
 
 
+@pytest.mark.slow  # seconds
 def test_the_map_is_extracted_saved_and_copied(tmp_path):
     net = pair()
     x = pixels()

@@ -29,6 +29,7 @@ def wrapped(name, **args):
     return anchor, model, images(size)
 
 
+@pytest.mark.slow_for('regnet, large')
 @every_network
 def test_an_anchor_computes_what_the_model_computes_in_eval_mode(name):
     anchor, model, x = wrapped(name)
@@ -37,6 +38,7 @@ def test_an_anchor_computes_what_the_model_computes_in_eval_mode(name):
         assert (anchor(x) - model(x)).abs().max() == 0
 
 
+@pytest.mark.slow_for('convnext, small', 'regnet, large')
 @every_network
 def test_an_anchor_computes_what_the_model_computes_in_train_mode(name):
     _, model, x = wrapped(name, drop_path_rate=0.5)
@@ -53,6 +55,7 @@ def test_an_anchor_computes_what_the_model_computes_in_train_mode(name):
     assert not torch.equal(model(x), expected), 'drop path is not at work, so this compared nothing random'
 
 
+@pytest.mark.slow_for('regnet, large')
 @every_network
 def test_an_anchor_keeps_the_model_and_its_names(name):
     anchor, model, _ = wrapped(name)
@@ -73,6 +76,7 @@ def test_runs_from_position_to_position_chain_to_the_whole(name):
         assert torch.equal(anchor.run(anchor.run(x, stop=middle), start=middle), model(x))
 
 
+@pytest.mark.slow_for('regnet, large')
 @every_network
 def test_boundaries_are_what_flows(name):
     anchor, _, x = wrapped(name)
@@ -123,6 +127,7 @@ def spans(anchor):
     return [(None, None), (None, 0), (None, last // 2), (last // 2, None), (1, last - 1), (last, None)]
 
 
+@pytest.mark.slow_for('convnext, large', 'regnet, large', 'regnet z, large')
 @every_family
 def test_parameter_names_are_those_that_get_a_gradient(name):
     anchor, _, x = wrapped(name)

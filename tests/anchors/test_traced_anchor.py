@@ -151,6 +151,7 @@ def traced(name):
     return anchor, anchor.model, images(NETWORKS[name][0])
 
 
+@pytest.mark.slow_for('pvt', 'xcit')
 @every_network
 def test_a_traced_network_computes_what_the_network_computes(name):
     anchor, model, x = traced(name)
@@ -288,6 +289,7 @@ def test_blocks_that_are_tied_to_a_grid_refuse_another(make, position, wrap):
             anchor.run(torch.randn(2, *shape), position, position + 1)
 
 
+@pytest.mark.slow  # seconds
 def test_a_traced_swin_is_the_adapters_swin():
     model = swin(8)
     ours, theirs = TracedAnchor(model, 'swin', (3, 64, 64)), as_anchor(model, 'swin', input_size=(3, 64, 64))
@@ -296,7 +298,7 @@ def test_a_traced_swin_is_the_adapters_swin():
     assert [(s.entry, list(s.blocks)) for s in ours.stages()] == [(s.entry, list(s.blocks)) for s in theirs.stages()]
 
 
-@pytest.mark.quick('deit_small_patch16_224-12', 'mixer_b16_224-12', 'mobilenetv2_100-16')
+@pytest.mark.quick('deit_small_patch16_224-12', 'mixer_b16_224-12')
 @pytest.mark.parametrize(
     ('name', 'blocks'),
     [

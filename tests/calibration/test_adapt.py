@@ -99,6 +99,7 @@ def test_blocks_add_the_whole_weights_behind_the_join(plain):
     assert more - few == {name for name in weights if plain.get_parameter(name).ndim > 1}
 
 
+@pytest.mark.slow  # seconds
 def test_a_stitch_that_gets_worse_stays_as_it_was(plain):
     net = copy.deepcopy(plain)
     done = adapted(net, lr=100.0)
@@ -160,6 +161,7 @@ def test_minutes_become_steps_that_a_resumed_call_takes_over(plain, tmp_path):
     assert (first.own_parameters is None) == (second.own_parameters is None)
 
 
+@pytest.mark.slow  # seconds
 def test_batch_norms_keep_their_statistics_and_get_scales_of_their_own():
     net = _NETS['resnet']()
     statistics = {name: buffer.clone() for name, buffer in net.named_buffers()}

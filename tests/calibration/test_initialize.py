@@ -55,7 +55,7 @@ def test_batches_may_come_with_labels():
     assert torch.equal(initialized(net, [(x, torch.zeros(8))], samples=8)[0], expected)
 
 
-@pytest.mark.quick('joint')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('method', ['joint', 'mean'])
 def test_ranks_that_add_their_sums_up_all_get_what_one_rank_gets(method):
     x = images(32, 20)

@@ -41,7 +41,7 @@ def exact(plain):
     return net
 
 
-@pytest.mark.quick('0')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('stitch', [0, 1, 4])
 def test_statistics_that_give_the_right_answers_are_kept_whole(plain, exact, stitch):
     classes = logits(exact, stitch, X).argmax(1)
@@ -54,7 +54,7 @@ def test_statistics_that_give_the_right_answers_are_kept_whole(plain, exact, sti
     assert net.records[stitch].recalibrated == 1
 
 
-@pytest.mark.quick('1')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('stitch', [0, 1, 4])
 def test_a_stitch_that_is_right_already_keeps_its_outputs_bit_for_bit(plain, stitch):
     net = copy.deepcopy(plain)
@@ -75,7 +75,7 @@ def test_without_classes_the_largest_anchor_judges_and_so_never_changes(plain):
         assert after > before if share else after == before
 
 
-@pytest.mark.quick('0')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('seed', range(3))
 def test_no_stitch_gets_fewer_held_out_images_right_whatever_the_classes(plain, seed):
     classes = torch.randint(0, 7, (48,), generator=torch.Generator().manual_seed(seed))
@@ -96,6 +96,7 @@ def test_shares_of_classes_judge_like_the_classes_that_they_single_out(plain, ex
     assert nets[0].statistics.digest() == nets[1].statistics.digest()
 
 
+@pytest.mark.slow  # seconds
 def test_statistics_that_a_stitch_has_are_replaced_by_better_ones_only(plain, exact):
     classes = logits(exact, 4, HELD_OUT).argmax(1)
     net = copy.deepcopy(exact)
@@ -178,6 +179,7 @@ def test_all_ranks_choose_the_same(plain, exact):
     assert nets[0].statistics.shares == nets[1].statistics.shares == alone.statistics.shares
 
 
+@pytest.mark.slow  # seconds
 def test_the_log_says_what_was_kept_and_why_and_old_accuracies_go(plain, exact, caplog):
     net = copy.deepcopy(plain)
     net.records = [snnet.Record(r.stitch, r.legs, top1=50.0, n=10, anchor=r.anchor) for r in net.records]

@@ -71,6 +71,7 @@ def test_statistics_change_every_stitch_with_batch_norm(nets, name):
     assert same == ([1] if name == 'maps to windows' else [])  # the Swin alone
 
 
+@pytest.mark.slow_for('regnet z')
 @pytest.mark.parametrize('name', CNNS)
 def test_shared_parts_extracted_stitches_and_copies_give_the_same_bits(nets, name):
     net, _ = nets[name]
@@ -96,6 +97,7 @@ def test_an_extracted_stitch_holds_ordinary_batch_norms_with_its_statistics(nets
     assert not torch.equal(first.running_mean, net.anchor(0).model.bn1.running_mean)
 
 
+@pytest.mark.slow  # seconds
 def test_the_split_into_batches_and_over_ranks_changes_nothing_but_rounding(nets):
     expected = nets['resnet'][0].statistics.values
     whole = _NETS['resnet']()
@@ -160,6 +162,7 @@ def test_some_stitches_only(nets):
     assert all_equal(outputs(net), [net.extract(i).eval()(images(64, 3)) for i in range(len(mixed))])
 
 
+@pytest.mark.slow  # seconds
 def test_sixteen_threads_with_different_stitches_get_what_one_thread_gets(nets):
     net, _ = nets['resnet']
     expected = outputs(net)
@@ -295,6 +298,7 @@ def test_what_cannot_be_recalibrated_is_refused_in_one_sentence(caplog):
     assert 'recalibrating with all 10 images there are (11 were asked for)' in caplog.text
 
 
+@pytest.mark.slow  # seconds
 def test_compiled_blocks_follow_the_statistics_of_the_stitch(nets):
     net = copy.deepcopy(nets['resnet'][0])
     ids = [1, 3, 5, 6]  # all end in the same block

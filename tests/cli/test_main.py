@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # seconds
 def test_info_prints_anchors_frontier_and_which_tables_hold_here(folder, capsys):
     assert main(['info', str(folder)]) == 0
     text = capsys.readouterr().out

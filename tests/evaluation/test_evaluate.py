@@ -66,6 +66,7 @@ def test_shared_parts_run_once():
     assert [calls.count(module) for module in large] == [sum(start <= i for start in starts) for i in range(8)]
 
 
+@pytest.mark.slow_for('4-slow to fast')
 @pytest.mark.parametrize('name', ['vit of other depth', 'swin', 'resnet', 'three legs', 'official', 'slow to fast'])
 @pytest.mark.parametrize('suffix_batch', [4, 7, 10_000])
 def test_stitches_with_the_same_end_may_run_as_one_batch(name, suffix_batch):
@@ -150,7 +151,7 @@ def same_results(first, second):
     return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
-@pytest.mark.quick('True')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('placed', [False, True])
 def test_a_kill_at_any_file_loses_nothing_and_changes_no_byte(saved, tmp_path, monkeypatch, placed):
     options = {'stitches': '0-1', 'batch_size': 5}
@@ -179,6 +180,7 @@ def test_a_kill_at_any_file_loses_nothing_and_changes_no_byte(saved, tmp_path, m
     assert killed == [*['progress.safetensors'] * 2, 'hits.safetensors', 'stitches.jsonl', 'classes.csv', 'config.json']
 
 
+@pytest.mark.slow  # seconds
 def test_a_torn_line_is_evaluated_again_and_only_it(saved, tmp_path, monkeypatch):
     evaluate(eval_settings(saved, output=str(tmp_path)))
     path = tmp_path / 'stitches.jsonl'
@@ -274,6 +276,7 @@ def test_ranks_share_the_images_and_count_none_twice(saved, tmp_path):
     assert torch.equal(tallies[0].hits | tallies[1].hits, tallies[2].hits)
 
 
+@pytest.mark.slow  # seconds
 def test_results_of_other_weights_or_images_are_refused_unless_overwritten(saved, tmp_path):
     evaluate(eval_settings(saved, output=str(tmp_path), stitches='0'))
     with pytest.raises(SnnetError, match='other weights, statistics, images, labels or precision'):
@@ -307,6 +310,7 @@ def test_ids_that_are_not_there_are_refused(text):
         parse_ids(text, 4)
 
 
+@pytest.mark.slow  # seconds
 def test_the_curve_is_drawn_as_png_and_svg_and_the_table_lists_the_frontier(saved, tmp_path):
     net, _ = evaluate(eval_settings(saved, output=str(tmp_path)))
     png, svg = draw_curve(net.records, tmp_path / 'curve', net.title)
@@ -417,6 +421,7 @@ def test_a_folder_that_cannot_keep_the_statistics_is_evaluated_all_the_same(cnn,
     assert len(rows_of(output)) == len(net.stitches)
 
 
+@pytest.mark.slow  # seconds
 def test_how_images_are_prepared_is_kept_with_the_net_and_belongs_to_the_results(saved, tmp_path):
     folder = tmp_path / 'net'
     shutil.copytree(saved, folder)

@@ -46,6 +46,7 @@ def test_the_mean_over_classes_leaves_out_those_without_images():
     assert mean_per_class(hits, targets) == pytest.approx((200 / 3 + 100) / 2)
 
 
+@pytest.mark.slow  # seconds
 def test_classes_and_confusion_are_those_of_the_answers(saved, tmp_path):
     folder, data = saved
     settings = eval_settings(folder, **data, output=str(tmp_path), confusion=2)

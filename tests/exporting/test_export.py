@@ -55,7 +55,7 @@ def three(tmp_path_factory) -> dict[str, Exported]:
     return {format: export(net, last, folder / 'made' / f'a.{format}') for format in FORMATS}
 
 
-@pytest.mark.quick('official-pt2')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(
     ('name', 'format'),
     [
@@ -176,7 +176,7 @@ def _low_rank(net: snnet.StitchableNet) -> snnet.StitchableNet:
     return net
 
 
-@pytest.mark.quick('low rank')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(
     'change',
     [

@@ -59,6 +59,7 @@ def test_a_set_is_the_reduced_frontier_and_each_file_runs(tmp_path):
     assert (made.about['classes'], made.about['mean'], made.about['file_format']) == (7, [0.5, 0.5, 0.5], 'pt2')
 
 
+@pytest.mark.slow  # seconds
 def test_an_interrupted_set_goes_on_and_only_damaged_files_are_made_again(tmp_path, written, monkeypatch):
     net, whole = evaluated(), snnet.exporting.export_set.write
 
@@ -185,6 +186,7 @@ def test_the_command_exports_the_choice_within_a_budget_beside_the_net(folder, c
     command(folder, '--stitch', stitch, '--overwrite')
 
 
+@pytest.mark.slow  # seconds
 def test_the_command_exports_a_set(folder, tmp_path, written, capsys):
     command(folder, '--points', 2, '--output', tmp_path / 'set')
     out = capsys.readouterr().out
@@ -218,6 +220,7 @@ def test_the_index_is_plain_json_for_any_server(tmp_path, written):
     assert len(row['sha256']) == 64
 
 
+@pytest.mark.slow  # seconds
 def test_mutated_indexes_are_read_or_refused_in_a_sentence_and_remove_no_other_file(tmp_path, written):
     folder, net = tmp_path / 'set', evaluated()
     export_set(net, folder, 3)

@@ -36,6 +36,7 @@ def test_shared_parts_and_merged_suffixes_give_what_single_calls_give(name, devi
             assert [i for i in ids if not near(found[i], net(x, stitch=i))] == []
 
 
+@pytest.mark.slow_for('resnet')
 @pytest.mark.parametrize('name', ['vit', 'resnet', 'levit'])
 def test_sixteen_threads_with_different_stitches_get_what_one_thread_gets(name, device):
     net = moved(name, device)

@@ -51,7 +51,7 @@ def is_compiled(net: nn.Module) -> bool:
     return any(module._compiled_call_impl is not None for module in net.modules())
 
 
-@pytest.mark.quick('vit')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('name', ['vit', 'maps to tokens'])
 def test_after_the_warm_up_no_stitch_and_no_batch_size_compiles_again(name):
     net = copy.deepcopy(shared_net(name))
@@ -65,7 +65,7 @@ def test_after_the_warm_up_no_stitch_and_no_batch_size_compiles_again(name):
     assert all(close(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.quick('resnet-eager-10')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(('kind', 'backend', 'shapes'), [('vit', 'aot_eager', 2), ('resnet', 'eager', 10)])
 def test_training_makes_one_graph_a_shape_and_draws_the_bits_that_eager_draws(kind, backend, shapes):
     net = dropping(kind).train()
@@ -88,6 +88,7 @@ def test_mixed_precision_behind_a_stitch_layer_is_warmed_up_too():
                 net(images(32, 3), stitch=i)
 
 
+@pytest.mark.slow  # seconds
 def test_frozen_anchors_are_warmed_up_with_and_without_gradients():
     net = snnet.compile_blocks(family_net('vit'), 'eager').train()
     net.anchors.requires_grad_(False).eval()
@@ -136,6 +137,7 @@ def test_nothing_remains_of_a_warm_up():
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+@pytest.mark.slow  # seconds
 def test_names_stay_and_copies_are_whole_and_not_compiled(tmp_path):
     models = [timm.create_model('test_vit', img_size=32, num_classes=CLASSES, drop_path_rate=0.2) for _ in 'ab']
     anchors = [snnet.as_anchor(model, name) for model, name in zip(models, 'ab', strict=True)]
@@ -164,7 +166,7 @@ def single(kind: str) -> nn.Module:
     return makers[kind]().eval()
 
 
-@pytest.mark.quick('extracted stitch')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('kind', ['swin', 'levit', 'extracted stitch'])
 def test_an_anchor_and_an_extracted_stitch_compile_too(kind):
     net = single(kind)
@@ -208,6 +210,7 @@ def test_a_block_that_cannot_be_compiled_runs_eagerly_with_one_warning():
     assert close(found, [wanted, wanted])
 
 
+@pytest.mark.slow  # seconds
 def test_too_many_graphs_are_no_silent_fall_back(monkeypatch):
     monkeypatch.setattr(by_block, 'GRAPHS', 2)
     with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():  # of older torch

@@ -18,6 +18,7 @@ def a_net(**options):
     return net
 
 
+@pytest.mark.slow  # seconds
 def test_every_stitch_gives_the_width_of_the_largest_once_the_others_are_fitted(tmp_path):
     net, x = a_net(), images(32, 64)
     assert net(x[:2], stitch=0).shape == (2, 16)

@@ -40,6 +40,7 @@ class Widening(nn.Module):
         return self.head(self.last(self.down(self.blocks(self.stem(x)))).mean((2, 3)))
 
 
+@pytest.mark.slow  # seconds
 def test_blocks_of_one_stage_may_differ_in_width(tmp_path):
     networks = {'small': Widening(4, 4, 4, 6, 6), 'large': Widening(6, 6, 6, 6, 9, 9, 9)}
     anchors = [as_anchor(shake(m), name, input_size=(3, 32, 32)) for name, m in networks.items()]

@@ -13,6 +13,7 @@ from tests.helpers.families import every_net, images, shared_net
 PRODUCTS = {'conv', 'linear', 'matmul', 'addmm', 'bmm', 'mm', 'einsum', 'scaled_dot_product_attention'}
 
 
+@pytest.mark.slow_for('swin', 'levit')
 @every_net
 def test_flops_summed_from_parts_equal_a_whole_trace_of_every_stitch(name):
     net = shared_net(name)

@@ -269,7 +269,7 @@ def with_settings(state):
     }
 
 
-@pytest.mark.quick('deit', 'resnet', 'levit')
+@pytest.mark.quick('deit')
 @pytest.mark.parametrize('name', CASES)
 def test_every_stitch_of_a_published_file_computes_what_its_legs_do_by_hand(tmp_path, name):
     published = Published(name)
@@ -398,12 +398,13 @@ def test_a_file_that_does_not_fit_is_refused_in_one_sentence(tmp_path, deit, cha
     assert str(tmp_path / 'x.pth') in str(caught.value)
 
 
+@pytest.mark.slow  # seconds
 def test_what_cannot_be_read_is_refused(tmp_path, deit):
     with pytest.raises(NoWeights, match='there is no file'):
         load_official(tmp_path / 'nothing.pth')
     for name in ('x.pth', 'x.safetensors'):
         (tmp_path / name).write_bytes(b'not weights')
-        with pytest.raises(NoWeights, match=rf'{name} holds no readable'):
+        with pytest.raises(NoWeights, match=rf'{name} is a text, not weights'):
             load_official(tmp_path / name)
     torch.save(deit.state(), tmp_path / 'x.pth')
     with pytest.raises(NoWeights, match=r'anchor 0 of .*x\.pth is none of deit_tiny.*name the networks'):
@@ -473,6 +474,7 @@ def space_or_refusal(file, anchors):
         return str(error)
 
 
+@pytest.mark.slow  # seconds
 def test_the_paper_s_own_window_needs_no_words_on_twelve_blocks(tmp_path):
     models = [shake(vit(width, 12)) for width in (16, 24)]
     anchors = [snnet.as_anchor(model, f'w{i}') for i, model in enumerate(models)]
@@ -486,7 +488,7 @@ def test_the_paper_s_own_window_needs_no_words_on_twelve_blocks(tmp_path):
         load_official(tmp_path / 'x.pth', anchors, window=3, step=3)
 
 
-@pytest.mark.quick('False')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('together', [True, False])
 def test_a_file_without_the_nearest_rule_has_a_pair_more(tmp_path, deit, together):
     """Whether the pair of the outer anchors comes last, or second as the first anchor's other one."""

@@ -78,7 +78,7 @@ def test_a_stitch_runs_its_own_parameters_and_all_others_give_the_same_bits_as_b
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters(), strict=True))
 
 
-@pytest.mark.quick('vit')
+@pytest.mark.slow  # seconds
 @each_family
 def test_every_way_of_running_a_stitch_gives_the_same_bits(nets, name):
     net = nets[name]
@@ -115,6 +115,7 @@ def test_an_extracted_stitch_has_ordinary_modules_and_as_many_parameters_as_befo
         assert sum(p.numel() for p in module.parameters()) == net.records[stitch].params
 
 
+@pytest.mark.slow  # seconds
 def test_compiled_blocks_run_the_parameters_of_each_stitch_without_another_graph(nets):
     net = copy.deepcopy(nets['vit'])
     expected, x = logits(net), images(32, 3)
@@ -206,6 +207,7 @@ def test_setting_them_drops_the_accuracies_of_changed_stitches_only(nets):
     assert [record.stitch for record in net.records if record.top1 is None] == adapted_ids(net)
 
 
+@pytest.mark.slow  # seconds
 def test_statistics_and_own_parameters_go_together(tmp_path):
     net = _NETS['resnet']()
     first, second, *_ = adapted_ids(net)

@@ -224,6 +224,7 @@ def test_copies_and_pickles_keep_what_is_known_unless_the_weights_had_changed(cn
     assert not knows(copy.deepcopy(net))
 
 
+@pytest.mark.slow  # seconds
 def test_accuracies_put_in_one_by_one_belong_to_the_weights_of_that_moment(tmp_path):
     net = family_net('vit')
     net.records[0] = replace(net.records[0], top1=80.0, n=10)
@@ -235,6 +236,7 @@ def test_accuracies_put_in_one_by_one_belong_to_the_weights_of_that_moment(tmp_p
     assert [record.top1 for record in StitchableNet.from_pretrained(tmp_path).records[:2]] == [None, 81.0]
 
 
+@pytest.mark.slow  # seconds
 def test_training_after_loading_loses_the_accuracies(tmp_path, caplog):
     net = family_net('vit')
     net.records[0] = replace(net.records[0], top1=80.0, n=100)
@@ -251,6 +253,7 @@ def test_training_after_loading_loses_the_accuracies(tmp_path, caplog):
     assert 'loses its accuracies (evaluate again)' in caplog.text
 
 
+@pytest.mark.slow  # seconds
 def test_the_state_dict_carries_the_statistics(cnn):
     other = family_net('resnet')
     x = images(64, 2, 1)
@@ -264,6 +267,7 @@ def test_the_state_dict_carries_the_statistics(cnn):
         assert torch.equal(other(x, stitch=2), family_net('resnet')(x, stitch=2))
 
 
+@pytest.mark.slow  # seconds
 def test_statistics_of_another_net_in_a_state_dict_are_refused(cnn):
     state = family_net('resnet').state_dict()
     odd = {'statistics.values.0.0.nothing': torch.zeros(2, 3), 'statistics.samples': torch.tensor(1)}

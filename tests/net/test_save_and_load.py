@@ -22,7 +22,7 @@ from tests.helpers.rounding import rounding
 SAVABLE = ['registers', 'deit-3', 'swin', 'resnet kin', 'convnext', 'regnet z', 'three legs', 'official']
 
 
-@pytest.mark.quick('swin', 'resnet kin', 'deit-3', 'registers', 'three legs', 'official', 'windows to maps')
+@pytest.mark.quick('deit-3', 'official')
 @pytest.mark.parametrize('name', [*SAVABLE, 'windows to maps'])
 def test_a_saved_net_comes_back_with_the_same_outputs_and_records(tmp_path, name):
     net = shared_net(name)
@@ -72,6 +72,7 @@ def test_a_net_that_version_0_1_saved_is_the_same_net(name):
     torch.testing.assert_close(found, expected, rtol=rounding(torch.float32, 500), atol=rounding(torch.float32, 500))
 
 
+@pytest.mark.slow  # seconds
 def test_levit_comes_back_after_it_ran_in_eval_mode(tmp_path):
     args = {'img_size': 64, 'num_classes': 7}
     anchors = [
@@ -279,6 +280,7 @@ def test_statistics_that_do_not_fit_are_refused(recalibrated, tmp_path, spoil, t
         StitchableNet.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow  # seconds
 def test_a_stop_anywhere_while_statistics_are_written_leaves_a_net_that_loads(recalibrated, tmp_path, monkeypatch):
     plain = family_net('resnet')
     plain.save_pretrained(tmp_path)

@@ -61,6 +61,7 @@ def test_the_published_ending_of_a_vit_stitch_leaves_out_the_final_norm():
         assert torch.equal(net(images(32), stitch=5), normed(images(32), stitch=5))
 
 
+@pytest.mark.slow  # seconds
 def test_a_cnn_to_swin_stitch_is_stages_a_matrix_product_and_windows():
     net = cross_net().double()
     cnn, swin = (net.anchor(name).model for name in ('cnn', 'swin'))

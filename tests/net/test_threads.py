@@ -13,6 +13,7 @@ from tests.helpers.crowd import in_threads
 from tests.helpers.families import every_net, images, shared_net
 
 
+@pytest.mark.slow_for('swin', 'resnet', 'maps to windows')
 @every_net
 def test_sixteen_threads_with_different_stitches_get_what_one_thread_gets(name):
     net = shared_net(name)

@@ -41,6 +41,7 @@ def test_features_and_head_give_the_logits_of_the_net_and_of_what_is_cut_out(nam
     assert alone.num_classes == CLASSES
 
 
+@pytest.mark.slow_for('convnext')
 @pytest.mark.parametrize('name', ['vit', 'swin', 'resnet', 'levit', 'convnext'])
 def test_features_of_an_anchor_are_those_of_the_network_of_timm(name):
     net = shared_net(name)

@@ -166,6 +166,7 @@ def test_without_prediction_the_others_are_left_out(net):
     assert {3, 7} <= profile(net, stitches=[7, 3], quiet=True)[0].measured
 
 
+@pytest.mark.slow  # seconds
 def test_minutes_bound_the_run(net, clock, caplog):
     """One visit of 57 stitches takes longer than the limit: each is measured once, and none twice."""
     started = clock.now
@@ -176,7 +177,7 @@ def test_minutes_bound_the_run(net, clock, caplog):
     assert '57 of 57 latencies are less precise than usual' in caplog.text
 
 
-@pytest.mark.quick('0.0-False')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(('minutes', 'all_of_them'), [(0.0, False), (1e6, True)])
 def test_auto_measures_all_where_time_allows(net, minutes, all_of_them):
     (table,) = profile(net, minutes=minutes, quiet=True)
@@ -205,7 +206,7 @@ def test_a_finished_table_is_loaded_with_the_net_and_not_measured_again(made, tm
     assert len(seen) >= LEAST_VISITS
 
 
-@pytest.mark.quick('options1-True')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(
     ('options', 'killed'), [({'stitches': 'frontier'}, False), ({'stitches': [3, 7, 9], 'predict': False}, True)]
 )
@@ -259,6 +260,7 @@ def test_a_table_of_earlier_weights_is_made_again(net, tmp_path, caplog):
     assert StitchableNet.from_pretrained(tmp_path).latency_tables == (new,)
 
 
+@pytest.mark.slow  # seconds
 def test_a_net_that_was_never_saved_has_tables_too(made):
     net = copy.deepcopy(made).train()
     (table,) = profile(net, stitches=[0, 5], predict=False, quiet=True)
@@ -393,6 +395,7 @@ def test_peak_memory_is_exact_and_repeats():
     assert peak_memory(lambda: x[3:], CPU) == 0
 
 
+@pytest.mark.slow  # seconds
 def test_a_smaller_type_needs_less_memory(made):
     rows = []
     for kind in (torch.float32, torch.bfloat16):
@@ -415,6 +418,7 @@ def settings(folder, **changes):
     return ProfileSettings(folder=str(folder), **{'device': 'cpu', 'stitches': '0-2,5', 'predict': False, **changes})
 
 
+@pytest.mark.slow  # seconds
 def test_a_run_writes_what_from_pretrained_loads_and_prints_where(made, tmp_path, capsys, clock, monkeypatch):
     ticks = iter(range(10**9))
     monkeypatch.setattr(clock, 'perf_counter', lambda: 0.1 * next(ticks))

@@ -71,6 +71,7 @@ def objective(similarity, found):
     )
 
 
+@pytest.mark.slow_for('lengths0-3-1.0-free-0', 'lengths0-3-1.0-free-1')
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('sets', ['free', 'stage'])
 @pytest.mark.parametrize(('lengths', 'blocks', 'epsilon'), [((5, 4, 6), 3, 1.0), ((7, 6), 2, 0.4), ((4, 6), 4, 1.2)])

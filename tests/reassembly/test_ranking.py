@@ -185,6 +185,7 @@ def example(anchors):
     return partition, Similarity(boundaries, (values + values.T) / 2)
 
 
+@pytest.mark.slow  # seconds
 def test_tables_hold_the_costs_of_real_networks_to_the_last_unit():
     anchors = zoo()
     partition, similarity = example(anchors)

@@ -104,7 +104,7 @@ def sizes(modules) -> list[int]:
     return [sum(p.numel() for p in module.parameters()) for module in modules]
 
 
-@pytest.mark.quick('DeRy(4,30,6)')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('name', PUBLISHED_NETWORKS)
 def test_published_networks_come_out_to_the_last_parameter_and_flop(name):
     expected = published_table('dery_networks')[name]
@@ -163,6 +163,7 @@ def test_a_published_join_is_norm_map_and_leaky_relu(front, end, norm):
     torch.testing.assert_close(relayout(out, join.end, Boundary(6, (4, 4), 'NCHW')), expected)
 
 
+@pytest.mark.slow  # seconds
 def test_prefix_tokens_stay_only_where_both_sides_have_as_many():
     front, end = Boundary(8, (4, 4), 'NLC', 1), Boundary(8, (2, 2), 'NLC', 1)
     assert boundary_behind_join(front, end, True) == end
@@ -294,7 +295,7 @@ def test_it_is_an_anchor_of_a_stitchable_net_that_is_saved(tmp_path):
         torch.testing.assert_close(net.extract(stitch)(x), expected)
 
 
-@pytest.mark.quick('options0')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(
     'options', [{}, {'joins': 'plain'}, {'stem': 'new', 'head': 'new', 'resample': False, 'num_classes': 3}]
 )
@@ -308,6 +309,7 @@ def test_it_comes_back_from_its_folder(tmp_path, options):
     assert StitchableNet.from_pretrained(tmp_path).records[0].flops > 0
 
 
+@pytest.mark.slow  # seconds
 def test_two_checkpoints_of_one_architecture_stay_apart(tmp_path):
     names = []
     for seed in (1, 2):
@@ -362,7 +364,7 @@ def trained(folder, output, **changes):
     return train(train_settings(output, **options))
 
 
-@pytest.mark.quick('True')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('frozen', [True, False])
 def test_it_is_trained_evaluated_and_used_by_name(tmp_path, frozen):
     net = network()

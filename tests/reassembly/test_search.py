@@ -136,7 +136,7 @@ def test_the_same_command_takes_up_the_similarity_and_other_facts_measure_again(
     assert len(names) == len(facts)
 
 
-@pytest.mark.quick('options1')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(
     'options', [{'count': 8}, {'stem': 'new', 'head': 'new', 'joins': 'published', 'zoo': 'test_resnet,test_convnext'}]
 )
@@ -161,6 +161,7 @@ def test_assemblies_that_miss_the_budget_once_built_or_do_not_run_are_left_out_w
     assert f'{dearer[0].network} has flops = {dearer[0].flops:.6g} once built' in caplog.text
 
 
+@pytest.mark.slow  # seconds
 def test_a_folder_of_images_without_classes_or_splits_will_do(tmp_path):
     write_images(tmp_path / 'images', classes=1, each=8)
     flat = tmp_path / 'images' / 'class0'

@@ -242,6 +242,7 @@ def test_nothing_changes_after_the_last_step_that_may_change():
     assert [change.interval for change in grower.history] == [1, 2]
 
 
+@pytest.mark.slow  # seconds
 def test_a_growing_network_is_pickled_and_copied_without_its_grower():
     model = resnets().float().train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)

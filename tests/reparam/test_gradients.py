@@ -68,6 +68,7 @@ def test_strides_of_size_one_dimensions_mislead_torch_itself():
     assert farthest(gradients(norm, norm, x, grad), gradients(norm, norm, x, grad.contiguous())) > 0.1
 
 
+@pytest.mark.slow_for('True-identity')
 @pytest.mark.parametrize('kind', CONVOLUTION)
 @pytest.mark.parametrize('training', [False, True])
 def test_every_branch_of_a_convolution_has_the_gradient_of_its_equation(kind, training):
@@ -76,7 +77,7 @@ def test_every_branch_of_a_convolution_has_the_gradient_of_its_equation(kind, tr
         assert_gradients_equal(block, elementary(block), values(*size), TOLERANCE, inputs=kind == 'identity')
 
 
-@pytest.mark.quick('3x3-True', '3x3-False', 'depthwise-True', '3x3 of stride 2-True')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('options', CONVOLUTIONS)
 def test_every_grown_convolution_has_the_gradient_of_its_equation(options, training):
@@ -86,7 +87,7 @@ def test_every_grown_convolution_has_the_gradient_of_its_equation(options, train
             assert_gradients_equal(block, elementary(block), values(*SIZES[size]), TOLERANCE, inputs=size == 'column')
 
 
-@pytest.mark.quick('False')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('training', [False, True])
 def test_padding_that_follows_the_input_has_the_gradient_of_its_equation(training):
     block = grown(Conv2dSame(8, 8, 3, stride=2), None, training)

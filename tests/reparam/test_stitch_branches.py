@@ -106,7 +106,7 @@ def test_parameters_of_new_branches_take_part_in_the_stitches_that_run_them():
             assert any(name.startswith(f'{grown}.branches') for name in used) == (f'{grown}.weight' in before)
 
 
-@pytest.mark.quick('three_vits', 'resnets')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('make', [resnets, three_vits, cross_net])
 def test_costs_are_those_of_the_plain_net_to_the_unit(make):
     net = make()

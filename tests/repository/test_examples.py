@@ -40,6 +40,7 @@ def test_a_family_from_outside_is_an_exact_anchor(name):
     assert anchor.parameter_names() == {parameter for parameter, _ in model.named_parameters()}
 
 
+@pytest.mark.slow  # seconds
 def test_the_cifar_resnets_have_the_published_sizes_and_are_stitched_in_all_three_stages():
     net = snnet.create_stitchable_net(RESNETS, pretrained=False)
     assert [round(net.records[i].params / 1e6, 2) for i in range(4)] == [0.27, 0.46, 0.66, 0.85]

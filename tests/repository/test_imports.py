@@ -123,6 +123,7 @@ def imports_by_name(tree: ast.Module) -> bool:
     return bool(names & {'import_module', '__import__', 'exec_module'})
 
 
+@pytest.mark.slow  # seconds
 def test_only_these_modules_import_by_name():
     assert {name for name in MODULES if imports_by_name(ast.parse(FILES[name].read_text()))} == set(BY_NAME)
 
@@ -134,6 +135,7 @@ def test_a_module_imports_from_its_own_room_and_earlier_ones_only(module):
     assert [name for name in imported_modules(module) if room_of(name) in later] == []
 
 
+@pytest.mark.slow  # seconds
 def test_no_imports_go_round_in_a_circle():
     imported = {module: imported_modules(module) for module in MODULES}
     assert {(a, b) for a, names in imported.items() for b in names if a in reached(imported, b)} == set()

@@ -59,6 +59,7 @@ def imported(*places: str) -> set[str]:
     return {name.split('.')[0] for name in names} - set(sys.stdlib_module_names) - own
 
 
+@pytest.mark.slow  # seconds
 def test_the_package_imports_what_it_declares_and_nothing_else(setup):
     needed, required = imported('snnet/**/*.py'), modules_of(setup['options']['install_requires'])
     assert needed - required == set(OPTIONAL)
@@ -93,6 +94,7 @@ def test_one_version_is_given_everywhere():
     assert f'## [{snnet.__version__}]' in (ROOT / 'CHANGELOG.md').read_text()
 
 
+@pytest.mark.slow  # seconds
 def test_a_built_package_holds_every_module_and_the_mark_of_types(tmp_path):
     code = 'from setuptools.build_meta import build_wheel; import sys; print(build_wheel(sys.argv[1]))'
     tree = tmp_path / 'tree'

@@ -56,6 +56,7 @@ def same(first, second):
         return all(torch.equal(first(x, stitch=i), second(x, stitch=i)) for i in range(len(first.stitches)))
 
 
+@pytest.mark.slow  # seconds
 def test_a_net_that_was_pushed_comes_back_under_its_id(hub, net):
     address = net.push_to_hub('me/elastic', commit_message='First', token='hf_x')
     assert address.startswith(f'{hub.address}/me/elastic/commit/')
@@ -92,6 +93,7 @@ def test_a_hub_that_is_down_costs_nothing_that_is_in_the_cache(hub, net, monkeyp
         locate('me/other')
 
 
+@pytest.mark.slow  # seconds
 def test_a_revision_can_be_named_in_two_ways(hub, net):
     net.push_to_hub('me/elastic', token='hf_x')
     plain = family_net('vit')
@@ -106,6 +108,7 @@ def test_a_revision_can_be_named_in_two_ways(hub, net):
         locate('me/elastic@small', revision='main')
 
 
+@pytest.mark.slow  # seconds
 def test_a_proposal_leaves_the_branch_alone(hub, net):
     net.push_to_hub('me/elastic', token='hf_x')
     before = dict(hub.repos['me/elastic']['main'])

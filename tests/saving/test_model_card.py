@@ -59,6 +59,7 @@ def test_the_usage_in_the_card_runs(tmp_path, monkeypatch):
     assert scope['logits'].shape == (2, 7)
 
 
+@pytest.mark.slow  # seconds
 def test_a_net_that_was_not_evaluated_has_a_card_without_picture(tmp_path):
     with_accuracy(family_net('vit')).save_pretrained(tmp_path)
     family_net('vit').save_pretrained(tmp_path)
@@ -84,6 +85,7 @@ def test_an_evaluation_reaches_the_card(tmp_path):
     assert StitchableNet.from_pretrained(tmp_path).records == net.records
 
 
+@pytest.mark.slow  # seconds
 def test_recalibrated_statistics_are_told(tmp_path):
     net = family_net('resnet')
     snnet.recalibrate(net, [images(64, 6)], samples=6, shares=[1])
@@ -91,6 +93,7 @@ def test_recalibrated_statistics_are_told(tmp_path):
     assert f'{len(net.stitches)} stitches have their own BatchNorm statistics, from 6 images' in card(tmp_path)
 
 
+@pytest.mark.slow  # seconds
 def test_a_card_that_nobody_edited_follows_the_net_and_keeps_its_license(tmp_path):
     three_vits().save_pretrained(tmp_path, license='mit')
     family_net('vit').save_pretrained(tmp_path)

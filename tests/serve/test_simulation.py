@@ -83,7 +83,7 @@ def test_a_line_that_is_no_moment_is_told(tmp_path, text, told):
         read_arrivals(path)
 
 
-@pytest.mark.quick('poisson', 'bursts')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('shape', SHAPES)
 def test_within_capacity_nearly_all_are_in_time_and_more_accurate_than_by_any_fixed_network(shape):
     moments = draw_arrivals(shape, 0.25 * CAPACITY, 15, seed=11, period=4)
@@ -173,6 +173,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow  # seconds
 def test_the_command_compares_policies_and_writes_them_down(folder, tmp_path, capsys):
     rows = run(
         parse(SimulateSettings, [str(folder), '--loads', '0.3', '--seconds', '2', '--output', str(tmp_path)], 'folder')

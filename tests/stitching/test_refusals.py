@@ -54,6 +54,7 @@ def test_no_common_grid_or_prefix_is_refused_telling_both(other, size, told):
     assert told in message
 
 
+@pytest.mark.slow  # seconds
 def test_common_grids_too_shallow_for_the_rule_are_refused():
     message = refused(
         ('one', partial(convnext, 'convnext_atto', (1, 1, 1, 1))),

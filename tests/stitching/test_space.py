@@ -352,6 +352,7 @@ def test_an_option_out_of_range_is_refused_naming_it(vits, options):
     assert str(value) in str(caught.value)
 
 
+@pytest.mark.slow  # seconds
 def test_a_window_wider_than_a_stage_is_one_window():
     anchors = anchors_of(build(('a', partial(swin, 8)), ('b', partial(swin, 16)), size=64))
     assert len({s.layers for s in list_stitches(anchors, window=100)[2:]}) == 3

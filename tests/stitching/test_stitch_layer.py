@@ -184,7 +184,7 @@ def test_training_with_a_rank_moves_weights_by_no_more_than_that_rank(tmp_path):
         assert (spread > 1e-4 * spread[0]).sum() <= RANK
 
 
-@pytest.mark.quick('resnet', 'levit of convolutions')
+@pytest.mark.quick('resnet')
 @pytest.mark.parametrize('family', ['resnet', 'swin', 'levit of convolutions'])
 def test_layers_of_every_layout_take_updates(family):
     net = family_net(family)

@@ -12,6 +12,7 @@ from tests.helpers.families import images, three_vits
 from tests.helpers.runs import train_settings
 
 
+@pytest.mark.slow  # seconds
 def test_an_anchor_that_is_its_original_has_nothing_to_learn_and_one_that_moved_is_drawn_back():
     net, x = three_vits(), images(32, 4)
     teachers = AnchorTeachers(net, 1.0)

@@ -320,6 +320,7 @@ def test_an_optimizer_whose_state_is_no_table_of_tensors_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # seconds
 def test_mutated_values_with_the_right_sums_are_set_aside_or_refused_in_a_sentence(two):
     """What is loaded can take a step: no value of a wrong type reaches the optimizer."""
     checkpoints, _ = two

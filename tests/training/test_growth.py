@@ -94,7 +94,7 @@ BUSY = {
 }  # fmt: skip
 
 
-@pytest.mark.quick('one network')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('name', BUSY)
 def test_a_run_that_is_killed_after_a_growth_ends_bit_for_bit_as_one_that_is_not(tmp_path, monkeypatch, name):
     options = dict(BUSY[name])
@@ -178,6 +178,7 @@ def test_the_log_tells_of_every_change_and_what_training_takes(tmp_path):
     assert flops[0] < flops[-1]
 
 
+@pytest.mark.slow  # seconds
 def test_a_budget_is_filled_at_once_and_never_exceeded(tmp_path):
     with trainer(train_settings(tmp_path, **CNN, grow_every=1, grow_budget=8e6)) as run:
         begin = run.grower.flops
@@ -188,7 +189,7 @@ def test_a_budget_is_filled_at_once_and_never_exceeded(tmp_path):
     assert max(row['train_flops'] for row in lines(tmp_path)) <= 8e6
 
 
-@pytest.mark.quick('options1-grown1')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(
     ('options', 'grown'),
     [
@@ -202,6 +203,7 @@ def test_what_grows_is_what_is_trained_and_named(tmp_path, options, grown):
     assert all(name.startswith(grown) for _, name, _, _ in changes(tmp_path))
 
 
+@pytest.mark.slow  # seconds
 def test_branches_from_the_start_keep_weights_that_were_learnt(tmp_path):
     learnt = timm.create_model('cifar_vgg').eval()
     save_file(learnt.state_dict(), tmp_path / 'w.safetensors')
@@ -237,6 +239,7 @@ def test_a_score_that_is_no_number_ends_the_run_with_a_sentence_and_the_last_che
     assert newest(tmp_path).name == 'step-00000000'
 
 
+@pytest.mark.slow  # seconds
 def test_a_checkpoint_of_another_structure_is_refused_in_a_sentence(tmp_path, monkeypatch):
     settings = train_settings(tmp_path, **CNN, grow_every=1, checkpoint_steps=2)
     stopped(monkeypatch, settings, 3)

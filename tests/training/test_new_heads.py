@@ -80,6 +80,7 @@ def test_a_teacher_without_any_learned_weights_is_warned_of(tmp_path, monkeypatc
         assert "answers of the teacher 'largest' are random" in caplog.text
 
 
+@pytest.mark.slow  # seconds
 def test_frozen_anchors_train_their_new_classifiers_and_nothing_else(tmp_path, anchors):
     settings = train_settings(tmp_path / 'run', anchors=anchors, freeze_anchors=True, epochs=4, lr=0.1)
     torch.manual_seed(0)

@@ -102,7 +102,7 @@ BUSY = {
 }  # fmt: skip
 
 
-@pytest.mark.quick('plain', 'half precision')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('name', BUSY)
 def test_a_run_that_is_stopped_anywhere_ends_bit_for_bit_as_one_that_is_not(tmp_path, monkeypatch, name):
     changes = dict(BUSY[name])
@@ -196,6 +196,7 @@ def test_a_signal_loses_no_step_and_a_crash_at_most_an_interval(tmp_path, monkey
     assert taken == [0, 1, 2, 3, 4, 4, 5]
 
 
+@pytest.mark.slow  # seconds
 def test_the_clock_asks_for_checkpoints_too(tmp_path, monkeypatch):
     stopped(monkeypatch, train_settings(tmp_path / 'busy', checkpoint_minutes=0), 3)
     assert newest(tmp_path / 'busy')[1]['step'] == 3
@@ -260,6 +261,7 @@ def test_a_finished_run_says_so_and_leaves_what_is_known_of_its_stitches(tmp_pat
     assert StitchableNet.from_pretrained(tmp_path / 'net')
 
 
+@pytest.mark.slow  # seconds
 def test_a_full_disk_costs_one_warning_a_checkpoint_and_nothing_else(tmp_path, monkeypatch, said):
     train(train_settings(tmp_path / 'whole', epochs=1))
     said.clear()
@@ -276,6 +278,7 @@ def test_a_full_disk_costs_one_warning_a_checkpoint_and_nothing_else(tmp_path, m
     }
 
 
+@pytest.mark.slow  # seconds
 def test_weights_that_are_not_finite_end_the_run_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
     settings = train_settings(tmp_path, checkpoint_steps=2)
     call = TrainStep.__call__
@@ -316,6 +319,7 @@ def test_how_many_steps_were_left_out_in_a_row_is_known_after_a_stop(tmp_path, m
         train(settings)
 
 
+@pytest.mark.slow  # seconds
 def test_the_average_of_the_weights_is_what_is_saved(tmp_path):
     with trainer(train_settings(tmp_path, epochs=1, model_ema=True, model_ema_decay=0.5, lr=0.01)) as run:
         run.run()
@@ -334,6 +338,7 @@ def test_the_watchdog_hears_of_every_part_of_the_initialization_and_of_every_ste
     assert len(alive) >= 2 + 3 + 2  # anchors, steps and checkpoints
 
 
+@pytest.mark.slow  # seconds
 def test_a_folder_that_was_removed_in_the_run_is_a_run_again_after_the_next_checkpoint(tmp_path, monkeypatch):
     settings = train_settings(tmp_path / 'run', checkpoint_steps=1)
     call = TrainStep.__call__

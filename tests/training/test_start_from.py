@@ -119,6 +119,7 @@ def test_a_saved_net_is_the_start_with_its_stitch_layers_and_space(data, weights
     assert all(torch.equal(third[name], after[name]) for name in after), 'heads that were fitted to these classes stay'
 
 
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(
     'tune', ['stitches', *(pytest.param(tune, marks=pytest.mark.slow) for tune in ('heads', 'lora', 'all'))]
 )

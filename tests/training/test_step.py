@@ -108,6 +108,7 @@ def poisoned(value):
     return found
 
 
+@pytest.mark.slow_for('none-inf')
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 @pytest.mark.parametrize('unused', ['none', 'zero'])
 def test_a_step_whose_gradients_are_not_finite_leaves_everything_as_it_was(value, unused):

@@ -52,6 +52,7 @@ def test_a_step_moves_exactly_the_parameters_that_the_stitch_uses(tmp_path):
             assert moved
 
 
+@pytest.mark.slow  # seconds
 def test_frozen_anchors_stay_as_they_are_and_only_stitches_are_drawn(tmp_path):
     settings = train_settings(
         tmp_path / 'run', anchors='test_convnext,test_convnext2', freeze_anchors=True, img_size=None, epochs=1
@@ -82,6 +83,7 @@ def test_stitch_layers_get_their_own_learning_rate_and_vectors_do_not_decay():
     assert decay['stitch_layers.0.bias'] == 0
 
 
+@pytest.mark.slow  # seconds
 def test_the_schedule_warms_up_and_ends_low_for_both_rates(tmp_path):
     train(train_settings(tmp_path / 'run', epochs=10, warmup_epochs=2, lr=1e-3, stitch_lr=1e-2, min_lr=1e-5))
     rows = lines(tmp_path / 'run')
@@ -104,6 +106,7 @@ def test_options_train(tmp_path, options):
     assert len(lines(tmp_path / 'run')) == 3
 
 
+@pytest.mark.slow_for('changes25-batch_size 1 gives anchors.0.*a single value')
 @pytest.mark.parametrize(
     ('changes', 'hint'),
     [
