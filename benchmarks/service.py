@@ -6,7 +6,7 @@
 Arrivals are open-loop (a request is sent when its time comes, whatever became of those before it), on loopback, from
 this process. The service is `snnet serve` in another one, so two idle cores are the least that numbers mean something
 on. Requests are prepared images (`application/x-npy`), so decoding is left out. Without --net, three MobileNets of 96
-pixels with random weights and made-up accuracies are stitched.
+pixels (or --anchors) with random weights and made-up accuracies are stitched.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Reply(NamedTuple):
     top1: float | None
 
 
-def make_net(folder: Path) -> Path:
+def make_net(anchors: str, folder: Path) -> Path:
     """Writes a net of real widths with random weights, and made-up accuracies that rise with FLOPs."""
-    net = snnet.create_stitchable_net(ANCHORS, pretrained=False, num_classes=100, img_size=96).eval()
+    net = snnet.create_stitchable_net(anchors, pretrained=False, num_classes=100, img_size=96).eval()
     snnet.measure_costs(net)
     least = min(record.flops or 1 for record in net.records)
     net.records = [replace(r, top1=60 + 8 * float(np.log((r.flops or 1) / least)), n=1000) for r in net.records]
@@ -266,6 +266,7 @@ def main() -> None:
     """Starts a service, measures and prints."""
     parser = argparse.ArgumentParser(description='Measures a service on this machine.')
     parser.add_argument('--net', type=Path, help='folder of an evaluated net')
+    parser.add_argument('--anchors', default=ANCHORS, help='without --net: names of timm, given random weights')
     parser.add_argument('--plugin', nargs='*', default=[], help='Python files that register its networks')
     parser.add_argument('--deadline-ms', type=float, default=50.0)
     parser.add_argument('--seconds', type=float, default=20.0, help='length of each measurement')
@@ -275,7 +276,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        path = args.net or make_net(Path(folder) / 'net')
+        path = args.net or make_net(args.anchors, Path(folder) / 'net')
         more = ['--plugin', *args.plugin] if args.plugin else []
         if more:
             from snnet.utils.plugins import import_plugins
