@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ def check_adaptation(settings: AdaptationSettings, net: StitchableNet) -> None:
     """
     if not settings.wanted:
         return
-    check_positive(adapt_minutes=settings.adapt_minutes or 1.0, adapt_lr=settings.adapt_lr)
+    check_positive(adapt_minutes=settings.adapt_minutes or None, adapt_lr=settings.adapt_lr)
     adaptable(net)
 
 
@@ -67,7 +66,7 @@ def adapt_stitches(
         images: of the run.
         seed: draws the images.
         ranks: of the run.
-        folder: keeps finished stitches until all are done, so that an interrupted run goes on from there.
+        folder: keeps finished stitches, so that an interrupted run goes on from there; of no use once the net is saved.
         alive: called after every step.
     """
     if not settings.wanted:
@@ -86,4 +85,3 @@ def adapt_stitches(
     )
     if ranks.first:
         _log.info('%s', done)
-        shutil.rmtree(folder, ignore_errors=True)

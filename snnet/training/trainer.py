@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -286,10 +287,12 @@ class Trainer:
             self.grower.fold()
         if not settings.net.freeze_anchors:
             give_statistics(net, settings.recalibrate, self.step, self.images, settings.schedule.epochs)
+        adapting = self.folder.path / 'adapting'
         adapt_stitches(
-            settings.adaptation, net, self.images, settings.seeds.seed, self.ranks, self.folder.path / 'adapting',
-            self.watchdog.alive,
-        )  # fmt: skip
+            settings.adaptation, net, self.images, settings.seeds.seed, self.ranks, adapting, self.watchdog.alive
+        )
         save_net(net, self.folder.net, self.images, self.ranks)
+        if self.ranks.first:
+            shutil.rmtree(adapting, ignore_errors=True)
         following = next_command(self.folder.net, settings.data, settings.net.plugin, self.images.undivided)
         _log.info('saved the net; next: %s', following)
