@@ -80,9 +80,9 @@ class Exchange:
         modules = dict.fromkeys(name.rpartition('.')[0] for name in chosen)
         statistics = [buffer for module in modules for buffer in self._statistics.get(module, ())]
         last = [stitches[-1] for stitches in drawn]
-        order = [self._parameters[name] for name in self._sending_order(chosen, last)]
-        unfinished = {self._parameters[name] for name in self._names(last[self.ranks.rank])}
-        gradients = GradientBuckets(order, unfinished, self.ranks)
+        sent = self._sending_order(chosen, last) if self.ranks.world > 1 else ()  # one rank has nobody to send to
+        unfinished = {self._parameters[name] for name in self._names(last[self.ranks.rank])} if sent else ()
+        gradients = GradientBuckets((self._parameters[name] for name in sent), unfinished, self.ranks)
         return Active([self._parameters[name] for name in chosen], statistics, gradients)
 
     def average(self, active: Active, numbers: Tensor) -> Tensor:
