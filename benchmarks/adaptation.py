@@ -41,6 +41,12 @@ from recalibration import (  # type: ignore[import-not-found]  # noqa: E402
 )
 
 
+def initialize(net: snnet.StitchableNet, images: Tensor) -> None:
+    """Least squares; prints how much of the features behind the joins it does not explain."""
+    residuals = [fit.residual for fit in snnet.initialize(net, [images], samples=len(images))]
+    print(f'least squares: residuals {min(residuals):.2f} to {max(residuals):.2f} over {len(residuals)} stitch layers')
+
+
 def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
     """The demo: 1,000 images to adapt, 797 to test."""
     pictures, digits = load_digits()
@@ -51,7 +57,7 @@ def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Label
     else:
         names = ','.join(f'{name}={args.paths[0]}/{name}.safetensors' for name in SIZES)
         net = snnet.create_stitchable_net(names, pretrained=False).eval()
-        snnet.initialize(net, [images[:1000]], samples=1000)
+        initialize(net, images[:1000])
     return net, images[:1000], (images[1000:], labels[1000:])
 
 
@@ -59,7 +65,7 @@ def cifar(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labele
     """Training sprites to adapt, the test sprite to test."""
     net = cifar_net(args.paths[0], args.anchors.split(','))
     images, _ = sprites(args.paths[0], range(-(-args.samples // 1000)))
-    snnet.initialize(net, [images], samples=1000)
+    initialize(net, images[:1000])
     return net, images[: args.samples], sprites(args.paths[0], (TEST_SPRITE,))
 
 
@@ -77,7 +83,7 @@ def lite(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     first, second = order[: len(order) // 2], order[len(order) // 2 :]
     fit, test = (second, first) if args.swap else (first, second)
-    snnet.initialize(net, [images[fit]], samples=len(fit))
+    initialize(net, images[fit])
     return net, images[fit][: args.samples], (images[test], labels[test])
 
 
@@ -136,6 +142,9 @@ def main() -> None:
     parser.add_argument('--minutes', type=float, default=10.0)
     parser.add_argument('--steps', type=int)
     parser.add_argument('--blocks', type=int, default=0)
+    parser.add_argument(
+        '--storage', type=float, default=1.0, help='most own parameters, as a multiple of those of the net'
+    )
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--lr', type=float, default=2e-3)
     parser.add_argument('--temperature', type=float, default=2.0)
@@ -149,7 +158,7 @@ def main() -> None:
     begin = time.process_time()
     done = snnet.adapt(
         net, [images], args.minutes, steps=args.steps, samples=len(images), stitches=ids, blocks=args.blocks,
-        batch_size=args.batch_size, lr=args.lr, temperature=args.temperature, seed=args.seed,
+        batch_size=args.batch_size, lr=args.lr, temperature=args.temperature, storage=args.storage, seed=args.seed,
     )  # fmt: skip
     seconds, after = time.process_time() - begin, measure(net, test, anchors + ids)
     with torch.inference_mode():
