@@ -57,6 +57,21 @@ def test_a_run_that_dies_while_stitches_adapt_goes_on_from_those_that_are_done(t
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+@pytest.mark.slow  # two runs
+def test_a_run_that_dies_before_its_net_is_saved_does_not_adapt_again(tmp_path, monkeypatch):
+    def dies(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr('snnet.training.trainer.save_net', dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(train_settings(tmp_path, **ADAPTING))
+    monkeypatch.setattr(AdaptationWork, '_fit', lambda *args: pytest.fail('a stitch adapts again'))
+    train(train_settings(tmp_path, **ADAPTING))
+    assert own(tmp_path)
+    assert not (tmp_path / 'adapting').exists()
+
+
 @pytest.mark.parametrize(
     ('changes', 'told'),
     [
