@@ -18,7 +18,7 @@ from .cut import cut_copy
 from .network_line import NetworkLine
 from .new_head import classifier_modules, new_head_modules
 from .normalization import Normalization, Renormalize
-from .survey import Survey, survey_line
+from .survey import Survey, survey_line, survey_new_head
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,11 @@ class Anchor(NetworkLine):
     def forget_survey(self) -> None:
         """Measures boundaries and parameters again when they are next asked for, after modules were replaced."""
         self.__dict__.pop('survey', None)
+
+    def survey_new_head(self) -> None:
+        """Measures the parameters of the head again, after the classifier was replaced; all else stays as measured."""
+        if 'survey' in self.__dict__:
+            self.__dict__['survey'] = survey_new_head(self, self.survey)
 
     def parameter_names(self, start: int | None = None, stop: int | None = None) -> frozenset[str]:
         """Names (within the model) of the parameters that take part in `run(x, start, stop)`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -39,6 +39,21 @@ def survey_line(line: NetworkLine) -> Survey:
     Raises:
         CannotStitch: the network does not run as a line on images of its input size.
     """
+    return _measured_on_copy(line, lambda twin: _measure(line, twin))
+
+
+def survey_new_head(line: NetworkLine, known: Survey) -> Survey:
+    """What was measured of a line, with the parameters of its head as they are now.
+
+    Only the head runs, so this also works for a line from which all else was cut out.
+
+    Raises:
+        CannotStitch: the head does not run.
+    """
+    return _measured_on_copy(line, lambda twin: _with_head_of(twin, known))
+
+
+def _measured_on_copy(line: NetworkLine, measure: Callable[[NetworkLine], Survey]) -> Survey:
     weightless, real = line.weightless_copy, partial(_trainable_copy, line)
     small = sum(parameter.numel() for parameter in line.model.parameters()) < _SMALL
     twins: list[Callable[[], NetworkLine]] = [real, weightless] if small else [weightless, real]
@@ -46,7 +61,7 @@ def survey_line(line: NetworkLine) -> Survey:
     with torch.inference_mode(False), torch.enable_grad():
         for twin in twins:
             try:
-                return _measure(line, twin())
+                return measure(twin())
             except Exception as error:  # an AttributeError must not leave a property: nn.Module would hide it
                 failures[twin] = error
     failure = failures[real]  # tensors without numbers fail for reasons of their own
@@ -65,9 +80,15 @@ def _measure(line: NetworkLine, twin: NetworkLine) -> Survey:
         x = part(x.detach().requires_grad_().clone())  # a copy, because a part may write into its input
         boundaries.append(_boundary_at(line, position, x))
         used.append(_used_parameters(x, names))
-    x = x.detach().requires_grad_()
+    return _with_head_of(twin, Survey(tuple(boundaries), used[0], tuple(used[1:]), frozenset(), frozenset()))
+
+
+def _with_head_of(twin: NetworkLine, known: Survey) -> Survey:
+    names = {id(p): name for name, p in twin.model.named_parameters()}
+    weight = next(twin.parameters(), torch.empty(0))
+    x = torch.zeros(1, *known.boundaries[-1].shape, device=weight.device, dtype=weight.dtype, requires_grad=True)
     heads = [_used_parameters(head(x.clone()), names) for head in (twin.head, twin.published_head)]
-    return Survey(tuple(boundaries), used[0], tuple(used[1:]), heads[0], heads[1])
+    return replace(known, head=heads[0], published_head=heads[1])
 
 
 def _trainable_copy(line: NetworkLine) -> NetworkLine:

@@ -75,7 +75,8 @@ def export(
     The file maps `images` (N, C, H, W), normalized, to `logits` (N, classes), in eval mode on the CPU. It holds only
     the parameters of the stitch and the BatchNorm statistics that the stitch has, in the type of the net (ONNX gets
     float32 instead of bfloat16, which engines lack). Metadata describe stitch, costs, accuracy, input and
-    normalization: the extra file `metadata.json` of a .pt2, and the `metadata_props` of ONNX.
+    normalization, and hold `several_labels` where each logit says yes or no to its class by itself: the extra file
+    `metadata.json` of a .pt2, and the `metadata_props` of ONNX.
 
     Before the file gets the name `path`, it is read back from the disk and run (in onnxruntime if it is ONNX). An older
     file of that name is replaced, and stays if the new one fails.

@@ -89,6 +89,7 @@ class PreparedStitch:
             'dtype': str(self.dtype).removeprefix('torch.'),
             'output': OUTPUT,
             'classes': _anchors_of(module)[-1].num_classes,
+            'several_labels': module.several_labels or None,
             **{name: self.preprocessing[name] for name in ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
         }
         plain: dict[str, Any] = json.loads(

@@ -72,6 +72,8 @@ def _place(source: Path, target: Path) -> None:
 def _config(model: str, index: Index, max_batch: int) -> str:
     size = ', '.join(map(str, index.about['input_size']))
     kind = {'float16': 'TYPE_FP16'}.get(str(index.about.get('dtype')), 'TYPE_FP32')
+    several = index.about.get('several_labels') is True
+    about = 'parameters { key: "several_labels" value { string_value: "true" } }\n' if several else ''
     return f"""name: "{model}"
 backend: "onnxruntime"
 max_batch_size: {max_batch}
@@ -82,4 +84,4 @@ output [
   {{ name: "{index.about['output']}", data_type: {kind}, dims: [ {index.about['classes']} ] }}
 ]
 dynamic_batching {{ }}
-"""
+{about}"""

@@ -260,7 +260,7 @@ def reset_classifiers(anchors: Sequence[Anchor], num_classes: int, global_pool: 
         mark_new_head(anchor.model)
         anchor.class_names, anchor.several_labels = None, False
         anchor.clear_caches()
-        anchor.forget_survey()
+        anchor.survey_new_head()
 
 
 def _formatted(y: Tensor, boundary: Boundary, layout: str, return_prefix_tokens: bool) -> Any:

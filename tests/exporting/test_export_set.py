@@ -220,6 +220,18 @@ def test_the_index_is_plain_json_for_any_server(tmp_path, written):
     assert len(row['sha256']) == 64
 
 
+@pytest.mark.parametrize('several_labels', [False, True])
+def test_files_and_index_say_where_images_have_several_labels(several_labels, tmp_path, written):
+    net = evaluated()
+    net.several_labels = several_labels
+    said = {'several_labels': True} if several_labels else {}
+    for exported, stitch in ((net, 4), (net.extract(4), None)):
+        about = PreparedStitch(exported, stitch, 'pt2', None).metadata
+        assert {key: about[key] for key in about if key == 'several_labels'} == said
+    about = export_set(net, tmp_path, 3).about
+    assert {key: about[key] for key in about if key == 'several_labels'} == said
+
+
 @pytest.mark.slow  # seconds
 def test_mutated_indexes_are_read_or_refused_in_a_sentence_and_remove_no_other_file(tmp_path, written):
     folder, net = tmp_path / 'set', evaluated()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import snnet
+from snnet.budget.record import Record
 from snnet.errors import SnnetError
+from snnet.exporting.set_index import Entry, Index
 from snnet.exporting.triton_repository import write_triton_repository
 from tests.helpers.families import family_net
 
@@ -42,12 +44,27 @@ def test_the_descriptions_are_what_triton_reads(index, tmp_path):
     pytest.importorskip('grpc', reason='needs tritonclient[grpc]')  # without it tritonclient raises a RuntimeError
     configs = pytest.importorskip('tritonclient.grpc.model_config_pb2', reason='needs tritonclient[grpc]')
     text_format = pytest.importorskip('google.protobuf.text_format')
+    index = replace(index, about={**index.about, 'several_labels': True})
     for name in write_triton_repository(index, tmp_path, 'demo', max_batch=8):
         text = (tmp_path / name / 'config.pbtxt').read_text()
         config = text_format.Parse(text, configs.ModelConfig())
         assert (config.name, config.backend, config.max_batch_size) == (name, 'onnxruntime', 8)
         assert [*config.input[0].dims] == [3, 32, 32]
         assert config.HasField('dynamic_batching')
+        assert config.parameters['several_labels'].string_value == 'true'
+
+
+@pytest.mark.parametrize('several_labels', [False, True])
+def test_a_model_says_where_images_have_several_labels(several_labels, tmp_path):
+    """Clients have to know whether to take the softmax of the logits, or the sigmoid of each."""
+    (tmp_path / 'x.onnx').touch()
+    about = {'file_format': 'onnx', 'batch': 'any', 'input': 'images', 'output': 'logits', 'classes': 7}
+    about |= {'input_size': [3, 32, 32]} | ({'several_labels': True} if several_labels else {})
+    entry = Entry(tmp_path / 'x.onnx', Record(4, 'a > b'), '', 0.0)
+    (name,) = write_triton_repository(Index(tmp_path, about, (entry,)), tmp_path)
+    text = (tmp_path / name / 'config.pbtxt').read_text()
+    said = 'parameters { key: "several_labels" value { string_value: "true" } }'
+    assert text.splitlines()[-1] == (said if several_labels else 'dynamic_batching { }')
 
 
 @pytest.mark.parametrize(
@@ -59,7 +76,5 @@ def test_the_descriptions_are_what_triton_reads(index, tmp_path):
     ],
 )
 def test_sets_that_triton_cannot_run_are_refused(tmp_path, about, told):
-    from snnet.exporting.set_index import Index
-
     with pytest.raises(SnnetError, match=told):
         write_triton_repository(Index(tmp_path, about, ()), tmp_path, max_batch=about.get('max_batch', 1))

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from snnet.anchors.boundary import Boundary
+from snnet.calibration.divergence import divergence
 from snnet.net.compile_blocks import TensorDropPath
 from snnet.reassembly.join_layer import JoinLayer, boundary_behind_join
 from snnet.reassembly.new_stem import NewStem
@@ -190,6 +191,40 @@ def test_the_teachers_of_anchors_have_the_gradient_of_a_divergence():
         z = given.requires_grad_()
         (found,) = torch.autograd.grad(teachers(1, x, z, z.square().sum()), z)
         assert (found - wanted).abs().max() <= 1e-13 * wanted.abs().max()
+
+
+@pytest.mark.parametrize('several_labels', [False, True])
+def test_a_divergence_has_the_gradient_of_its_equation(several_labels):
+    """Of one distribution over the classes, and of one for each class: yes or no."""
+    q_of, wanted = values(4, 3, seed=2).requires_grad_(), values(4, 3, seed=3)
+    if several_labels:
+        p, q = 1 / (1 + (-wanted).exp()), 1 / (1 + (-q_of).exp())
+        parts = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    else:
+        p, q = (z.exp() / z.exp().sum(1, keepdim=True) for z in (wanted, q_of))
+        parts = p * (p / q).log()
+    weights = values(4, 1, seed=4)
+    (equation,) = torch.autograd.grad((weights * parts).sum(), q_of)
+    for _, given in stored(q_of.detach()):
+        for _, answers in stored(wanted):
+            z = given.requires_grad_()
+            apart = divergence(z, answers, several_labels)
+            torch.testing.assert_close(apart, parts.detach(), rtol=TOLERANCE, atol=1e-14)
+            (found,) = torch.autograd.grad((weights * apart).sum(), z)
+            torch.testing.assert_close(found, equation, rtol=TOLERANCE, atol=1e-14)
+
+
+@pytest.mark.parametrize('several_labels', [False, True])
+def test_a_divergence_of_sure_answers_has_the_difference_of_probabilities_as_its_gradient(several_labels):
+    """Where the equation itself fails: log 0 for logits beyond 104 in float32."""
+    sure = torch.tensor([-1e4, -104.0, -30.0, 0.0, 30.0, 104.0, 1e4])
+    found, wanted = torch.cartesian_prod(sure, sure).T  # every pair
+    shape = (-1, 1) if several_labels else (-1, len(sure))
+    z, answers = found.reshape(shape).requires_grad_(), wanted.reshape(shape)
+    (gradient,) = torch.autograd.grad(divergence(z, answers, several_labels).sum(), z)
+    p, q = (x.detach().double() for x in (answers, z))
+    p, q = (p.sigmoid(), q.sigmoid()) if several_labels else (p.softmax(1), q.softmax(1))
+    assert (gradient - (q - p)).abs().max() <= 8 * torch.finfo(torch.float32).eps  # of probabilities, at most 1
 
 
 @pytest.mark.quick('resnet-True')

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from timm.data import create_dataset, create_loader, resolve_model_data_config
+from timm.models._features import FeatureGetterNet
 from timm.optim import create_optimizer_v2
 from timm.utils import AverageMeter, ModelEmaV3, accuracy
 
@@ -181,6 +182,17 @@ def test_layer_decay_grows_from_the_stem_to_the_head(name):
         assert len({network.group_matcher(coarse=True)(name) for name in scales}) < len(set(map(depths, scales)))
 
 
+def test_timms_wrapper_for_dense_heads_takes_a_stitch():
+    net = shared_net('resnet')
+    alone, x = net.extract(len(net.stitches) - 1, intermediates=True), images(64)
+    features = FeatureGetterNet(alone, out_indices=(0, -1))
+    found = features(x)
+    assert [level.shape[1] for level in found] == features.feature_info.channels()
+    assert [64 // level.shape[2] for level in found] == features.feature_info.reduction()
+    for level, other in zip(found, alone.forward_intermediates(x, [0, 2], intermediates_only=True), strict=True):
+        assert torch.equal(level, other)
+
+
 def test_what_timm_exempts_from_weight_decay_is_exempt_here():
     net = shared_net('vit')
     assert net.no_weight_decay() >= {f'anchors.{i}.model.{n}' for i in (0, 1) for n in ('pos_embed', 'cls_token')}
@@ -228,6 +240,24 @@ def test_a_stitch_gets_a_new_classifier_and_refuses_unknown_pooling():
         alone.reset_classifier(2, 'median')
     with pytest.raises(snnet.SnnetError, match='num_classes is at least 0, but -1 was given'):
         alone.reset_classifier(-1)
+
+
+@pytest.mark.slow_for('swin', 'convnext')
+@pytest.mark.parametrize('name', ['vit', 'swin', 'resnet', 'convnext'])
+def test_what_was_cut_out_has_no_stem_and_gets_a_new_classifier_all_the_same(name):
+    net = shared_net(name)
+    alone, x = net.extract(len(net.stitches) - 1), images(net.input_size[1])
+    width = alone.head_hidden_size
+    before = alone.forward_head(alone.forward_features(x), pre_logits=True)
+    alone.reset_classifier(3)
+    assert alone(x).shape == (2, 3)
+    depths, end = alone.group_matcher(), alone.leg_runs()[-1]
+    new = {f'{end.name}.model.{key}' for key in end.anchor.survey.head if 'head' in key or 'fc' in key}
+    assert new <= {key for key, _ in alone.named_parameters()}
+    assert {depths(key) for key in new} == {max(depths(key) for key, _ in alone.named_parameters())}
+    alone.reset_classifier(0)
+    assert torch.equal(alone(x), before)
+    assert alone.head_hidden_size == width
 
 
 def test_an_average_of_timm_follows_a_stitch():

@@ -6,12 +6,14 @@ import json
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 from huggingface_hub import constants
 
 import snnet
 from snnet import NoWeights, SnnetError, StitchableNet
 from snnet.evaluation.evaluate import evaluate
+from snnet.net.timm_registry import register_with_timm
 from snnet.saving.hub import locate, push_folder
 from tests.helpers.families import family_net, images
 from tests.helpers.hub_server import Hub
@@ -91,6 +93,24 @@ def test_a_hub_that_is_down_costs_nothing_that_is_in_the_cache(hub, net, monkeyp
         SnnetError, match=r'me/other is not in the cache of the Hub, and the Hub at http://127.* cannot be reached'
     ):
         locate('me/other')
+
+
+@pytest.mark.slow  # seconds
+def test_timm_makes_a_net_and_a_stitch_by_the_id_and_later_offline(hub, net, tmp_path, monkeypatch):
+    net.push_to_hub('me/elastic', token='hf_x')
+    family_net('vit').push_to_hub('me/elastic', revision='small', token='hf_x')
+    register_with_timm()
+    x = images(net.input_size[1])
+    with torch.no_grad():
+        assert torch.equal(timm.create_model('hf-hub:me/elastic', stitch=3).eval()(x), net(x, stitch=3))
+        assert timm.create_model('hf-hub:me/elastic', stitch=3, num_classes=2).eval()(x).shape == (2, 2)
+    assert timm.create_model('hf-hub:me/elastic@small', cache_dir=str(tmp_path / 'other')).title == 'small > large'
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    huggingface_hub.close_session()
+    hub.requests.clear()
+    assert same(timm.create_model('hf-hub:me/elastic'), net)
+    assert timm.create_model('hf-hub:me/elastic@small', cache_dir=tmp_path / 'other').title == 'small > large'
+    assert hub.requests == []
 
 
 @pytest.mark.slow  # seconds
