@@ -63,6 +63,7 @@ def test_an_anchor_keeps_the_model_and_its_names(name):
     assert list(anchor.state_dict()) == [f'model.{key}' for key in model.state_dict()]
 
 
+@pytest.mark.slow_for('regnet, large', 'convnext, small')
 @every_network
 def test_runs_from_position_to_position_chain_to_the_whole(name):
     anchor, model, x = wrapped(name)

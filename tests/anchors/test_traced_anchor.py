@@ -168,6 +168,7 @@ def test_a_traced_network_computes_what_the_network_computes(name):
         assert torch.equal(anchor.run(y, at), expected)
 
 
+@pytest.mark.slow_for('pvt', 'xcit')
 @every_network
 def test_it_trains_as_the_network_does_with_the_same_random_draws(name):
     anchor, model, x = traced(name)
@@ -252,6 +253,7 @@ def test_recomputed_blocks_have_the_same_gradients():
     assert all(map(torch.equal, *grads))
 
 
+@pytest.mark.quick('encoder', 'chain')
 @pytest.mark.parametrize('name', ['mobilenet v2', 'test_nfnet', 'encoder', 'chain'])
 def test_a_network_of_any_size_stays_one(name):
     anchor, model, _ = traced(name)
@@ -298,7 +300,7 @@ def test_a_traced_swin_is_the_adapters_swin():
     assert [(s.entry, list(s.blocks)) for s in ours.stages()] == [(s.entry, list(s.blocks)) for s in theirs.stages()]
 
 
-@pytest.mark.quick('deit_small_patch16_224-12', 'mixer_b16_224-12')
+@pytest.mark.quick('mixer_b16_224-12')
 @pytest.mark.parametrize(
     ('name', 'blocks'),
     [

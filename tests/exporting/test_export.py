@@ -77,7 +77,7 @@ def test_a_file_gives_the_logits_of_its_stitch_on_any_batch_size(name, format, t
     assert list(tmp_path.iterdir()) == [done.path]
 
 
-@pytest.mark.quick('onnx')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('format', FORMATS)
 def test_a_file_holds_its_own_parameters_alone_and_no_path_of_this_machine(three, format):
     path, params = three[format].path, three[format].metadata['params']

@@ -91,6 +91,7 @@ def under_names_of_the_net(net, stitch, found):
     return named
 
 
+@pytest.mark.slow_for('resnet-False')
 @pytest.mark.parametrize('training', [False, True])
 @each_family
 def test_an_extracted_stitch_has_the_gradients_of_its_own_parameters_in_either_mode(name, training):

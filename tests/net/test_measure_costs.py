@@ -40,6 +40,7 @@ def test_products_are_counted_as_torch_counts_them(name):
         assert 2 * ours == theirs.get_total_flops()
 
 
+@pytest.mark.slow_for('swin')
 @every_net
 def test_parts_add_up_to_the_anchor(name):
     net = shared_net(name)

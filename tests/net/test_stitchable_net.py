@@ -16,6 +16,7 @@ def net():
     return three_vits(nearest=False)
 
 
+@pytest.mark.slow_for('swin', 'maps to windows')
 @every_net
 def test_running_without_state_equals_running_the_active_stitch(name):
     net = shared_net(name)

@@ -164,6 +164,7 @@ def test_a_validation_loop_of_timm_runs_on_a_stitch(tmp_path):
     assert top1.avg == pytest.approx(100 * sum(right) / 6)
 
 
+@pytest.mark.slow_for('convnext')
 @pytest.mark.parametrize('name', ['vit', 'resnet', 'convnext', 'three legs'])
 def test_layer_decay_grows_from_the_stem_to_the_head(name):
     net = shared_net(name)

@@ -71,7 +71,13 @@ def objective(similarity, found):
     )
 
 
-@pytest.mark.slow_for('lengths0-3-1.0-free-0', 'lengths0-3-1.0-free-1')
+@pytest.mark.quick(
+    'lengths0-3-1.0-stage-0',
+    'lengths1-2-0.4-free-0',
+    'lengths1-2-0.4-stage-1',
+    'lengths2-4-1.2-free-2',
+    'lengths2-4-1.2-stage-0',
+)
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('sets', ['free', 'stage'])
 @pytest.mark.parametrize(('lengths', 'blocks', 'epsilon'), [((5, 4, 6), 3, 1.0), ((7, 6), 2, 0.4), ((4, 6), 4, 1.2)])

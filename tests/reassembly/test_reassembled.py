@@ -117,6 +117,7 @@ def test_published_networks_come_out_to_the_last_parameter_and_flop(name):
     assert count_published_flops(net) == expected['flops']
 
 
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('name', published_table('dery_models')['models'])
 def test_the_blocks_of_published_networks_have_the_published_module_names(name):
     legs, _ = parse_legs(re.sub(r'[.]\w+(?=\[)', '', PUBLISHED_NETWORKS[name]), {})

@@ -5,6 +5,7 @@ import logging
 import re
 import shlex
 import sys
+from functools import partial
 from importlib import util
 from pathlib import Path
 
@@ -46,6 +47,10 @@ SMALL = {
     'init_samples': 6,
     'device': 'cpu',
 }
+
+
+after_a_pass = partial(pytest.param, marks=pytest.mark.slow)
+"""Input whose fault shows after the zoo is loaded: about a second each."""
 
 
 def shop(output, **changes):
@@ -193,13 +198,19 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
         ({'legs': 'test_vit[:blocks.7] > test_resnet[1:]'}, "'blocks.7' is not a module of the line of test_vit"),
         ({'zoo': 'test_vit,test_vit'}, "'test_vit' is named twice"),
         ({'zoo': 'test_vit,test_rexnet'}, "unknown network 'test_rexnet'; did you mean test_resnet"),
-        ({'zoo': 'test_vit,crossvit_9_240', 'img_size': None}, 'crossvit_9_240 cannot be split .*: parallel branches'),
-        ({'zoo': ZOO, 'blocks': 7}, 'test_resnet has .* modules on its line: it cannot be cut into 7 blocks'),
-        ({'epsilon': 0.0}, 'no cut into 3 blocks keeps every block below 1/3 of its network'),
-        ({'params': 10}, r'no assembly has params <= 10: the nearest, .* has params = \d+, .* times the budget'),
+        after_a_pass(
+            {'zoo': 'test_vit,crossvit_9_240', 'img_size': None}, 'crossvit_9_240 cannot be split .*: parallel branches'
+        ),
+        after_a_pass(
+            {'zoo': ZOO, 'blocks': 7}, 'test_resnet has .* modules on its line: it cannot be cut into 7 blocks'
+        ),
+        after_a_pass({'epsilon': 0.0}, 'no cut into 3 blocks keeps every block below 1/3 of its network'),
+        after_a_pass(
+            {'params': 10}, r'no assembly has params <= 10: the nearest, .* has params = \d+, .* times the budget'
+        ),
         ({'flops': -1}, 'a budget must be a positive finite number, but flops=-1.0 was given'),
         ({'images': 3}, 'unbiased CKA compares at least 4 images at once, but images=3'),
-        ({'dataset': 'generated/3'}, 'CKA needs at least 4 images to compare networks with, 3 given'),
+        after_a_pass({'dataset': 'generated/3'}, 'CKA needs at least 4 images to compare networks with, 3 given'),
         ({'dataset': ''}, 'no images: name their folder with --data-dir'),
         ({'rank': 'accuracy'}, "rank is one of similarity, naswot, naswot_plain, not 'accuracy'"),
         ({'pretrained': True}, 'no weights for test_vit'),

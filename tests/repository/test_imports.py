@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,14 @@ def absolute_names(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
     return ['.'.join([*base, alias.name]) for alias in node.names]
 
 
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text(encoding='utf-8'))
+
+
 def imported_names(module: str) -> set[str]:
     """What a module imports: at its top, inside functions, for types only, and by a name in quotes."""
-    return names_in(ast.parse(FILES[module].read_text()), module)
+    return names_in(tree_of(module), module)
 
 
 def names_in(tree: ast.Module, module: str) -> set[str]:
@@ -87,6 +93,7 @@ def names_in(tree: ast.Module, module: str) -> set[str]:
     return found
 
 
+@cache
 def imported_modules(module: str) -> set[str]:
     """The modules of the package that a module imports."""
     names = {module_of(name) for name in imported_names(module)}
@@ -117,25 +124,24 @@ def test_the_walk_sees_imports_by_name():
 
 def imports_by_name(tree: ast.Module) -> bool:
     """Whether code can import what no statement names."""
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
+    names = {getattr(node, field, None) for node in ast.walk(tree) for field in ('id', 'attr', 'name')}
     return bool(names & {'import_module', '__import__', 'exec_module'})
 
 
-@pytest.mark.slow  # seconds
 def test_only_these_modules_import_by_name():
-    assert {name for name in MODULES if imports_by_name(ast.parse(FILES[name].read_text()))} == set(BY_NAME)
+    assert {name for name in MODULES if imports_by_name(tree_of(name))} == set(BY_NAME)
 
 
-@pytest.mark.parametrize('module', MODULES)
-def test_a_module_imports_from_its_own_room_and_earlier_ones_only(module):
-    assert room_of(module) in ROOMS, f'{module} has no room yet: give it one in {Path(__file__).name}'
-    later = ROOMS[ROOMS.index(room_of(module)) + 1 :]
-    assert [name for name in imported_modules(module) if room_of(name) in later] == []
+def test_every_module_has_a_room():
+    assert {module for module in MODULES if room_of(module) not in ROOMS} == set()
 
 
-@pytest.mark.slow  # seconds
+def test_a_module_imports_from_its_own_room_and_earlier_ones_only():
+    floor = {room: at for at, room in enumerate(ROOMS)}
+    pairs = {(module, name) for module in MODULES for name in imported_modules(module)}
+    assert {(module, name) for module, name in pairs if floor[room_of(name)] > floor[room_of(module)]} == set()
+
+
 def test_no_imports_go_round_in_a_circle():
     imported = {module: imported_modules(module) for module in MODULES}
     assert {(a, b) for a, names in imported.items() for b in names if a in reached(imported, b)} == set()
@@ -153,7 +159,7 @@ def reached(imported: dict[str, set[str]], start: str) -> set[str]:
 
 @pytest.mark.parametrize('room', [module for module in MODULES if FILES[module].name == '__init__.py'])
 def test_every_room_says_its_purpose(room):
-    docstring = ast.get_docstring(ast.parse(FILES[room].read_text()))
+    docstring = ast.get_docstring(tree_of(room))
     assert docstring
     assert 20 < len(docstring.splitlines()[0]) <= 120
 
@@ -165,8 +171,7 @@ def test_the_package_has_at_most_twenty_entries():
 
 
 def test_no_two_classes_share_a_name():
-    trees = (ast.parse(path.read_text()) for path in FILES.values())
-    classes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    classes = (node for name in FILES for node in ast.walk(tree_of(name)) if isinstance(node, ast.ClassDef))
     names = Counter(node.name.lstrip('_') for node in classes)
     assert {name for name, count in names.items() if count > 1} == set()
 

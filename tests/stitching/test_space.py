@@ -247,6 +247,7 @@ def test_two_ways_of_three_anchors_of_twelve_blocks(nearest, there, both):
     assert two_way[: len(one_way)] == one_way
 
 
+@pytest.mark.slow_for('True-regnet', 'True-regnet z', 'True-swin v2', 'True-levit of convolutions')
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('nearest', [True, False])
 def test_two_ways_are_both_ways_then_chains_that_return_and_run_no_module_twice(family, nearest):
