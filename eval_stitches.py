@@ -14,7 +14,8 @@ from snnet.config.parse import parse
 from snnet.errors import MissingExtra, SnnetError
 from snnet.evaluation.eval_settings import EvalSettings
 from snnet.evaluation.evaluate import evaluate
-from snnet.evaluation.hits import HITS, best_against_anchor, read_hits
+from snnet.evaluation.hits import HITS, read_hits
+from snnet.evaluation.paired_difference import best_against_anchor
 
 
 def main() -> int:

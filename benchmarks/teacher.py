@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 import snnet
 from snnet.anchors.names import resolve
+from snnet.training.answer import Question
 from snnet.training.answer_store import Store
-from snnet.training.distillation import DistillationLoss, Question
+from snnet.training.distillation import DistillationLoss
 from snnet.training.samplers import StratifiedSampler
 from snnet.training.teacher import Teacher
 from snnet.training.teacher_answers import Answers

@@ -32,7 +32,7 @@ from snnet.calibration.initialize import kaiming
 from snnet.calibration.recalibrate import recalibrate as recalibrate_norms
 from snnet.config.sections import from_flat
 from snnet.net.shared_prefixes import all_logits
-from snnet.training.distillation import Question
+from snnet.training.answer import Question
 from snnet.training.make_step import make_step
 from snnet.training.samplers import SAMPLERS
 from snnet.training.train_settings import TrainSettings

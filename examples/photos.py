@@ -32,8 +32,8 @@ from snnet.cli.predict import find_images
 from snnet.net.preprocessing import preprocessing
 from snnet.net.shared_prefixes import all_logits
 from snnet.utils.log import set_up_logging
-from snnet.utils.pictures import read_rgb
 from snnet.utils.progress import Progress
+from snnet.utils.read_rgb import read_rgb
 from snnet.utils.seeds import key, seeded_libraries
 
 SHIPPED = {

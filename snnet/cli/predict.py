@@ -161,8 +161,8 @@ def _predictions(
     from concurrent.futures import ThreadPoolExecutor
 
     from ..net.predict import ImagePreparer, classify
-    from ..utils.pictures import Unreadable
     from ..utils.progress import Progress
+    from ..utils.read_rgb import Unreadable
 
     prepare, progress = ImagePreparer(net), Progress(len(files), 'images')
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from ..utils.pictures import Unreadable
-from ..utils.seeds import key, seed_cpu, seeded_libraries
+from ..utils.read_rgb import Unreadable
+from ..utils.seeds import seed_cpu, seeded_libraries
 from .decode import Pictures
 from .order import Draw
-
-REPLACEMENTS = 100
-"""So many other images are tried where one cannot be read."""
+from .replacements import replacements
 
 
 class Box(NamedTuple):
@@ -66,13 +65,12 @@ class AugmentedPictures(Dataset[Any]):
 
     def __init__(self, pictures: Pictures, transform: Any, erasing: Any = None, replace: bool = True) -> None:
         self.pictures, self.transform, self.erasing = pictures, transform, erasing
-        self.attempts = REPLACEMENTS if replace else 0
+        self.replace = replace
         self._kept: tuple[int, Image.Image, int] | None = None
 
     def __getitem__(self, draw: Draw) -> Any:
         bad: list[tuple[int, str]] = []
-        for attempt in range(self.attempts + 1):
-            index = key(draw.key, 'replace', attempt) % len(self.pictures) if attempt else draw.image
+        for index in chain([draw.image], replacements(draw.key, len(self.pictures)) if self.replace else ()):
             try:
                 image, target = self._read(index)
             except Unreadable as error:

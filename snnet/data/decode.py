@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..utils.pictures import Unreadable, to_rgb, why_unreadable
+from ..utils.read_rgb import Unreadable, to_rgb, why_unreadable
 
 _log = logging.getLogger(__name__)
 

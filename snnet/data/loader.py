@@ -132,7 +132,7 @@ class Loader:
 
     def _lost(self, batch: Batch) -> str:
         index, reason = batch.bad[0]
-        others = ', nor can the images tried in its place' if self._pictures.attempts else ''
+        others = ', nor can the images tried in its place' if self._pictures.replace else ''
         return f'{self._pictures.pictures.path(index)!r} cannot be read ({reason}){others}: repair or remove it'
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import SnnetError
 from ..utils.distributed import Ranks
 from ..utils.json_lines import JsonLines
-from ..utils.pictures import Unreadable
+from ..utils.read_rgb import Unreadable
 from .decode import Pictures
 
 

@@ -19,7 +19,7 @@ from ..saving.hub import locate
 from ..utils.figures import make_figure, save_figure
 from ..utils.files import write_text
 from ..utils.json_lines import JsonLines
-from ..utils.pictures import Unreadable
+from ..utils.read_rgb import Unreadable
 from .demanding_images import demanding_images
 from .evaluate import spread
 from .hits import HITS, read_hits, read_targets

@@ -11,21 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import SnnetError, reason_of
 from ..net.extract import ExtractedStitch
 from ..net.stitchable_net import StitchableNet
 from ..utils.files import write_atomically
 from ..utils.whole_number import whole_number
-from .formats import FORMATS, Run, checked_format, data_file, quiet_exporters, trace
+from .compare_with_eager import batch_sizes, compare_with_eager, eager_logits
+from .formats import FORMATS, checked_format, data_file, quiet_exporters, trace
 from .prepared_stitch import PreparedStitch
 
 _log = logging.getLogger(__name__)
-BATCHES = (1, 2, 5)
-"""Batch sizes on which a file with a dynamic batch is compared with eager."""
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""Largest difference to eager, as a share of the largest logit. Rounding makes about 1e-5 of it in float32."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ def write(prepared: PreparedStitch, path: Path) -> Exported:
         prepared.format,
         prepared.record.stitch if prepared.record else None,
         str(prepared.module.stitch),
-        _batches(prepared),
+        batch_sizes(prepared),
         difference,
         largest,
         prepared.metadata,
@@ -140,57 +136,14 @@ def write(prepared: PreparedStitch, path: Path) -> Exported:
 def _fill(prepared: PreparedStitch, temporary: Path, data: str) -> tuple[float, float]:
     """Writes a stitch to a temporary file, and returns its largest difference to eager and the largest logit."""
     name, format = prepared.module.stitch, FORMATS[prepared.format]
-    eager = _eager_logits(prepared)
+    eager = eager_logits(prepared)
     with _reporting(f'{name}: tracing'):
         images = prepared.random_images(prepared.batch or 2)
         program = trace(prepared.module, images, dynamic=prepared.batch is None)
     with _reporting(f'{name}: writing {prepared.format}'):
         format.write(program, prepared.metadata, temporary, data)
     with _reporting(f'{name}: comparing with eager'):
-        return _compare(prepared, format.load(temporary), eager)
-
-
-def _batches(prepared: PreparedStitch) -> tuple[int, ...]:
-    return (prepared.batch,) if prepared.batch else BATCHES
-
-
-def _eager_logits(prepared: PreparedStitch) -> dict[int, Tensor]:
-    """Logits of the stitch on random images in float64, by the number of images.
-
-    Raises:
-        SnnetError: they are not finite.
-    """
-    logits = {count: prepared.module(prepared.random_images(count)).double() for count in _batches(prepared)}
-    if not all(bool(found.isfinite().all()) for found in logits.values()):
-        raise SnnetError(
-            f'{prepared.module.stitch} is not exported: '
-            f'its own logits are not finite on random images in {prepared.dtype}'
-        )
-    return logits
-
-
-def _compare(prepared: PreparedStitch, run: Run, eager: dict[int, Tensor]) -> tuple[float, float]:
-    """Largest difference between the logits of a file and of eager, and the largest logit.
-
-    Raises:
-        SnnetError: the difference is more than rounding.
-    """
-    name = prepared.module.stitch
-    difference = largest = 0.0
-    for count, expected in eager.items():
-        logits = run(prepared.random_images(count)).double()  # (count, classes)
-        if logits.shape != expected.shape:
-            raise SnnetError(f'the exported {name} gives logits {tuple(logits.shape)}, eager {tuple(expected.shape)}')
-        found = float((logits - expected).abs().max())
-        largest = max(largest, float(expected.abs().max()))
-        allowed = max(TOLERANCE[prepared.dtype] * float(expected.abs().max()), 1e-6)
-        if not found <= allowed:  # also refuses NaN
-            raise SnnetError(
-                f'{name} is not exported: on a batch of {count} the file differs from eager by {found:.2g}, '
-                f'but rounding explains at most {allowed:.2g}'
-            )
-        difference = max(difference, found)
-    return difference, largest
+        return compare_with_eager(prepared, format.load(temporary), eager)
 
 
 @contextmanager

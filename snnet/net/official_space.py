@@ -8,7 +8,7 @@ from itertools import combinations, product
 
 from ..anchors.anchor import Anchor
 from ..errors import NoWeights
-from ..stitching.join_rules import sliding_windows
+from ..stitching.pairing import sliding_windows
 from ..stitching.space import SNNETV2, list_stitches, matching_stages
 from ..stitching.stitch import Stitch
 from .official_file import LayerKey, OfficialFile

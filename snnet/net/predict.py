@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import SnnetError, reason_of
 from ..utils.eval_mode import eval_mode
-from ..utils.pictures import Unreadable, read_rgb, to_rgb, why_unreadable
+from ..utils.read_rgb import Unreadable, read_rgb, to_rgb, why_unreadable
 from ..utils.whole_number import whole_number
 from .joined_anchors import JoinedAnchors
 from .preprocessing import preprocessing

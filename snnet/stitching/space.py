@@ -12,7 +12,7 @@ from ..anchors.boundary import Boundary
 from ..errors import CannotStitch, SnnetError
 from ..utils.whole_number import whole_number
 from .check_anchors import check_anchors
-from .join_rules import depth_aligned, paired, unpaired
+from .pairing import depth_aligned, paired, unpaired
 from .stitch import Leg, Stitch
 
 _log = logging.getLogger(__name__)

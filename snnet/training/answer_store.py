@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import SnnetError, reason_of
 from ..utils.files import write_atomically, write_text
 from ..utils.typed_json import read_json
-from .distillation import Answer
+from .answer import Answer
 
 _log = logging.getLogger(__name__)
 

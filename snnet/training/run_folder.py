@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,17 +11,16 @@ import yaml
 
 from ..config.parse import to_yaml
 from ..config.sections import changes, flattened, to_flat
-from ..errors import LostRanks, SnnetError
+from ..errors import SnnetError
 from ..utils.files import clear_temporaries, write_text
 from ..utils.json_lines import JsonLines
+from .attempts import Attempts
 from .log_to import TrainingLog, open_logs, write_logs
 from .train_settings import TrainSettings
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'
 _LEFTOVER = re.compile(r'\.lock|\.config\.yaml\.\d+\.tmp')
 """What a process leaves if it is killed before its settings are written."""
-ATTEMPTS = 3
-"""Restarts in a row without a new checkpoint after which a launcher's further ones are refused."""
 
 
 class RunFolder:
@@ -41,7 +36,7 @@ class RunFolder:
         self.path = Path(settings.output)
         self.net = self.path / 'net'
         self.lines = JsonLines(self.path / 'log.jsonl')
-        self._attempts = JsonLines(self.path / 'attempts.jsonl')
+        self.attempts = Attempts(self.path / 'attempts.jsonl')
         self._lock: TextIO | None = None
         self._logs: list[TrainingLog] = []
 
@@ -130,20 +125,12 @@ class RunFolder:
         return (self.path / _CONFIG).is_file()
 
     def note_attempt(self, step: int) -> None:
-        """Records that the run continues from `step` (first rank only).
+        """Records that the run continues from `step`, and opens the other logs (first rank only).
 
         Raises:
             SnnetError: torchrun has restarted it from this step several times without success.
         """
-        restart = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'))
-        rows = self._attempts.read() if restart else []
-        starts = [row['step'] for row in rows if isinstance(row.get('step'), int)]
-        if len(starts) >= ATTEMPTS and set(starts[-ATTEMPTS:]) == {step}:
-            raise SnnetError(
-                f'{ATTEMPTS} attempts from step {step} ended before the next checkpoint, so it is not tried again; '
-                f'last cause: {_cause(rows)}'
-            )
-        self._attempts.rewrite([*rows, {'step': step}])
+        self.attempts.begin(step)
         self._logs = open_logs(self.settings.log_to, self.path, to_flat(self.settings), step)
 
     def forget_lines_from(self, step: int) -> None:
@@ -158,16 +145,5 @@ class RunFolder:
 
     def note_error(self, rank: int, error: BaseException) -> None:
         """Records why a rank ends, for `note_attempt` of the next attempt."""
-        row: dict[str, Any] = {'rank': rank, 'error': ' '.join(f'{type(error).__name__}: {error}'.split())}
-        if not self.noted:
-            return  # no run has begun here
-        with suppress(OSError), open(self._attempts.path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(row) + '\n')
-
-
-def _cause(rows: Sequence[dict[str, Any]]) -> str:
-    """Why the last attempt ended: its first error, apart from those that only say that another rank was lost."""
-    last = max(i for i, row in enumerate(rows) if 'step' in row)
-    errors = [f'rank {row.get("rank")}: {row["error"]}' for row in rows[last:] if 'error' in row]
-    own = [text for text in errors if LostRanks.__name__ not in text]
-    return next(iter([*own, *errors]), 'unknown (killed?)')
+        if self.noted:  # a run has begun here
+            self.attempts.note_error(rank, error)

@@ -32,9 +32,10 @@ from ..data.train_images import TrainImages
 from ..net.stitchable_net import StitchableNet
 from ..utils.distributed import Ranks
 from ..utils.seeds import seeded_libraries
+from .answer import Answer, Question
 from .answer_store import Store
 from .compute_settings import TrainComputeSettings
-from .distillation import Answer, DistillationSettings, Question
+from .distillation import DistillationSettings
 from .mixup import MixupSettings
 from .teacher import NONE, Teacher, teacher_identity, teacher_maker
 

@@ -22,7 +22,7 @@ from snnet.data.decode import Pictures
 from snnet.data.quarantine import Quarantine
 from snnet.data.unaugmented_images import clean_loader, initialization_images
 from snnet.utils.distributed import Ranks
-from snnet.utils.pictures import Unreadable
+from snnet.utils.read_rgb import Unreadable
 from tests.helpers.runs import train_images, train_settings, write_images
 
 CPU = torch.device('cpu')

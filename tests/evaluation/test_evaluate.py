@@ -20,7 +20,8 @@ from snnet.data.datasets import open_dataset
 from snnet.data.transforms import clean_transform
 from snnet.data.unaugmented_images import clean_loader
 from snnet.evaluation.evaluate import Evaluation, evaluate, spread
-from snnet.evaluation.hits import Tally, best_against_anchor, compare, read_hits, write_hits
+from snnet.evaluation.hits import Tally, read_hits, write_hits
+from snnet.evaluation.paired_difference import best_against_anchor, compare
 from snnet.net.shared_prefixes import all_logits
 from snnet.stitching.stitch import parse_ids
 from snnet.training.trainer import train

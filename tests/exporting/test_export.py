@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import snnet
 from snnet.errors import MissingExtra
-from snnet.exporting.export import BATCHES, Exported, export
+from snnet.exporting.compare_with_eager import BATCHES
+from snnet.exporting.export import Exported, export
 from snnet.exporting.formats import FORMATS, Format
 from tests.helpers.families import build, family_net, images, shared_net, three_vits, vit
 

@@ -20,7 +20,8 @@ from snnet.reassembly.new_stem import NewStem
 from snnet.reassembly.relayout import relayout
 from snnet.stitching.stitch_layer import StitchLayer
 from snnet.training.anchor_teachers import AnchorTeachers
-from snnet.training.distillation import DistillationLoss, Question
+from snnet.training.answer import Question
+from snnet.training.distillation import DistillationLoss
 from tests.helpers.families import family_net, images, shake, three_vits
 from tests.helpers.gradients import assert_gradients_equal, elementary, farthest, gradients, stored
 

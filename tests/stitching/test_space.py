@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 import snnet
 from snnet import CannotStitch, Leg, SnnetError, list_stitches
-from snnet.stitching.join_rules import Join, paired, unpaired
+from snnet.stitching.pairing import Join, paired, unpaired
 from tests.helpers.families import FAMILIES, build, every_net, images, shared_net, swin, three_vits, vit
 
 depths = st.integers(1, 24)

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from snnet import NoWeights, SnnetError, create_stitchable_net
-from snnet.training.distillation import DistillationLoss, Question
+from snnet.training.answer import Question
+from snnet.training.distillation import DistillationLoss
 from snnet.training.teacher import Teacher, teacher_identity, teacher_maker
 
 SAME = ((0.5,) * 3, (0.5,) * 3)

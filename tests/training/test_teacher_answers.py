@@ -12,8 +12,9 @@ from torch import nn
 from snnet import SnnetError, create_stitchable_net
 from snnet.config.sections import options_of
 from snnet.training import answer_store as store
+from snnet.training.answer import Answer, Question
 from snnet.training.answer_store import MANIFEST, Store
-from snnet.training.distillation import Answer, DistillationLoss, Question
+from snnet.training.distillation import DistillationLoss
 from snnet.training.teacher import Teacher
 from snnet.training.teacher_answers import Answers, fingerprint
 from snnet.training.train_settings import TrainSettings

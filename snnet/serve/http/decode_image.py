@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ...errors import reason_of
-from ...utils.pictures import to_rgb
+from ...utils.read_rgb import to_rgb
 from ..service.refusal import Refusal
 from ..service.served_net import ServedNet
 from .http_limits import HttpLimits

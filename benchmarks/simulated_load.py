@@ -1,6 +1,6 @@
 """The controller against services that cannot adapt, with published accuracies, over load and shapes of arrivals.
 
-    python benchmarks/load.py FILE
+    python benchmarks/simulated_load.py FILE
 
 The file holds `configs`, one stitch per row: cfg_id, flops, acc1, front_anchor, end_anchor. Latency is made up from
 FLOPs: a fixed part per batch, and a part per GFLOP and image. There are two machines: 'cpu' (0.5 ms + 1 ms per GFLOP),
