@@ -21,7 +21,7 @@ from itertools import count
 from operator import sub, truediv
 from typing import NamedTuple
 
-from .schedule import answers_all, finishes, latest_starts
+from .schedule import answers_all, finishes, latest_starts, least_work, starts_of_sizes
 from .stitch_choices import Choices
 
 EXACT = 64
@@ -74,6 +74,8 @@ class Backlog(NamedTuple):
         """Whether all requests can be answered in time by a worker that starts `start` table seconds after `begin`."""
         if not self.deadlines or self._full_batches_suffice(start):
             return True
+        if self._is_late(start):
+            return False
         latest = self.latest_starts()[0]
         return latest >= start or (latest >= 0 and self._mixes() and self.exact_starts()[0] >= start)
 
@@ -89,6 +91,8 @@ class Backlog(NamedTuple):
         """
         if self._full_batches_suffice(0.0, max(sizes)):
             return True, known
+        if self._is_late():
+            return False, known
         tail = None if self.is_short() else self._tail_starts(max(sizes[EXACT:]))
         stop = len(sizes) if tail is None else EXACT + self.choices.most
         ends = self._ends(sizes, known, stop)
@@ -107,6 +111,12 @@ class Backlog(NamedTuple):
     def _mixes(self) -> bool:
         """Whether the backlog is long, and the requests behind the first `EXACT` differ in accuracy."""
         return not self.is_short() and min(self.floors[EXACT:]) < max(self.floors[EXACT:])
+
+    def _is_late(self, start: float = 0.0) -> bool:
+        """Whether some request of a long backlog is late for certain; False says nothing."""
+        if self.is_short():
+            return False
+        return least_work(self.choices.least, self.slack(), self.floors) < start - ROUNDING
 
     def exact_starts(self) -> list[float]:
         """Returns the latest times at which the worker may start with request 0, 1, ... (`schedule.latest_starts`)."""
@@ -127,7 +137,51 @@ class Backlog(NamedTuple):
         starts = latest_starts(fast, slack, self.floors[: len(slack)], self._tail_starts(1))
         return self.exact_starts() if starts[0] < 0 and self._mixes() else starts
 
-    def lost_one_by_one(self) -> set[int]:
+    def starts(self) -> list[float]:
+        """Returns `latest_starts`, or -1 alone where a request of a long backlog is late for certain.
+
+        Before a long backlog of several accuracies counts as infeasible, all of it is judged exactly.
+        """
+        starts = [-1.0] if self._is_late() else self.latest_starts()
+        if self.is_short() or len(starts) == 1 or starts[0] >= 0 or not self._mixes():
+            return starts
+        return self.exact_starts()
+
+    def without_lost(self) -> tuple[set[int], list[float]]:
+        """Decides what to drop from a backlog that cannot be answered as a whole.
+
+        Two ways are tried, and the one that drops less wins: dropping requests from the front until the rest is
+        feasible, and dropping each request that cannot be answered in addition to those before it. A long backlog of
+        one accuracy drops from the front only, because the second way hardly ever wins there. The place is looked for
+        by batches of few sizes, and around it by all.
+
+        Returns:
+            The places of the requests to drop, and the latest starts of those that remain.
+        """
+        if not self.is_short() and min(self.floors) == max(self.floors):
+            return self._without_front()
+        starts = self.exact_starts()
+        front = _first_in_time(starts)
+        single = self._lost_one_by_one()
+        if front <= len(single):
+            return set(range(front)), starts[front:]
+        kept = [place for place in range(len(self.deadlines)) if place not in single]
+        deadlines, floors = (tuple(column[place] for place in kept) for column in (self.deadlines, self.floors))
+        return single, self._replace(deadlines=deadlines, floors=floors).exact_starts()
+
+    def _without_front(self) -> tuple[set[int], list[float]]:
+        count, most, floor = len(self.deadlines), self.choices.most, self.floors[0]
+        slack, full = self.slack(), self.choices.full[floor]
+        sizes = sorted({1, (full + 1) // 2, full})
+        starts = starts_of_sizes(self.choices.fast[floor], slack, sizes, 0.0)
+        behind = count + 1 - len(starts) + _first_in_time(starts)  # all from there on can be answered
+        first, end = max(0, behind - EXACT), min(behind + most, count)
+        tail = starts[len(starts) - 1 - (count - behind) :][: end - behind + 1]
+        near = latest_starts(self.choices.fast, slack[first:end], self.floors[first:end], tail)
+        front = _first_in_time(near)
+        return set(range(first + front)), near[front:]
+
+    def _lost_one_by_one(self) -> set[int]:
         """Returns the places of the requests that cannot be answered in addition to those before them."""
         kept_slack: list[float] = []
         kept_floors: list[int] = []
@@ -221,3 +275,8 @@ class Backlog(NamedTuple):
 
     def _in_table_seconds(self, time: float) -> float:
         return (time - self.begin) / self.scale + ROUNDING
+
+
+def _first_in_time(starts: Sequence[float]) -> int:
+    """The first place from which on all can be answered by a worker that is free at once."""
+    return next(place for place, start in enumerate(starts) if start >= 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -168,14 +167,13 @@ def decide(choices: Choices, state: ControllerState, now: float) -> tuple[Contro
     dropped: tuple[Request, ...] = ()
     backlog, starts = _view(queue, tables, now, factor * planning_margin(tables, state.timing, state.load), factor)
     if starts[0] < 0:
-        lost = _lost(backlog, starts)
+        lost, starts = backlog.without_lost()
         dropped = tuple(queue.requests[index] for index in sorted(lost))
         queue = queue.without(lost)
         if not queue.requests:
             state = replace(state, now=now, queue=queue, known_ends=KnownEnds())
             return state, Decision(None, (), dropped, 0.0, 0)
         backlog = queue.seen_from(tables, now, factor)
-        starts = backlog.exact_starts()
     chosen, size = choose(tables, Rush.at(state.load, now, backlog.scale), backlog, starts)
     index, seconds = tables.pick(chosen, max(queue.floors[:size]), size)
     decision = Decision(choices.choices[index].stitch, queue.requests[:size], dropped, seconds * factor, index)
@@ -212,29 +210,13 @@ def planning_margin(choices: Choices, timing: Timing, load: Load) -> float:
 def _view(
     queue: WaitingQueue, choices: Choices, now: float, careful: float, factor: float
 ) -> tuple[Backlog, list[float]]:
-    """Returns the queue with the slower of two scales at which it is feasible, or the faster, and its latest starts.
-
-    Before a long queue counts as infeasible, all of it is judged exactly.
-    """
-    for scale in (careful, factor):
+    """Returns the queue with the slower of two scales at which it is feasible, or the faster, and its latest starts."""
+    for scale in (careful, factor) if careful > factor else (factor,):
         backlog = queue.seen_from(choices, now, scale)
-        starts = backlog.latest_starts()
-        if starts[0] < 0 and not backlog.is_short():
-            starts = backlog.exact_starts()
+        starts = backlog.starts()
         if starts[0] >= 0:
             break
     return backlog, starts
-
-
-def _lost(backlog: Backlog, starts: Sequence[float]) -> set[int]:
-    """Returns the places of the requests to drop from a backlog that cannot be answered as a whole.
-
-    Two ways are tried, and the one that drops less wins: dropping requests from the front until the rest is feasible,
-    and dropping each request that cannot be answered in addition to those before it.
-    """
-    front = next(first for first, start in enumerate(starts) if start >= 0)
-    single = backlog.lost_one_by_one()
-    return set(range(front)) if front <= len(single) else single
 
 
 class Controller:

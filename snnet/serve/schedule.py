@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import sub
 
 Rows = Sequence[Sequence[float]]
 """`rows[floor][size]` is the shortest time in seconds of a batch of this size with no choice below `floor`."""
@@ -90,6 +92,48 @@ def latest_starts(
                 best = begin
         starts[first] = best
     return starts
+
+
+def least_work(least: Sequence[float], slack: Sequence[float], floors: Sequence[int]) -> float:
+    """Returns the latest start that any schedule might allow: after it, some request is late for certain.
+
+    All requests up to one have to be answered by its deadline, and each takes at least its share of the most
+    productive batch of its own floor.
+
+    Args:
+        least: by floor, seconds per request in the batch that takes least per request.
+        slack, floors: as for `latest_starts`, with at least one request.
+    """
+    return min(map(sub, slack, accumulate(map(least.__getitem__, floors))))
+
+
+def starts_of_sizes(row: Sequence[float], slack: Sequence[float], sizes: Sequence[int], enough: float) -> list[float]:
+    """Computes lower bounds of `latest_starts` by batches of some sizes, several times as fast.
+
+    Args:
+        row: `row[size]` is the time of a batch, whatever its requests.
+        slack: as for `latest_starts`.
+        sizes: of the batches, rising from 1.
+        enough: a start below this ends the computation, because those before it are not needed then.
+
+    Returns:
+        (N + 1,), or fewer: the last ones.
+    """
+    pairs = [(size, row[size]) for size in sizes]
+    count = first = len(slack)
+    starts = [math.inf] * (count + 1)
+    while first and starts[first] >= enough:
+        first -= 1
+        limit, best = slack[first], -math.inf
+        for size, time in pairs:
+            if first + size > count or limit - time <= best:
+                break  # a larger batch has to start even earlier
+            rest = starts[first + size]
+            begin = (limit if limit < rest else rest) - time
+            if begin > best:
+                best = begin
+        starts[first] = best
+    return starts[first:]
 
 
 def answers_all(row: Sequence[float], slack: Sequence[float]) -> bool:

@@ -69,6 +69,7 @@ class Choices:
         self.fast, self._fastest = _fastest(choices)
         self.rows = (self.fast[0], *(choice.seconds for choice in choices[1:]))
         self.full = tuple(max(range(1, len(row)), key=lambda size: size / row[size]) for row in self.fast)
+        self.least = tuple(row[size] / size for row, size in zip(self.fast, self.full, strict=True))
         self.slowest = max(row[-1] for row in self.rows)
         self.rates = tuple(_rates(row) for row in self.rows)
         self._work = tuple(_work(row) for row in self.rows)
@@ -156,10 +157,13 @@ class Choices:
             if len(self._productive) >= _REMEMBERED:
                 self._productive.clear()
             best, most, alone, floor = (1, math.inf), 0.0, 0.0, 0
+            rows = self.padded(room)
+            row = rows[0]
             for size, own in enumerate(floors, 1):
-                floor, full = max(floor, own), self.full[own]
-                alone += self.fast[own][full] / full
-                seconds = self.fast[floor][max(size, room)]
+                if own > floor:
+                    floor, row = own, rows[own]
+                alone += self.least[own]
+                seconds = row[size]
                 if alone >= most * seconds:
                     best, most = (size, seconds), alone / seconds
             self._productive[key] = best

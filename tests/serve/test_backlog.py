@@ -120,7 +120,7 @@ def looks(pattern: str, count: int, action: str) -> int:
     """How many batch times one decision looks at while `count` requests wait."""
     choices = family(20, most=16)
     step = choices.fast[0][16] / 16
-    tightness = {'loose': 2.0, 'burst': 2.0, 'tight': 1.001, 'mixed': 2.5}[pattern]
+    tightness = {'loose': 2.0, 'burst': 2.0, 'tight': 1.001, 'mixed': 2.5, 'late': 0.9}[pattern]
     floors = tuple(10 if pattern == 'mixed' and i % 10 == 3 else 0 for i in range(count))
     deadlines = [tightness * step * (i + 17) for i in range(count)]
     if pattern == 'burst':
@@ -139,6 +139,44 @@ def looks(pattern: str, count: int, action: str) -> int:
 
 
 @pytest.mark.parametrize('action', ['last', 'urgent', 'next'])
-@pytest.mark.parametrize('pattern', ['loose', 'burst', 'tight', 'mixed'])
+@pytest.mark.parametrize('pattern', ['loose', 'burst', 'tight', 'mixed', 'late'])
 def test_a_decision_looks_at_no_more_batches_when_more_requests_wait(pattern, action):
     assert looks(pattern, 10_000, action) <= 1.5 * max(looks(pattern, 300, action), 1000)
+
+
+@pytest.mark.parametrize('floors', [(0,), (4,), tuple(range(9))], ids=['fastest', 'accurate', 'all'])
+@pytest.mark.parametrize('apart', [False, True])
+@pytest.mark.parametrize('late', [0.1, 0.4])
+def test_a_long_queue_that_cannot_be_answered_drops_hardly_more_than_the_straightforward_way(late, apart, floors):
+    draws, choices, count = random.Random(1), family(), 200
+    kinds = [draws.choice(floors) for _ in range(count)]
+    work, deadlines = 0.0, []
+    for kind in kinds:
+        work += choices.fast[kind][8] / 8
+        deadlines.append((draws.uniform(0.5, 1.5) if apart else 1.0) * (work + 20))
+    deadlines = sorted(deadline - late * work for deadline in deadlines)
+    queue = WaitingQueue(tuple(map(Request, range(count), deadlines)), tuple(deadlines), tuple(kinds), (1,) * count)
+    ours, theirs = Controller(choices), StraightforwardController(choices)
+    for way in (ours, theirs):
+        way.state = controller.replace(way.state, now=0.0, queue=queue, load=way.state.load.seen(0.0, deadlines[-1]))
+    dropped, needed = (len(way.next(0.0).dropped) for way in (ours, theirs))
+    assert 0 < dropped <= needed + 0.02 * count
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 10**6), st.integers(81, 200), st.floats(0.3, 1.2), st.sampled_from([(0,), (0, 0, 0, 2), range(5)])
+)
+def test_what_a_long_queue_keeps_is_in_time_and_what_is_late_for_certain_is_late(seed, count, looseness, kinds):
+    draws, choices = random.Random(seed), family(5)
+    deadlines = tuple(sorted(looseness * draws.uniform(0, 1.2 * count) + 3 for _ in range(count)))
+    floors = tuple(draws.choice(kinds) for _ in range(count))
+    found = Backlog(choices, deadlines, floors, 0.0, 1.0)
+    exact = schedule.latest_starts(choices.fast, found.slack(), floors)
+    assert not found._is_late() or exact[0] < 0
+    lost, starts = found.without_lost()
+    kept = [i for i in range(count) if i not in lost]
+    slack = found.slack()
+    best = schedule.latest_starts(choices.fast, [slack[i] for i in kept], [floors[i] for i in kept])
+    assert best[0] + 1e-6 >= starts[0] >= 0
+    assert all(ours <= there + 1e-6 for ours, there in zip(starts, best, strict=False))
