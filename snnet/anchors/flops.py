@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -18,12 +16,14 @@ from torch import Tensor, nn
 
 from ..utils.eval_mode import eval_mode
 from .anchor import Anchor
+from .product_flops import HANDLES
 
 _log = logging.getLogger(__name__)
 _HEAVY = re.compile(
-    r'attention|transformer|matmul|conv|linear|bmm|addm|einsum|tensordot|cdist|lstm|gru|rnn|fft|::(mm|mv|dot|inner)$'
+    r'attention|transformer|matmul|conv|linear|bmm|addm|einsum|tensordot|cdist|lstm|gru|rnn|fft|::(mm|mv|dot|inner)$|'
+    r'linalg_(?!norm|vector_norm|matrix_norm|cross|diagonal)|matrix_(exp|power)|solve|cholesky|inverse|PythonOp'
 )
-"""Operations that multiply as a matrix product does."""
+"""Operations that multiply as a matrix product does, or may: a function with its own gradient hides what it does."""
 
 _Run = Callable[[Tensor], Tensor]
 
@@ -85,8 +85,8 @@ def trace(network: nn.Module, input_size: tuple[int, int, int]) -> FlopCountAnal
     with eval_mode(network), torch.no_grad(), _slow_paths(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # tracing warns about every shape that becomes a constant
         analysis = FlopCountAnalysis(network, image).ancestor_mode('caller')
-        analysis.set_op_handle('aten::scaled_dot_product_attention', _attention_flops)
-        analysis.set_op_handle('aten::baddbmm', _batched_product_flops)
+        for operation, handle in HANDLES.items():
+            analysis.set_op_handle(operation, handle)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
         analysis.total()
     return analysis
@@ -106,20 +106,6 @@ def _slow_paths() -> Iterator[None]:
 def uncounted(analysis: FlopCountAnalysis) -> Counter[str]:
     """Operations named like a matrix product, convolution or attention that were not counted."""
     return Counter({op: count for op, count in analysis.unsupported_ops().items() if _HEAVY.search(op)})
-
-
-def _attention_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Query (..., L, E) times key (..., S, E), then times value (..., S, V)."""
-    query, key, value = (x.type().sizes() for x in inputs[:3])
-    flops: int = math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
-    return flops
-
-
-def _batched_product_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Matrices (N, L, K) times (N, K, M), added to a third."""
-    left, right = (x.type().sizes() for x in inputs[1:3])
-    flops: int = math.prod(left) * right[-1]
-    return flops
 
 
 def _places_of(analysis: FlopCountAnalysis, network: _Parts, op: str) -> list[str]:

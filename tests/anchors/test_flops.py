@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import snnet
 from snnet.anchors.flops import part_flops, trace, uncounted
@@ -17,22 +18,102 @@ class Hidden(nn.Module):
         self.weight = nn.Parameter(torch.ones(1, width, width))
 
     def forward(self, x):
-        return torch.addbmm(x[0], x, self.weight.expand(len(x), -1, -1))[None]
+        return x @ torch.linalg.matrix_power(self.weight, 3)
 
 
 def test_an_operation_that_cannot_be_counted_is_found():
-    class Flat(Hidden):
-        def forward(self, x):
-            return super().forward(x[0])
+    assert uncounted(trace(Hidden(8), (3, 8, 8))) == {'aten::linalg_matrix_power': 1}
 
-    assert uncounted(trace(Flat(8), (3, 8, 8))) == {'aten::addbmm': 1}
+
+def test_a_function_with_its_own_gradient_is_found():
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            return x @ weight
+
+    class Opaque(Hidden):
+        def forward(self, x):
+            return Product.apply(x, self.weight)
+
+    assert uncounted(trace(Opaque(8), (3, 8, 8))) == {'prim::PythonOp.Product': 1}
 
 
 def test_a_warning_names_the_module_with_uncountable_operations(caplog):
     anchor = snnet.as_anchor(FAMILIES['vit'].small(), 'hidden', input_size=(3, 32, 32))
     anchor.model.blocks[1].mlp = nn.Sequential(nn.Identity(), Hidden(16))
     part_flops(anchor)
-    assert 'hidden: FLOPs leave out aten::addbmm in blocks.1.mlp.1, which cannot be counted' in caplog.text
+    assert 'hidden: FLOPs leave out aten::linalg_matrix_power in blocks.1.mlp.1, which cannot be counted' in caplog.text
+
+
+PRODUCTS = {
+    'einsum': lambda x, w: torch.einsum('nchw,wk->nkch', x, w),
+    'einsum of the whole': lambda x, w: torch.einsum('nchw,kw', x, w),
+    'einsum with dots': lambda x, w: torch.einsum('...hw,wk->...hk', x, w),
+    'einsum of a matrix that is repeated': lambda x, w: torch.einsum('nchw,xwk->nchk', x, w[None]),
+    'einsum of three': lambda x, w: torch.einsum('nchw,wk,nchk->nck', x, w, x),
+    'einsum of four': lambda x, w: torch.einsum('nchw,wk,kl,nchl->nhl', x, w, w, x),
+    'einsum that sums one first': lambda x, w: torch.einsum('nchw,wk->nk', x, w),
+    'einsum without a sum': lambda x, w: torch.einsum('nchw,wk->nchwk', x, w),
+    'tensordot': lambda x, w: torch.tensordot(x, w, 1),
+    'tensordot over two': lambda x, w: torch.tensordot(x, torch.stack([w, w]), ([2, 3], [1, 2])),
+    'inner': lambda x, w: torch.inner(x, w[:3]),
+    'transposed': lambda x, w: torch.nn.functional.conv_transpose2d(x, w[:3, :, None, None], stride=2),
+}
+
+
+@pytest.mark.parametrize('name', PRODUCTS)
+def test_products_count_what_torch_counts_to_the_unit(name):
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(13, 13))
+
+        def forward(self, x):
+            return PRODUCTS[name](x, self.weight)
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Product()(torch.zeros(1, 3, 13, 13))
+    analysis = trace(Product(), (3, 13, 13))
+    assert analysis.total() == counter.get_total_flops() / 2
+    assert uncounted(analysis) == {}
+
+
+@pytest.mark.parametrize(
+    ('make', 'flops'),
+    [
+        (lambda: nn.LSTM(9, 5, 2, batch_first=True), 7 * 4 * (9 * 5 + 5 * 5 + 5 * 5 + 5 * 5)),
+        (lambda: nn.LSTM(9, 5, proj_size=2, batch_first=True), 7 * (4 * (9 * 5 + 2 * 5) + 2 * 5)),
+        (lambda: nn.GRU(9, 5, bidirectional=True, batch_first=True), 2 * 7 * 3 * (9 * 5 + 5 * 5)),
+        (lambda: nn.RNN(9, 5, batch_first=True), 7 * (9 * 5 + 5 * 5)),
+        (lambda: nn.Bilinear(9, 9, 5), 7 * 9 * 9 * 5),
+    ],
+)
+def test_layers_that_run_as_one_operation_count_what_they_multiply(make, flops):
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = make()
+
+        def forward(self, x):
+            x = x[:, 0]
+            return self.layer(x, x) if isinstance(self.layer, nn.Bilinear) else self.layer(x)[0]
+
+    analysis = trace(Layer(), (1, 7, 9))
+    assert (analysis.total(), uncounted(analysis)) == (flops, {})
+
+
+def test_products_of_vectors_count_each_number_once():
+    class Vectors(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 5))
+
+        def forward(self, x):
+            line, sums = x[0, 0, 0], torch.addbmm(x[0, 0], x[0], x[0].transpose(1, 2) @ x[0])
+            products = torch.mv(self.weight, line).sum() + torch.addmv(line[:4], self.weight, line).sum()
+            return products + torch.dot(line, line) + sums
+
+    assert trace(Vectors(), (4, 2, 5)).total() == 4 * 5 + 4 * 5 + 5 + 4 * 5 * 2 * 5 + 4 * 2 * 5 * 5
 
 
 def test_fused_attention_counts_as_its_two_products():
