@@ -95,11 +95,11 @@ def resolve(text: str) -> NamedNetwork:
     if equals and not (name and file):
         raise SnnetError(f"'{text}' is not NAME=FILE: give the name of a network of timm, and a file of its weights")
     model = ALIASES.get(name, name)
-    architecture, _, tag = model.partition('.')
+    architecture, dot, tag = model.partition('.')
     if not is_model(architecture):
         raise SnnetError(_why_unknown(name))
     tags = [full.partition('.')[2] for full in list_models(architecture, pretrained=True)]
-    if tag and tag not in tags:
+    if dot and tag not in tags:
         raise SnnetError(f"{architecture} has no weights tagged '{tag}', only {', '.join(tags)}")
     if equals and os.path.isdir(file):
         raise NoWeights(f"{name}: '{file}' is a folder, but {name}=FILE needs a file of weights")

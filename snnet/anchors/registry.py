@@ -66,6 +66,11 @@ def as_anchor(
     """
     if not isinstance(model, nn.Module):
         raise SnnetError(f'as_anchor takes a network, but {quoted(model)} was given (timm.create_model makes one)')
+    if hasattr(model, '_orig_mod'):
+        raise SnnetError(
+            'as_anchor takes a network before torch.compile, which keeps it as _orig_mod '
+            '(snnet.compile_blocks(net) compiles the blocks of a net)'
+        )
     if name is not None and not isinstance(name, str):
         raise SnnetError(f'the name of an anchor is a text, not {name!r}')
     config = getattr(model, 'pretrained_cfg', None) or {}

@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 _PREFERRED = ('ema', 'teacher', 'encoder_q', 'online')
 """Where a file holds several copies of a network, these are the ones to use: averaged weights, teachers, encoders."""
+_INNER_WRAPPERS = ('_orig_mod', '_checkpoint_wrapped_module', '_fsdp_wrapped_module')
+"""What torch calls the block inside the wrappers that compile it, recompute it, or share it among machines."""
 _DEPTH = 4
 """Tables are looked for in tables no deeper than this."""
 
@@ -110,7 +112,9 @@ def read_file(path: Path, name: str) -> Any:
                 f'({", ".join(foreign[:3])}): if you trust the file, load it with torch.load(..., weights_only=False) '
                 f'and save its table of tensors alone'
             ) from None
-        reason = reason_not_weights(path) or f'holds no readable weights ({reason_of(error)[:200]})'
+        torch_advises = 'Weights only load failed' in str(error)  # to run code from the file, which cannot help here
+        cause = 'neither torch nor safetensors wrote it, or it is damaged' if torch_advises else reason_of(error)[:200]
+        reason = reason_not_weights(path) or f'holds no readable weights ({cause})'
         raise NoWeights(f'{name}: {path} {reason}') from None
 
 
@@ -161,13 +165,32 @@ def _tables(content: Any, where: str = '', depth: int = 0) -> Iterator[tuple[str
     """Every table of tensors in nested tables, with the keys that lead to it."""
     if isinstance(content, argparse.Namespace | types.SimpleNamespace) or not isinstance(content, Mapping):
         return
-    table = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    table = {
+        _without_inner_wrappers(key): _as_tensor(value) for key, value in content.items() if _is_weight(key, value)
+    }
     if table:
         yield where, table
     if depth < _DEPTH:
         for key, value in content.items():
             if isinstance(key, str) and not key.startswith('optim'):
                 yield from _tables(value, f'{where}.{key}' if where else key, depth + 1)
+
+
+def _is_weight(key: Any, value: Any) -> bool:
+    numeric = isinstance(value, np.ndarray) and value.dtype.kind in 'fiub'
+    return isinstance(key, str) and (numeric or isinstance(value, Tensor))
+
+
+def _as_tensor(value: Tensor | np.ndarray) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.from_numpy(value)
+
+
+def _without_inner_wrappers(key: str) -> str:
+    """A name without what torch's wrappers of single blocks insert; the first part may belong to the whole network."""
+    first, dot, rest = key.partition('.')
+    for wrapper in _INNER_WRAPPERS:
+        rest = f'.{rest}'.replace(f'.{wrapper}.', '.')[1:]
+    return first + dot + rest
 
 
 def _best_prefix(where: str, table: Mapping[str, Tensor], own: Mapping[str, torch.Size]) -> _MatchedCopy:

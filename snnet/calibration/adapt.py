@@ -92,9 +92,17 @@ def check_positive(**settings: float | None) -> None:
 
 
 def adaptable(
-    net: StitchableNet, stitches: Iterable[int] | None = None, blocks: int = 0, storage: float = 1.0
+    net: StitchableNet,
+    stitches: Iterable[int] | None = None,
+    blocks: int = 0,
+    storage: float = 1.0,
+    remedy: str = 'stitches= (--stitches of snnet adapt) names fewer of them, storage= of snnet.adapt allows more',
 ) -> list[int]:
     """The stitches that `adapt` would fit with these arguments; nothing is computed.
+
+    Args:
+        net, stitches, blocks, storage: as for `adapt`.
+        remedy: what a user can do where more storage would be needed than is allowed.
 
     Raises:
         SnnetError: no classes, no stitch with a join, a net whose branches or low-rank updates are not merged yet, or
@@ -111,16 +119,16 @@ def adaptable(
     if not ids:
         raise SnnetError(f'{net.title} has no stitch with a join, so there is nothing to adapt')
     check_merged(net)
-    _check_storage(net, ids, blocks, storage)
+    _check_storage(net, ids, blocks, storage, f'fewer blocks take less; {remedy}' if blocks else remedy)
     return ids
 
 
-def _check_storage(net: StitchableNet, ids: Sequence[int], blocks: int, storage: float) -> None:
+def _check_storage(net: StitchableNet, ids: Sequence[int], blocks: int, storage: float, remedy: str) -> None:
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters(remove_duplicate=False)}
     held = sum(parameter.numel() for parameter in net.parameters())
     own = sum(sizes[name] for stitch in ids for names in fitted_names(net, stitch, blocks) for name in names)
     if own > storage * held:
         raise SnnetError(
             f'{len(ids)} stitches would have {own / 1e6:.4g} M parameters of their own, {own / held:.2f} times those '
-            f'of the net, but storage={storage:g} allows {storage * held / 1e6:.4g} M: give fewer stitches or blocks'
+            f'of the net, and {storage * held / 1e6:.4g} M (storage={storage:g}) are allowed: {remedy}'
         )

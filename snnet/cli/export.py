@@ -65,6 +65,8 @@ def _limits(settings: ExportSettings) -> dict[str, Any]:
             'choose one of: a stitch (--stitch ID), limits that it must keep (--budget, --params, --latency-ms), '
             f'or a set from the frontier (--points N); {"none was" if ways == 0 else "several were"} given'
         )
+    if settings.output and settings.points is None and not Path(settings.output).parent.is_dir():
+        raise SnnetError(f"there is no folder '{Path(settings.output).parent}' for --output {settings.output}")
     if settings.triton and (settings.points is None or settings.format != 'onnx'):
         raise SnnetError('--triton needs a set of ONNX files: --points N --format onnx')
     return given

@@ -64,6 +64,12 @@ def _implied(layers: Sequence[Mapping[str, Any]], implied: Mapping[str, str], re
     return dict(recipes.get(next(found, ''), {}))
 
 
+def _described(kind: Any) -> str:
+    """What a type is called in messages: for lists, what they hold."""
+    inner = get_args(kind)
+    return f'{kind.__name__} of {_described(inner[0])}' if inner else getattr(kind, '__name__', str(kind))
+
+
 def convert(name: str, value: Any, hint: Any) -> Any:
     """A value as the type of its setting.
 
@@ -95,7 +101,7 @@ def convert(name: str, value: Any, hint: Any) -> Any:
             return kind(float(value))
     except (TypeError, ValueError, OverflowError):
         pass
-    raise SnnetError(f"setting '{shown(name)}' expects {getattr(kind, '__name__', str(kind))}, but got {value!r}")
+    raise SnnetError(f"setting '{shown(name)}' expects {_described(kind)}, but got {value!r}")
 
 
 def read_yaml(path: Path, kind: type, recipe: bool = False) -> dict[str, Any]:

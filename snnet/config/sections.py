@@ -40,6 +40,7 @@ class Option:
         free: whether it may change between the parts of a run because it does not affect the result.
         choices: the values that are possible; all where empty.
         least: the smallest value that is possible.
+        most: the largest value that is possible.
     """
 
     name: str
@@ -50,9 +51,17 @@ class Option:
     free: bool
     choices: tuple[str, ...]
     least: float | None
+    most: float | None
 
 
-def option(default: Any, text: str, free: bool = False, choices: Sequence[str] = (), least: float | None = None) -> Any:
+def option(
+    default: Any,
+    text: str,
+    free: bool = False,
+    choices: Sequence[str] = (),
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
     """A field of a settings dataclass.
 
     Args:
@@ -61,8 +70,9 @@ def option(default: Any, text: str, free: bool = False, choices: Sequence[str] =
         free: the setting may change between the parts of a run because it does not affect the result.
         choices: the values that are possible (see `check_ranges`).
         least: the smallest value that is possible.
+        most: the largest value that is possible.
     """
-    metadata = {'help': text, 'free': free, 'choices': tuple(choices), 'least': least}
+    metadata = {'help': text, 'free': free, 'choices': tuple(choices), 'least': least, 'most': most}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -168,6 +178,8 @@ def check_ranges(settings: Any) -> None:
             raise SnnetError(f"{name} is one of {', '.join(known.choices)}, not '{value}'{near}")
         if known.least is not None and value is not None and not value >= known.least:  # NaN is refused, too
             raise SnnetError(f'{name} is at least {known.least:g}, not {value}')
+        if known.most is not None and value is not None and not value <= known.most:
+            raise SnnetError(f'{name} is at most {known.most:g}, not {value}')
 
 
 def changes(settings: Any, before: Mapping[str, Any]) -> list[str]:

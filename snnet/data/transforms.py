@@ -11,7 +11,7 @@ from timm.data.auto_augment import AugmentOp
 from timm.data.random_erasing import RandomErasing
 
 from ..config.sections import option
-from ..errors import SnnetError
+from ..errors import SnnetError, reason_of
 from ..net.preprocessing import preprocessing
 from ..net.stitchable_net import StitchableNet
 from ..saving.config_json import INTERPOLATIONS
@@ -24,13 +24,13 @@ class AugmentationSettings:
 
     scale: tuple[float, float] = option((0.08, 1.0), 'area of random crops')
     ratio: tuple[float, float] = option((3 / 4, 4 / 3), 'aspect ratio of random crops')
-    hflip: float = option(0.5, 'probability of a horizontal flip')
-    color_jitter: float = option(0.4, 'strength of color jitter (unused with --aa)')
+    hflip: float = option(0.5, 'probability of a horizontal flip', least=0, most=1)
+    color_jitter: float = option(0.4, 'strength of color jitter (unused with --aa)', least=0)
     aa: str = option('', 'AutoAugment policy, such as rand-m9-mstd0.5-inc1')
-    train_interpolation: str = option('bicubic', 'interpolation of random crops')
-    reprob: float = option(0.0, 'probability of random erasing')
-    remode: str = option('pixel', 'filling of random erasing')
-    aug_repeats: int = option(0, 'versions of an image in one epoch (repeated augmentation)')
+    train_interpolation: str = option('bicubic', 'interpolation of random crops', choices=(*INTERPOLATIONS, 'random'))
+    reprob: float = option(0.0, 'probability of random erasing', least=0, most=1)
+    remode: str = option('pixel', 'filling of random erasing', choices=('const', 'rand', 'pixel'))
+    aug_repeats: int = option(0, 'versions of an image in one epoch (repeated augmentation)', least=0)
 
 
 @dataclass
@@ -56,21 +56,30 @@ class PreprocessingSettings:
 
 
 def train_transform(augmentation: AugmentationSettings, net: StitchableNet) -> Any:
-    """timm's training transform for the net's images, from a PIL image to a uint8 tensor; what follows is float32."""
+    """timm's training transform for the net's images, from a PIL image to a uint8 tensor; what follows is float32.
+
+    Raises:
+        SnnetError: timm knows no such policy of AutoAugment.
+    """
     config = preprocessing(net)
-    transform = create_transform(
-        input_size=config['input_size'],
-        is_training=True,
-        scale=augmentation.scale,
-        ratio=augmentation.ratio,
-        hflip=augmentation.hflip,
-        color_jitter=augmentation.color_jitter,
-        auto_augment=augmentation.aa or None,
-        interpolation=augmentation.train_interpolation,
-        mean=config['mean'],
-        std=config['std'],
-        normalize=False,
-    )
+    try:
+        transform = create_transform(
+            input_size=config['input_size'],
+            is_training=True,
+            scale=augmentation.scale,
+            ratio=augmentation.ratio,
+            hflip=augmentation.hflip,
+            color_jitter=augmentation.color_jitter,
+            auto_augment=augmentation.aa or None,
+            interpolation=augmentation.train_interpolation,
+            mean=config['mean'],
+            std=config['std'],
+            normalize=False,
+        )
+    except Exception as error:  # timm asserts what it expects of the text
+        raise SnnetError(
+            f"timm makes no augmentation of aa '{augmentation.aa}' and the other settings: {reason_of(error)}"
+        ) from error
     _keep_one_bit(transform)
     return transform
 

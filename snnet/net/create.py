@@ -65,11 +65,20 @@ def create_stitchable_net(
     drop_path_rate = None if drop_path_rate is None else float(drop_path_rate)
     num_classes = None if num_classes is None else whole_number('num_classes', num_classes)
     img_size = _common_size(named) if img_size is None else whole_number('img_size', img_size, least=1)
+    for one in named:
+        if isinstance(one, Anchor):
+            _check_built_already(one, num_classes, img_size, drop_path_rate)
     built = [
         _built(one, pretrained, num_classes, img_size, drop_path_rate, official) if isinstance(one, str) else one
         for one in named
     ]
     check_anchors(built)
+    if num_classes is None and built[0].num_classes == 0:
+        _log.warning(
+            '%s: no classifier among the weights, so this is a net of embeddings '
+            '(num_classes= or --num-classes gives it new classifiers, num_classes=0 asks for embeddings)',
+            ', '.join(anchor.name for anchor in built),
+        )
     parts = {anchor.name: part_flops(anchor) for anchor in built}
     ordered = _sorted_by_cost(built, parts)
     stitches = list_stitches(ordered, window=window, step=step, nearest=nearest, direction=direction, official=official)
@@ -82,6 +91,25 @@ def _check_options(nearest: object, drop_path_rate: object) -> None:
         raise SnnetError(f'nearest is True or False, not {nearest!r}')
     if drop_path_rate is not None and not (isinstance(drop_path_rate, Real) and 0 <= float(drop_path_rate) < 1):
         raise SnnetError(f'drop_path_rate is a share of at least 0 and below 1, not {drop_path_rate!r}')
+
+
+def _check_built_already(
+    anchor: Anchor, num_classes: int | None, img_size: int | None, drop_path_rate: float | None
+) -> None:
+    """Refuses options that would change an anchor that is built already, because they cannot."""
+    if num_classes is not None and num_classes != anchor.num_classes:
+        raise SnnetError(
+            f'{anchor.name} was built with {anchor.num_classes} classes, which num_classes={num_classes} cannot '
+            f'change: give its model that many before as_anchor, or call net.reset_classifier({num_classes})'
+        )
+    if img_size is not None and anchor.input_size[1:] != (img_size, img_size):
+        size = 'x'.join(map(str, anchor.input_size[1:]))
+        raise CannotStitch(
+            f'{anchor.name} was built for images of {size}, which img_size={img_size} cannot change: '
+            f'as_anchor takes input_size=({anchor.input_size[0]}, {img_size}, {img_size})'
+        )
+    if drop_path_rate is not None:
+        _log.warning('%s keeps the stochastic depth that it was built with, not %g', anchor.name, drop_path_rate)
 
 
 def _named(anchors: object) -> list[str | Anchor]:
@@ -164,6 +192,8 @@ def load_zoo(
         SnnetError: a name that comes twice, or with a sentence that says what was asked and what is possible.
     """
     names = split_names(names)
+    if not names:
+        raise SnnetError('a zoo needs at least one network, none was named (--zoo)')
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice:
         raise SnnetError(f"'{twice}' is named twice: a zoo holds each network once")

@@ -68,6 +68,9 @@ def save_net(net: MeasuredNet, folder: Path, license: str | None = None) -> None
     )  # fmt: skip
     parse_config(TypedTable(config.to_values(), 'the net is not saved: what would be its config.json'))
     refuse_infinite({**tensors, **(statistics.values if statistics else {}), **(own.tensors() if own else {})})
+    hooked = [name for name, module in plain.anchors.named_modules() if module._forward_hooks]
+    if hooked:
+        _log.warning('forward hooks are not saved (anchors.%s has one): a net that is loaded runs without', hooked[0])
     folder.mkdir(parents=True, exist_ok=True)
     config.sha256 = {WEIGHTS: write_tensors(folder / WEIGHTS, tensors)}
     known.note_saved(net, config.sha256[WEIGHTS])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..anchors.names import split_names
 from ..config.sections import check_ranges
 from ..errors import SnnetError
@@ -18,6 +20,8 @@ def check_reassemble_settings(settings: ReassembleSettings) -> None:
         SnnetError: a setting is out of range.
     """
     check_ranges(settings)
+    if Path(settings.output).exists() and not Path(settings.output).is_dir():
+        raise SnnetError(f"the output is a folder, but '{settings.output}' is a file: name another --output")
     assembly = settings.assembly
     for name in ('flops', 'params'):
         budget_limit(name, getattr(assembly, name))

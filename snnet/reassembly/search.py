@@ -33,7 +33,7 @@ from .check_reassemble_settings import check_reassemble_settings
 from .dynamic_program import DynamicProgram
 from .fit_joins import initialize_joins
 from .join_layer import join_costs
-from .legs_text import parse_legs
+from .legs_text import parse_legs, unknown_network
 from .network_builder import NetworkBuilder
 from .new_head import new_head_costs
 from .new_stem import new_stem_costs
@@ -80,7 +80,9 @@ class Search:
         if not settings.assembly.legs:
             check_zoo(self.anchors)
         align_normalization(self.anchors)
-        self._first = create_stitchable_net(self.anchors[:1], pretrained=settings.pretrained)
+        self._first = create_stitchable_net(
+            self.anchors[:1], pretrained=settings.pretrained, num_classes=self.anchors[0].num_classes
+        )
         self.images = open_dataset(settings.data, settings.similarity.split, self._first, classes_matter=False)
         self._builder = NetworkBuilder(settings, self.zoo, self.images, self.device)
         self._digests = weight_digests(self.anchors)
@@ -93,7 +95,9 @@ class Search:
         """Refuses unknown legs, lines that cannot be cut and heads without classes, which is cheap to find out."""
         assembly, cutting = self.settings.assembly, self.settings.partition
         if assembly.legs:
-            parse_legs(assembly.legs, self.zoo)
+            for leg in parse_legs(assembly.legs, self.zoo)[0]:
+                if leg.anchor not in self.zoo:
+                    raise CannotStitch(unknown_network(leg, leg.anchor, self.zoo))
             return
         DynamicProgram(self._unmeasured, cutting.blocks, self.sizes, cutting.epsilon)
         headless = next((anchor.name for anchor in self.anchors if anchor.num_classes < 1), None)

@@ -134,6 +134,8 @@ def check_kinds(kinds: Sequence[str] | None) -> None:
     Raises:
         SnnetError: one does not exist.
     """
+    if isinstance(kinds, str) or (kinds is not None and not len(kinds)):
+        raise SnnetError(f"kinds is a list of branches, such as ['1x1'], or None for all, not {kinds!r}")
     known = dict.fromkeys(kind for block in BLOCK_OF.values() for kind in block.kinds)
     for kind in kinds or ():
         if kind not in known:

@@ -49,6 +49,8 @@ def expand(
     """
     check_kinds(kinds)
     check_init(init)
+    if images is not None and not bool(images.isfinite().all()):
+        raise SnnetError('images to calibrate branches with hold values that are not finite')
     found, refused = growable(network, where)
     for part, run in passes_of(network, images):
         for name in read_outside(part, run, found):
@@ -60,7 +62,8 @@ def expand(
         _log.warning('%s gets no branches: %s', name, reason)
     if not found:
         reasons = '; '.join(f'{name}: {reason}' for name, reason in list(refused.items())[:3])
-        raise SnnetError(f'nothing to grow in this {type(network).__name__}{": " if reasons else ""}{reasons}')
+        none = 'it has no convolution (Conv2d) or stitch layer that can have branches'
+        raise SnnetError(f'nothing to grow in this {type(network).__name__}: {reasons or none}')
     inputs = {} if images is None or init != 'calibrated' else inputs_of(network, found, (images,))
     for name, module in found.items():
         fitting, left_out = possible_kinds(module, kinds)

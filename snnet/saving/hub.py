@@ -17,6 +17,9 @@ from .file_names import CARD, FILES, OWN, PICTURE, STATISTICS
 
 _ID = re.compile(r'(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?', re.ASCII)
 
+_FILE_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors', '.tar', '.pkl', '.npz', '.json', '.onnx', '.pt2')
+"""Ends of the names of files; a repository of such a name would have to be cloned into a folder first."""
+
 
 def locate(
     name: str | Path,
@@ -53,6 +56,8 @@ def locate(
             f'with python -c "import snnet; {convert}"'
         )
     match = _ID.fullmatch(str(name))
+    if Path(name).suffix.lower() in _FILE_SUFFIXES:
+        raise SnnetError(f"there is no file '{name}'")
     if match is None:
         raise SnnetError(
             f"there is no folder '{name}', and a repository id on the Hub reads OWNER/NAME or OWNER/NAME@REVISION"

@@ -18,16 +18,19 @@ from ..utils.skip_random_weights import SkipRandomWeights
 from .anchor_rows import AnchorRow, describe_anchor, is_made_by_timm
 from .tensor_files import refuse_misfits, with_aliases
 
-_TELLING = (
+_INERT = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+_DESCRIBED = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
     nn.GroupNorm,
     nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
 )
-_INERT = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
-_ATTRIBUTES = ('global_pool', 'num_heads', 'num_prefix_tokens', 'eps')
-"""Attributes of modules that change the output though no tensor shows it."""
+_COUNTS = ('num_heads', 'num_prefix_tokens')
+"""Integers of modules that change the output though no tensor shows it; others may change as a network runs."""
+_TRAINING_ONLY = ('drop', 'momentum')
+"""Parts of the names of numbers that change nothing in eval mode."""
 
 
 def describe_rebuildable(anchor: Anchor, dtype: str = 'float32') -> AnchorRow:
@@ -138,15 +141,32 @@ def _other_modules(model: nn.Module, built: nn.Module) -> str:
         kinds = [getattr(type(m), '_plain', type(m)) for m in (module, made[name])]
         if kinds[0] is not kinds[1]:
             return f'the module {name or "itself"} is a {kinds[0].__name__}, not a {kinds[1].__name__}'
-        if isinstance(module, _TELLING) and module.extra_repr() != made[name].extra_repr():
-            return f'the module {name} has {module.extra_repr()}, not {made[name].extra_repr()}'
-        for attribute in _ATTRIBUTES:
-            values = [vars(m).get(attribute) for m in (module, made[name])]
-            if isinstance(values[0], int | float | str) and values[0] != values[1]:
-                return f'the module {name or "itself"} has {attribute} {values[0]}, not {values[1]}'
+        texts = [_settings_of_torch(m) for m in (module, made[name])]
+        if texts[0] != texts[1]:
+            return f'the module {name} has {texts[0]}, not {texts[1]}'
+        if 'forward' in vars(module) and 'forward' not in vars(made[name]):
+            return f'the forward of {name or "the network"} was replaced'
+        before = vars(made[name])
+        for attribute, value in vars(module).items():
+            if _counts(attribute, value) and attribute in before and before[attribute] != value:
+                return f'the module {name or "itself"} has {attribute} {value}, not {before[attribute]}'
     return ''
 
 
 def _modules(network: nn.Module) -> dict[str, nn.Module]:
     named = network.named_modules(remove_duplicate=False)
     return {name: module for name, module in named if not isinstance(module, _INERT)}
+
+
+def _settings_of_torch(module: nn.Module) -> str:
+    """What a module of torch, or of a class derived from one of its layers, says of its settings."""
+    if not isinstance(module, _DESCRIBED) and not type(module).__module__.startswith('torch.nn.'):
+        return ''
+    return module.extra_repr().replace('inplace=True', '').rstrip(', ')
+
+
+def _counts(attribute: str, value: object) -> bool:
+    """Whether an attribute of a module says something of its output in eval mode."""
+    if attribute.startswith('_') or any(part in attribute for part in _TRAINING_ONLY):
+        return False
+    return isinstance(value, float | str) or attribute in _COUNTS

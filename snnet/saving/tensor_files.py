@@ -102,12 +102,14 @@ def _place(tensor: Tensor) -> object:
 
 
 def refuse_infinite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuses to save values that are not finite.
+    """Refuses to save values that are not finite, or not there.
 
     Raises:
-        SnnetError: a tensor holds such values.
+        SnnetError: a tensor holds such values, or none.
     """
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise SnnetError(f'the net is not saved: {name} has no values (it lies on the meta device)')
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise SnnetError(f'the net is not saved: {name} holds values that are not finite')
 

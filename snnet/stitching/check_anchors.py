@@ -13,7 +13,7 @@ def check_anchors(anchors: Sequence[Anchor]) -> None:
 
     Raises:
         SnnetError: none, or two of one name.
-        CannotStitch: they differ in number of classes or in image size, or one does not run on its image size.
+        CannotStitch: they differ in number of classes, image size or type of weights, or one does not run on its size.
     """
     if not anchors:
         raise SnnetError('a stitchable network needs at least one anchor, none given')
@@ -40,7 +40,18 @@ def check_anchors(anchors: Sequence[Anchor]) -> None:
             ['x'.join(map(str, anchor.input_size)) for anchor in anchors],
             'img_size= (--img-size), or input_size= of as_anchor, gives all of them one',
         ),
+        (
+            'type of their weights',
+            [_type(anchor) for anchor in anchors],
+            'give their models one before as_anchor, such as model.float()',
+        ),
     ):
         if len(set(values)) > 1:
             listed = ', '.join(f'{name} {value}' for name, value in zip(names, values, strict=True))
             raise CannotStitch(f'anchors differ in {what}: {listed}; {remedy}')
+
+
+def _type(anchor: Anchor) -> str:
+    """The type of the first weight of an anchor."""
+    kinds = (str(weight.dtype) for weight in anchor.parameters() if weight.is_floating_point())
+    return next(kinds, '').removeprefix('torch.')

@@ -46,7 +46,7 @@ def check_adaptation(settings: AdaptationSettings, net: StitchableNet) -> None:
     if not settings.wanted:
         return
     check_positive(adapt_minutes=settings.adapt_minutes or None, adapt_lr=settings.adapt_lr)
-    adaptable(net)
+    adaptable(net, remedy='train without adapting, then adapt some (snnet adapt FOLDER --stitches IDS)')
 
 
 def adapt_stitches(

@@ -30,6 +30,9 @@ def check_settings(settings: TrainSettings) -> None:
         raise SnnetError(f'timeout is a number of seconds above 0 and at most {_LONGEST:.0e}, not {timeout}')
     if mixing.mixes and batch_size % 2:
         raise SnnetError(f'mixup and cutmix pair the images of a batch: batch_size {batch_size} is odd')
+    clip = settings.update.clip_grad
+    if clip is not None and not clip > 0:
+        raise SnnetError(f'clip_grad is a number above 0, or absent, not {clip}')
     check_logs(settings.log_to)
     check_schedule(settings.schedule)
     check_growth(settings.growth, settings.compute.compile)

@@ -75,7 +75,7 @@ def check_growth(settings: GrowthSettings, compiled: bool) -> None:
         raise SnnetError(f"grow_score must be one of {', '.join(SCORES)}, not '{settings.grow_score}'")
     if settings.grow_score == 'grasp':
         raise SnnetError("grow_score 'grasp' needs a training loop of your own with a Grower: it differentiates twice")
-    check_kinds(settings.grow_kinds)
+    check_kinds(settings.grow_kinds or None)
     check_rules(settings.grow_every, settings.grow_until, _cut_of(settings), settings.grow_budget)
 
 

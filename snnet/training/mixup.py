@@ -13,11 +13,11 @@ from ..config.sections import option
 class MixupSettings:
     """How images and their labels are mixed and smoothed, and which loss they go into."""
 
-    mixup: float = option(0.0, 'alpha of mixup')
-    cutmix: float = option(0.0, 'alpha of cutmix')
-    mixup_prob: float = option(1.0, 'probability of mixup or cutmix')
-    mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on')
-    smoothing: float = option(0.1, 'label smoothing')
+    mixup: float = option(0.0, 'alpha of mixup', least=0)
+    cutmix: float = option(0.0, 'alpha of cutmix', least=0)
+    mixup_prob: float = option(1.0, 'probability of mixup or cutmix', least=0, most=1)
+    mixup_switch_prob: float = option(0.5, 'probability of cutmix where both are on', least=0, most=1)
+    smoothing: float = option(0.1, 'label smoothing', least=0, most=0.99)
     loss: str = option('ce', 'ce (cross entropy), or bce (each class by itself, yes or no)', choices=('ce', 'bce'))
     class_weights: str = option(
         '', "'balanced' (every class counts the same), or a CSV file with the name and the weight of every class"

@@ -5,6 +5,7 @@ import collections
 import datetime
 import logging
 import pathlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -44,6 +45,20 @@ def same(a, b):
 def test_prefixes_of_wrappers_and_trainers_are_taken_off(tmp_path, model, prefix, key):
     state = {**state_of(model, prefix), 'criterion.weight': torch.ones(3), 'steps': torch.tensor(3)}
     torch.save({key: state, 'epoch': 3} if key else state, tmp_path / 'w.pth')
+    assert same(loaded(tmp_path / 'w.pth'), model)
+
+
+@pytest.mark.parametrize('wrapper', ['_orig_mod', '_checkpoint_wrapped_module', '_fsdp_wrapped_module'])
+def test_names_inside_wrapped_blocks_are_read_too(tmp_path, model, wrapper):
+    state = {
+        f'module.{key}'.replace('.blocks.1.', f'.blocks.1.{wrapper}.'): value for key, value in state_of(model).items()
+    }
+    torch.save({'model': state}, tmp_path / 'w.pth')
+    assert same(loaded(tmp_path / 'w.pth'), model)
+
+
+def test_arrays_of_numpy_are_weights_too(tmp_path, model):
+    torch.save({key: value.numpy() for key, value in state_of(model).items()}, tmp_path / 'w.pth')
     assert same(loaded(tmp_path / 'w.pth'), model)
 
 
@@ -227,12 +242,24 @@ def test_a_long_list_of_names_is_not_taken_for_a_path():
         (b'hello, these are no weights\n', 'is a text, not weights'),
         (b'\x1f\x8b\x08', 'is compressed by gzip'),
         (b'PK\x03\x04 and no more', 'is cut off or damaged'),
+        (b'GGUF\x03\x00', 'is a file of GGUF'),
+        (b'\x08\x07\x12\x07pytorch', 'is a network of ONNX'),
+        (b'\x01\x02\x03\x04' * 9, r'holds no readable weights \(neither torch nor safetensors wrote it, or it is dam'),
     ],
 )
 def test_a_file_that_holds_no_weights_is_called_what_it_is(tmp_path, content, said):
     (tmp_path / 'w.pth').write_bytes(content)
     with pytest.raises(NoWeights, match=said):
         create_stitchable_net(f'test_vit={tmp_path}/w.pth', pretrained=False)
+
+
+def test_a_program_of_torch_and_a_list_of_shards_are_called_what_they_are(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'w.pth', 'w') as archive:
+        archive.writestr('w/archive_format', 'pt2')
+    (tmp_path / 'w.index.json').write_text('{"weight_map": {}}')
+    for name, said in (('w.pth', 'is a program of torch.export: save'), ('w.index.json', 'lists the files that the')):
+        with pytest.raises(NoWeights, match=said):
+            create_stitchable_net(f'test_vit={tmp_path / name}', pretrained=False)
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,7 @@ def test_the_command_exports_a_set(folder, tmp_path, written, capsys):
         (('--stitch', 99), 'stitch ids are the integers 0 to'),
         (('--stitch', 1, '--format', 'jit'), "to pt2 or onnx, not to 'jit'"),
         (('--stitch', 1, '--output', 'a.onnx', '--format', 'pt2'), 'has the suffix of another format than pt2'),
+        (('--stitch', 1, '--output', 'nowhere/a.onnx'), "there is no folder 'nowhere' for --output nowhere/a.onnx"),
         (('--budget', 1), 'no stitch has flops <= 1'),
     ],
 )

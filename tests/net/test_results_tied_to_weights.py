@@ -316,6 +316,42 @@ def test_a_net_that_could_not_be_built_again_is_refused_before_anything_is_writt
     assert not (tmp_path / 'folder').exists()
 
 
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (lambda vit: setattr(vit.blocks[0].attn, 'scale', 1.0), r'blocks\.0\.attn has scale 1\.0, not'),
+        (lambda vit: setattr(vit.norm, 'eps', 0.1), r'norm has .*eps=0\.1.*, not .*eps=1e-06'),
+        (lambda vit: setattr(vit.blocks[1].mlp.act, 'approximate', 'tanh'), "act has approximate='tanh', not"),
+        (lambda vit: setattr(vit.blocks[1], 'forward', torch.relu), r'the forward of blocks\.1 was replaced'),
+    ],
+)
+def test_settings_that_no_tensor_shows_are_noticed_before_a_net_is_saved(tmp_path, change, told):
+    net = family_net('vit')
+    change(net.anchor(0).model)
+    with pytest.raises(SnnetError, match=f'small cannot be saved, because it could not be built again: .*{told}'):
+        net.save_pretrained(tmp_path / 'folder')
+    assert not (tmp_path / 'folder').exists()
+
+
+def test_what_only_changes_training_or_speed_does_not_keep_a_net_from_being_saved(tmp_path):
+    net = family_net('vit')
+    vit = net.anchor(0).model
+    vit.set_grad_checkpointing()
+    vit.blocks[0].attn.fused_attn = not vit.blocks[0].attn.fused_attn
+    vit.blocks[0].attn.proj_drop.p = 0.3
+    net.save_pretrained(tmp_path)
+
+
+def test_what_cannot_be_saved_at_all_is_said(tmp_path, caplog):
+    net = family_net('vit')
+    net.anchor(1).model.blocks[0].register_forward_hook(lambda *_: None)
+    net.save_pretrained(tmp_path)
+    assert 'forward hooks are not saved (anchors.1.model.blocks.0 has one)' in caplog.text
+    with pytest.raises(SnnetError, match=r'not saved: .* has no values \(it lies on the meta device\)'):
+        net.to('meta').save_pretrained(tmp_path / 'none')
+    assert not (tmp_path / 'none').exists()
+
+
 def test_weights_of_several_types_are_refused_and_half_ones_come_back_as_they_are(tmp_path):
     net = family_net('vit')
     net.anchor(0).half()

@@ -195,6 +195,7 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
         ({'num_classes': 0}, 'num_classes is at least 1, not 0'),
         ({'init_ridge': -1.0}, 'init_ridge is at least 0, not -1'),
         ({'legs': 'test_vit[:1] > test_vit2[1:]'}, "no network 'test_vit2' in the zoo"),
+        ({'output': __file__}, r"the output is a folder, but '.*test_search\.py' is a file: name another --output"),
         ({'legs': 'test_vit[:blocks.7] > test_resnet[1:]'}, "'blocks.7' is not a module of the line of test_vit"),
         ({'zoo': 'test_vit,test_vit'}, "'test_vit' is named twice"),
         ({'zoo': 'test_vit,test_rexnet'}, "unknown network 'test_rexnet'; did you mean test_resnet"),

@@ -178,6 +178,24 @@ def test_a_module_that_does_more_than_a_convolution_is_refused_by_name():
     assert structure_of(expand(network, ('1x1',))) == {'1': ['1x1']}
 
 
+@pytest.mark.parametrize(
+    ('network', 'options', 'said'),
+    [
+        (
+            nn.Conv2d(4, 4, 3),
+            {'kinds': 'identity'},
+            r"kinds is a list of branches, such as \['1x1'\], .* not 'identity'",
+        ),
+        (nn.Conv2d(4, 4, 3), {'kinds': []}, r'or None for all, not \[\]'),
+        (nn.Conv2d(4, 4, 3), {'images': torch.full((2, 4, 5, 5), torch.nan)}, 'images .* values that are not finite'),
+        (nn.Linear(4, 4), {}, r'nothing to grow in this Linear: it has no convolution \(Conv2d\) or stitch layer'),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_a_sentence(network, options, said):
+    with pytest.raises(SnnetError, match=said):
+        expand(network, **options)
+
+
 def test_computed_and_shared_weights_are_refused():
     computed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
     first, second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)

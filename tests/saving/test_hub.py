@@ -183,6 +183,8 @@ def test_a_folder_goes_before_the_hub(hub, tmp_path, monkeypatch):
         ('me/there@v9', None, "me/there on the Hub has no revision 'v9'"),
         ('a/b/c', None, "no folder 'a/b/c', and a repository id on the Hub reads OWNER/NAME"),
         ('nowhere', None, "no folder 'nowhere', and a repository id on the Hub reads"),
+        ('nowhere.pth', None, "there is no file 'nowhere.pth'"),
+        ('runs/best.safetensors', None, "there is no file 'runs/best.safetensors'"),
         ('me/a..b', None, "'me/a..b' is not a valid repository id on the Hub"),
     ],
 )

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from snnet import CannotStitch, SnnetError, as_anchor, create_stitchable_net, initialize
@@ -83,6 +84,7 @@ def test_two_anchors_of_one_name_are_refused():
         ([vit()], {}, 'make one of this VisionTransformer'),
         ('TEST_VIT', {}, 'did you mean test_vit'),
         ('test_vit=', {}, "'test_vit=' is not NAME=FILE"),
+        ('test_vit.', {}, "test_vit has no weights tagged '', only r160_in1k"),
         ('=w.pth', {}, "'=w.pth' is not NAME=FILE"),
         ('test_vit', {'num_classes': 10.0}, 'num_classes is an integer, but 10.0'),
         ('test_vit', {'num_classes': True}, 'num_classes is an integer, but True'),
@@ -97,6 +99,38 @@ def test_two_anchors_of_one_name_are_refused():
 def test_arguments_of_another_kind_are_refused_in_a_sentence(anchors, options, said):
     with pytest.raises(SnnetError, match=said):
         create_stitchable_net(anchors, pretrained=False, **options)
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'num_classes': 7}, 'was built with 10 classes, which num_classes=7 cannot change: give its model'),
+        ({'img_size': 64}, r'built for images of 32x32, .* as_anchor takes input_size=\(3, 64, 64\)'),
+    ],
+)
+def test_options_that_cannot_change_an_anchor_that_is_built_are_refused(options, said):
+    built = as_anchor(timm.create_model('test_vit', num_classes=10, img_size=32))
+    with pytest.raises(SnnetError, match=said):
+        create_stitchable_net([built], pretrained=False, **options)
+
+
+def test_anchors_of_other_types_and_compiled_networks_are_refused():
+    half, compiled = vit().half(), torch.compile(vit())
+    with pytest.raises(CannotStitch, match='differ in type of their weights: a float16, b float32; give their mod'):
+        create_stitchable_net(
+            [as_anchor(half, 'a', input_size=(3, 32, 32)), as_anchor(vit(), 'b', input_size=(3, 32, 32))],
+            pretrained=False,
+        )
+    with pytest.raises(SnnetError, match='takes a network before torch.compile, which keeps it as _orig_mod'):
+        as_anchor(compiled, input_size=(3, 32, 32))
+
+
+def test_a_net_that_is_of_embeddings_unasked_says_so(caplog):
+    built = as_anchor(timm.create_model('test_vit', num_classes=0, img_size=32))
+    create_stitchable_net([built], pretrained=False, num_classes=0)
+    assert not caplog.records
+    create_stitchable_net([built], pretrained=False)
+    assert 'test_vit: no classifier among the weights, so this is a net of embeddings (num_classes=' in caplog.text
 
 
 def test_integers_of_numpy_and_paths_are_taken(tmp_path):

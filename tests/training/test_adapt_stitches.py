@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 import snnet
 from snnet import SnnetError
+from snnet.calibration.adapt import adaptable
 from snnet.calibration.adaptation_work import AdaptationWork
 from snnet.config.parse import parse
+from snnet.training import adapt_stitches
 from snnet.training.recipes import RECIPES
 from snnet.training.train_settings import TrainSettings
 from snnet.training.trainer import train
@@ -83,6 +87,13 @@ def test_a_run_that_dies_before_its_net_is_saved_does_not_adapt_again(tmp_path, 
 def test_what_could_not_be_adapted_is_refused_before_anything_is_written(tmp_path, changes, told):
     with pytest.raises(SnnetError, match=told):
         train(train_settings(tmp_path / 'run', **{**ADAPTING, **changes}))
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_that_would_store_too_much_names_what_train_py_can_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapt_stitches, 'adaptable', partial(adaptable, storage=0.01))
+    with pytest.raises(SnnetError, match=r'allowed: train without adapting, then adapt some \(snnet adapt FOLDER --st'):
+        train(train_settings(tmp_path / 'run', **ADAPTING))
     assert not (tmp_path / 'run').exists()
 
 

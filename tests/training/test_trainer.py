@@ -142,6 +142,11 @@ def test_options_train(tmp_path, options):
         ({'mixup': 0.8, 'batch_size': 3}, 'batch_size 3 is odd'),
         ({'plugin': ['nowhere.py']}, "plugin file 'nowhere.py' does not exist"),
         ({'direction': 'up'}, 'fast_to_slow, slow_to_fast'),
+        ({'smoothing': 1.5}, r'smoothing is at most 0\.99, not 1\.5'),
+        ({'reprob': 2.0}, 'reprob is at most 1, not 2'),
+        ({'train_interpolation': 'foo'}, "train_interpolation is one of nearest, .*, not 'foo'"),
+        ({'clip_grad': -1.0}, 'clip_grad is a number above 0, or absent, not -1'),
+        ({'aa': 'foo'}, "timm makes no augmentation of aa 'foo' .*: Unknown AA policy foo"),
     ],
 )
 def test_bad_settings_are_one_sentence_and_write_nothing(tmp_path, changes, hint):
