@@ -195,7 +195,6 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
         ({'num_classes': 0}, 'num_classes is at least 1, not 0'),
         ({'init_ridge': -1.0}, 'init_ridge is at least 0, not -1'),
         ({'legs': 'test_vit[:1] > test_vit2[1:]'}, "no network 'test_vit2' in the zoo"),
-        ({'output': __file__}, r"the output is a folder, but '.*test_search\.py' is a file: name another --output"),
         ({'legs': 'test_vit[:blocks.7] > test_resnet[1:]'}, "'blocks.7' is not a module of the line of test_vit"),
         ({'zoo': 'test_vit,test_vit'}, "'test_vit' is named twice"),
         ({'zoo': 'test_vit,test_rexnet'}, "unknown network 'test_rexnet'; did you mean test_resnet"),
@@ -222,6 +221,12 @@ def test_bad_input_gets_one_sentence(script, tmp_path, capsys, changes, sentence
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith('reassemble.py: ')
     assert re.search(sentence, told), told
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr('snnet.reassembly.search.load_zoo', lambda *_, **__: pytest.fail('networks are loaded'))
+    with pytest.raises(SnnetError, match=r"the output is a folder, but '.*test_search\.py' is a file: name another --"):
+        shop(__file__)
 
 
 def test_one_checkpoint_under_two_names_is_refused(tmp_path):
