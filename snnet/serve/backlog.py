@@ -147,7 +147,7 @@ class Backlog(NamedTuple):
             return starts
         return self.exact_starts()
 
-    def without_lost(self) -> tuple[set[int], list[float]]:
+    def without_lost(self, starts: list[float]) -> tuple[set[int], list[float]]:
         """Decides what to drop from a backlog that cannot be answered as a whole.
 
         Two ways are tried, and the one that drops less wins: dropping requests from the front until the rest is
@@ -155,12 +155,16 @@ class Backlog(NamedTuple):
         one accuracy drops from the front only, because the second way hardly ever wins there. The place is looked for
         by batches of few sizes, and around it by all.
 
+        Args:
+            starts: result of `starts`.
+
         Returns:
             The places of the requests to drop, and the latest starts of those that remain.
         """
         if not self.is_short() and min(self.floors) == max(self.floors):
             return self._without_front()
-        starts = self.exact_starts()
+        if len(starts) <= len(self.deadlines):
+            starts = self.exact_starts()
         front = _first_in_time(starts)
         single = self._lost_one_by_one()
         if front <= len(single):
@@ -187,12 +191,14 @@ class Backlog(NamedTuple):
         kept_floors: list[int] = []
         ends, lost = [0.0], set()
         for place, (slack, floor) in enumerate(zip(self.slack(), self.floors, strict=True)):
-            more = finishes(self.choices.fast, [*kept_slack, slack], [*kept_floors, floor], ends)
+            kept_slack.append(slack)
+            kept_floors.append(floor)
+            more = finishes(self.choices.fast, kept_slack, kept_floors, ends)
             if more[-1] < math.inf:
                 ends = more
-                kept_slack.append(slack)
-                kept_floors.append(floor)
             else:
+                kept_slack.pop()
+                kept_floors.pop()
                 lost.add(place)
         return lost
 

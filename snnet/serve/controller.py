@@ -167,7 +167,7 @@ def decide(choices: Choices, state: ControllerState, now: float) -> tuple[Contro
     dropped: tuple[Request, ...] = ()
     backlog, starts = _view(queue, tables, now, factor * planning_margin(tables, state.timing, state.load), factor)
     if starts[0] < 0:
-        lost, starts = backlog.without_lost()
+        lost, starts = backlog.without_lost(starts)
         dropped = tuple(queue.requests[index] for index in sorted(lost))
         queue = queue.without(lost)
         if not queue.requests:

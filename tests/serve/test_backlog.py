@@ -174,7 +174,7 @@ def test_what_a_long_queue_keeps_is_in_time_and_what_is_late_for_certain_is_late
     found = Backlog(choices, deadlines, floors, 0.0, 1.0)
     exact = schedule.latest_starts(choices.fast, found.slack(), floors)
     assert not found._is_late() or exact[0] < 0
-    lost, starts = found.without_lost()
+    lost, starts = found.without_lost(found.starts())
     kept = [i for i in range(count) if i not in lost]
     slack = found.slack()
     best = schedule.latest_starts(choices.fast, [slack[i] for i in kept], [floors[i] for i in kept])
