@@ -99,7 +99,9 @@ def _read(table: Path) -> tuple[list[str], list[tuple[str, list[int]]]]:
             head, *rows = [row for row in csv.reader(file) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise SnnetError(f'the labels {table} cannot be read: {reason_of(error)}') from None
-    if len(head) < 2 or len(set(head)) < len(head):
+    if twice := next((name for name in head if head.count(name) > 1), None):
+        raise SnnetError(f"{table}: the first row names '{twice}' twice")
+    if len(head) < 2:
         raise SnnetError(f"{table}: the first row is 'file' and the names of the classes, not '{','.join(head)}'")
     found = dict[str, list[int]]()
     for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,12 @@ def train_transform(augmentation: AugmentationSettings, net: StitchableNet) -> A
     """timm's training transform for the net's images, from a PIL image to a uint8 tensor; what follows is float32.
 
     Raises:
-        SnnetError: timm knows no such policy of AutoAugment.
+        SnnetError: a range of crops that is not one, or timm knows no such policy of AutoAugment.
     """
     config = preprocessing(net)
+    for name, (low, high) in (('scale', augmentation.scale), ('ratio', augmentation.ratio)):
+        if not 0 < low <= high < math.inf:
+            raise SnnetError(f'{name} is a range of random crops, two numbers above 0 that rise, not {low} and {high}')
     try:
         transform = create_transform(
             input_size=config['input_size'],

@@ -170,7 +170,8 @@ class Backlog(NamedTuple):
         if front <= len(single):
             return set(range(front)), starts[front:]
         kept = [place for place in range(len(self.deadlines)) if place not in single]
-        deadlines, floors = (tuple(column[place] for place in kept) for column in (self.deadlines, self.floors))
+        deadlines = tuple(self.deadlines[place] for place in kept)
+        floors = tuple(self.floors[place] for place in kept)
         return single, self._replace(deadlines=deadlines, floors=floors).exact_starts()
 
     def _without_front(self) -> tuple[set[int], list[float]]:

@@ -104,7 +104,8 @@ def least_work(least: Sequence[float], slack: Sequence[float], floors: Sequence[
         least: by floor, seconds per request in the batch that takes least per request.
         slack, floors: as for `latest_starts`, with at least one request.
     """
-    return min(map(sub, slack, accumulate(map(least.__getitem__, floors))))
+    latest: float = min(map(sub, slack, accumulate(map(least.__getitem__, floors))))
+    return latest
 
 
 def starts_of_sizes(row: Sequence[float], slack: Sequence[float], sizes: Sequence[int], enough: float) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -24,12 +25,12 @@ class DistillationSettings:
     distill: str = option('hard', 'hard or soft')
     distill_alpha: float = option(0.5, 'weight of the teacher')
     distill_tau: float = option(1.0, 'temperature of soft distillation')
-    distill_topk: int = option(16, 'classes that a soft answer of the teacher lists; 0 for all')
+    distill_topk: int = option(16, 'classes that a soft answer of the teacher lists; 0 for all', least=0)
     teacher_store: str = option('', "folder for the teacher's answers, which later epochs and runs replay", free=True)
     teacher_epochs: int | None = option(
         None, 'repeat the augmentations after this many epochs (default: never)', least=1
     )
-    protect_anchors: float = option(0.0, "weight of an anchor's own original as its teacher")
+    protect_anchors: float = option(0.0, "weight of an anchor's own original as its teacher", least=0)
 
     @property
     def question(self) -> Question:
@@ -54,6 +55,8 @@ class DistillationLoss(nn.Module):
         super().__init__()
         if not 0 <= alpha <= 1:
             raise SnnetError(f'distillation needs 0 <= alpha <= 1, but got alpha={alpha}')
+        if not 0 < tau < math.inf:
+            raise SnnetError(f'distillation needs a temperature above 0, but got tau={tau}')
         self.base, self.alpha, self.tau = base, alpha, tau
 
     def forward(self, logits: Tensor, targets: Tensor, answer: Answer | None = None) -> Tensor:

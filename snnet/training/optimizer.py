@@ -20,10 +20,10 @@ class OptimizerSettings:
     """How the weights move."""
 
     opt: str = option('adamw', 'optimizer')
-    lr: float = option(1e-4, 'learning rate')
-    stitch_lr: float | None = option(None, 'learning rate of the stitch layers (default: the same)')
-    weight_decay: float = option(0.05, 'weight decay')
-    momentum: float = option(0.9, 'momentum of optimizers that have it')
+    lr: float = option(1e-4, 'learning rate', least=0)
+    stitch_lr: float | None = option(None, 'learning rate of the stitch layers (default: the same)', least=0)
+    weight_decay: float = option(0.05, 'weight decay', least=0)
+    momentum: float = option(0.9, 'momentum of optimizers that have it', least=0, most=1)
     fused: bool = option(False, "torch's fused optimizer, where --opt has one")
 
 
@@ -33,9 +33,9 @@ class ScheduleSettings:
 
     epochs: int = option(50, 'passes over the data; 0 initializes only', least=0)
     sched: str = option('cosine', 'schedule of the learning rate')
-    warmup_epochs: int = option(5, 'epochs until the full learning rate')
-    warmup_lr: float = option(1e-7, 'learning rate at the start')
-    min_lr: float = option(1e-6, 'learning rate at the end')
+    warmup_epochs: int = option(5, 'epochs until the full learning rate', least=0)
+    warmup_lr: float = option(1e-7, 'learning rate at the start', least=0)
+    min_lr: float = option(1e-6, 'learning rate at the end', least=0)
 
 
 def parameter_groups(net: StitchableNet, settings: OptimizerSettings) -> list[dict[str, Any]]:

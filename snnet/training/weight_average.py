@@ -15,7 +15,7 @@ class AverageSettings:
     """Whether the saved net is a moving average of the weights."""
 
     model_ema: bool = option(False, 'keep a moving average of the weights, and save it as the net')
-    model_ema_decay: float = option(0.9998, 'decay of the moving average')
+    model_ema_decay: float = option(0.9998, 'decay of the moving average', least=0, most=1)
 
 
 def make_average(settings: AverageSettings, net: StitchableNet) -> ModelEmaV3 | None:

@@ -97,7 +97,7 @@ def test_what_takes_an_image_for_one_of_one_class_is_refused(data, tmp_path, opt
         ('file,a,b\n', 'lists no images: there is only the first row'),
         ('file,a,b\n0.png,0,1\n0.png,1,1\n', r'lists 0\.png twice: one row holds all labels'),
         ('file;a;b\n0.png;0;1\n', "not 'file;a;b'"),
-        ('file,a,a\n', "first row is 'file' and the names"),
+        ('file,a,a\n', "first row names 'a' twice"),
         ('file,a,b\nx.png,1', "2 times 0 or 1, not 'x.png,1'"),
         ('file,a,b\nx.png,1,2', '2 times 0 or 1'),
         ('file,a,b\nx.png,1,1', r'1 images .* are missing, such as .*x\.png'),
