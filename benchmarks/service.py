@@ -23,7 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
@@ -32,10 +34,11 @@ import numpy as np
 import torch
 
 import snnet
-from snnet.serve import Choice, Choices, best_fixed, draw_arrivals, simulate
+from snnet.serve import Choice, Choices, World, best_fixed, draw_arrivals, simulate
 
 ANCHORS = 'mobilenetv3_small_050,mobilenetv3_small_100,mobilenetv3_large_100'
-MOST_CONNECTIONS = 256
+MOST_CONNECTIONS = 1000
+"""Below what the service accepts. Requests beyond it are not sent, because those that wait here are not open-loop."""
 
 
 class Reply(NamedTuple):
@@ -87,20 +90,47 @@ class Server:
         with urlopen(f'http://127.0.0.1:{self.port}{path}', timeout=30) as reply:
             return json.loads(reply.read())
 
+    def children(self) -> list[int]:
+        """The processes that it started."""
+        tasks = Path(f'/proc/{self.process.pid}/task').iterdir()
+        return [int(pid) for task in tasks for pid in (task / 'children').read_text().split()]
+
+    def pin(self) -> None:
+        """Gives a core to the process that computes, and the others to the one that reads and to this one."""
+        first, *others = sorted(os.sched_getaffinity(0))
+        cores = {pid: {first} for pid in self.children()} | {pid: {*others} for pid in (self.process.pid, os.getpid())}
+        for pid, own in cores.items():
+            for task in Path(f'/proc/{pid}/task').iterdir():
+                os.sched_setaffinity(int(task.name), own)
+
     def memory(self) -> tuple[float, int, int]:
-        """Resident megabytes, threads and open files of the process."""
-        folder = Path(f'/proc/{self.process.pid}')
-        pages = int((folder / 'statm').read_text().split()[1])
-        return (
-            pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
-            len([*(folder / 'task').iterdir()]),
-            len([*(folder / 'fd').iterdir()]),
-        )
+        """Resident megabytes, threads and open files of its processes."""
+        found = [_memory(Path(f'/proc/{pid}')) for pid in (self.process.pid, *self.children())]
+        return sum(row[0] for row in found), sum(row[1] for row in found), sum(row[2] for row in found)
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds of the process that reads requests, and of the one that computes."""
+        return {
+            'reading': _cpu_seconds(self.process.pid),
+            'computing': sum(map(_cpu_seconds, self.children())),
+            'this client': time.process_time(),
+        }
 
     def stop(self) -> int:
         """Ends it; its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
+
+
+def _memory(folder: Path) -> tuple[float, int, int]:
+    pages = int((folder / 'statm').read_text().split()[1])
+    megabytes = pages * os.sysconf('SC_PAGE_SIZE') / 1e6
+    return megabytes, len([*(folder / 'task').iterdir()]), len([*(folder / 'fd').iterdir()])
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 class Client:
@@ -109,7 +139,8 @@ class Client:
     def __init__(self, port: int, body: bytes) -> None:
         self._port, self._body = port, body
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._slots = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._open = 0
+        self.unsent = 0
 
     async def ask(self, query: str = '') -> Reply:
         """Sends a request; its answer."""
@@ -118,16 +149,23 @@ class Client:
             f'POST /v1/predict?top=1&{query} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n'
             f'Content-Length: {len(self._body)}\r\n\r\n'
         )
-        async with self._slots:
-            try:
-                pair = self._idle.pop() if self._idle else await asyncio.open_connection('127.0.0.1', self._port)
-                pair[1].write(head.encode() + self._body)
-                header = await pair[0].readuntil(b'\r\n\r\n')
-                length = int(header.lower().partition(b'content-length: ')[2].partition(b'\r\n')[0])
-                content = await pair[0].readexactly(length)
-            except (OSError, asyncio.IncompleteReadError):
-                return Reply(sent, 0, time.perf_counter() - sent, None, None)
-            self._idle.append(pair)
+        if not self._idle and self._open >= MOST_CONNECTIONS:
+            self.unsent += 1
+            return Reply(sent, 0, 0.0, None, None)
+        try:
+            if self._idle:
+                pair = self._idle.pop()
+            else:
+                self._open += 1
+                pair = await asyncio.open_connection('127.0.0.1', self._port)
+            pair[1].write(head.encode() + self._body)
+            header = await pair[0].readuntil(b'\r\n\r\n')
+            length = int(header.lower().partition(b'content-length: ')[2].partition(b'\r\n')[0])
+            content = await pair[0].readexactly(length)
+        except (OSError, asyncio.IncompleteReadError):
+            self._open -= 1
+            return Reply(sent, 0, time.perf_counter() - sent, None, None)
+        self._idle.append(pair)
         status, seconds = int(header.split(b' ', 2)[1]), time.perf_counter() - sent
         result = json.loads(content)['results'][0] if status == 200 else {}
         return Reply(sent, status, seconds, result.get('stitch'), result.get('top1'))
@@ -159,6 +197,16 @@ class Bench:
             for row in described['choices']
         )
         self.capacity = self.choices.rate(0, self.deadline / 2)
+
+    def measure_capacity(self) -> World:
+        """Sets the capacity to that of a loop on full batches now, since the speed of machines drifts by up to half.
+
+        Returns:
+            How batches differ from the tables now.
+        """
+        most = self.choices.most
+        self.capacity = most / self.bare(self.choices.choices[0].stitch, most, 1.0)
+        return World(factor=self.choices.capacity / self.capacity)
 
     def bare(self, stitch: int, batch: int, seconds: float) -> float:
         """Median seconds of a call of the net in this process."""
@@ -200,29 +248,31 @@ class Bench:
 
     async def load(self, load: float) -> str:
         """Attainment and accuracy at a load, beside fixed stitches and the simulator at the same arrivals."""
+        world = self.measure_capacity()
         moments = draw_arrivals('poisson', load * self.capacity, self.seconds, self.seed)
         replies = await self.client.send(moments)
         right = [r for r in replies if r.status == 200 and r.seconds <= self.deadline]
         attained = 100 * len(right) / len(replies)
         top1 = statistics.fmean(r.top1 or 0.0 for r in right) if right else float('nan')
-        simulated = simulate(self.choices, moments, self.deadline)
-        fixed, _ = best_fixed(self.choices, moments, self.deadline)
+        simulated = simulate(self.choices, moments, self.deadline, world)
+        fixed, _ = best_fixed(self.choices, moments, self.deadline, world)
+        late = sum(r.status == 200 and r.seconds > self.deadline for r in replies)
         smallest = self.choices.choices[0].top1
         return (
             f'{attained:.2f} % in time with a mean top-1 of {top1:.2f} (smallest {smallest:.2f}, best fixed '
             f'{fixed.top1:.2f}, simulator {simulated.attainment:.2f} % with {simulated.accuracy:.2f}); '
-            f'{len(replies)} requests'
+            f'{len(replies)} requests at {load * self.capacity:.0f} per second, {late} late'
         )
 
     async def overload(self) -> str:
         """Goodput and refusals at twice the capacity, and the recovery behind it."""
-        calm = 5.0
+        calm, world = 5.0, self.measure_capacity()
         flood = draw_arrivals('poisson', 2 * self.capacity, self.seconds, self.seed)
         after = self.seconds + draw_arrivals('poisson', 0.3 * self.capacity, calm, self.seed)
         replies = await self.client.send(np.concatenate([flood, after]))
         crowd, rest = replies[: len(flood)], replies[len(flood) :]
         in_time = sum(r.status == 200 and r.seconds <= self.deadline for r in crowd)
-        alone = simulate(self.choices.only(0), flood, self.deadline).attainment
+        alone = simulate(self.choices.only(0), flood, self.deadline, world).attainment
         refused = sorted(1000 * r.seconds for r in crowd if r.status == 429)
         fast = [refused[int(share * (len(refused) - 1))] for share in (0.5, 0.99)] if refused else [0.0, 0.0]
         late = [r.sent - rest[0].sent for r in rest if r.status != 200 or r.seconds > self.deadline]
@@ -251,15 +301,22 @@ class Bench:
 
 
 async def measure(bench: Bench, loads: list[float], soak_minutes: float) -> None:
-    """Prints the table, a line when it is there."""
-    print('| what | measured |\n|---|---|', flush=True)
-    print('| overhead of a request beside the bare call |', await bench.overhead(), '|', flush=True)
-    print('| throughput in full batches of the cheapest stitch |', await bench.throughput(), '|', flush=True)
-    for load in loads:
-        print(f'| load {load:g} |', await bench.load(load), '|', flush=True)
-    print('| twice the capacity |', await bench.overload(), '|', flush=True)
+    """Prints the table, a line when it is there, and the share of a core that each process took meanwhile."""
+    rows: dict[str, Callable[[], Awaitable[str]]] = {
+        'overhead of a request beside the bare call': bench.overhead,
+        'throughput in full batches of the cheapest stitch': bench.throughput,
+        **{f'load {load:g}': partial(bench.load, load) for load in loads},
+        'twice the capacity': bench.overload,
+    }
     if soak_minutes:
-        print(f'| {soak_minutes:g} minutes of mixed load |', await bench.soak(soak_minutes), '|', flush=True)
+        rows[f'{soak_minutes:g} minutes of mixed load'] = partial(bench.soak, soak_minutes)
+    print('| what | measured | cores |\n|---|---|---|', flush=True)
+    for what, measured in rows.items():
+        before, begin = bench.server.cpu(), time.perf_counter()
+        line = await measured()
+        seconds, after = time.perf_counter() - begin, bench.server.cpu()
+        cores = ', '.join(f'{who} {(after[who] - before[who]) / seconds:.2f}' for who in after)
+        print(f'| {what} | {line} | {cores} |', flush=True)
 
 
 def main() -> None:
@@ -272,6 +329,7 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=20.0, help='length of each measurement')
     parser.add_argument('--loads', type=float, nargs='+', default=[0.3, 0.6, 0.8])
     parser.add_argument('--soak-minutes', type=float, default=0.0)
+    parser.add_argument('--pin', action='store_true', help='one core computes, the others do the rest')
     parser.add_argument('--seed', type=int, default=2026)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -285,6 +343,8 @@ def main() -> None:
         net = snnet.StitchableNet.from_pretrained(path).eval().requires_grad_(False)
         server = Server.start(path, args.deadline_ms, more)
         try:
+            if args.pin:
+                server.pin()
             bench = Bench(server, net, args.deadline_ms, args.seconds, args.seed)
             print(f'{len(bench.choices)} stitches, batches up to {bench.choices.most}, the cheapest answers '
                   f'{bench.capacity:.0f} images per second; deadline {args.deadline_ms:g} ms')  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from .serve_settings import ServeSettings
 
 if TYPE_CHECKING:
     from .http.middleware import Application
+    from .service.net_process import NetProcess
     from .service.served_net import ServedNet
     from .service.service import Service
 
@@ -52,12 +55,28 @@ def build_service(settings: ServeSettings) -> tuple[Service, Application]:
         warmup_seconds=settings.warmup_seconds,
         hang_seconds=settings.hang_seconds,
     )
-    service = Service([load(name, 1) for name in sources], plan, load)
+    apart = settings.worker == 'process' and device == 'cpu' and os.name == 'posix'
+    service = Service(
+        [load(name, 1) for name in sources], plan, load, isolate=partial(_process_of, settings) if apart else None
+    )
     app = make_app(
         service, settings.limits, decoders=settings.decoders, key=key, reload_token=token,
         log_access=settings.access_log,
     )  # fmt: skip
     return service, app
+
+
+def _process_of(settings: ServeSettings, served: ServedNet) -> NetProcess:
+    """The process in which a net computes, not started yet."""
+    import torch
+
+    from .service.net_process import Loading, NetProcess
+
+    loading = Loading(
+        served.name, str(served.folder), settings.dtype, settings.compile, served.version, torch.get_num_threads(),
+        tuple(settings.plugin),
+    )  # fmt: skip
+    return NetProcess(served, loading)
 
 
 def named_sources(nets: list[str]) -> dict[str, str]:

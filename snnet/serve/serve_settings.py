@@ -20,6 +20,10 @@ class ServeSettings:
     device: str = option('', 'cpu, cuda or cuda:1 (default: a GPU if there is one)')
     dtype: str = option('float32', 'type of the weights', choices=('float32', 'bfloat16', 'float16'))
     threads: int | None = option(None, 'CPU threads per operation (default: what torch uses)', least=1)
+    worker: str = option(
+        'process', "on a CPU, where the net computes: in a process, or in a thread, which needs half the memory",
+        choices=('process', 'thread'),
+    )  # fmt: skip
     compile: bool = option(False, 'compile the blocks with torch.compile before the start')
     max_batch: int = option(16, 'most images in a batch, where no latency table says how many', least=1)
     warmup_seconds: float = option(

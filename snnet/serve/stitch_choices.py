@@ -117,6 +117,8 @@ class Choices:
 
     def floor(self, top1: float) -> int | None:
         """Returns the index of the first choice with at least this accuracy; None if there is none."""
+        if self.choices[0].top1 >= top1:
+            return 0
         return next((i for i, choice in enumerate(self.choices) if choice.top1 >= top1), None)
 
     def time(self, level: int, requests: int) -> float:

@@ -118,7 +118,7 @@ def live(*nets: ServedNet, plan: ServicePlan = PATIENT, limits: HttpLimits | Non
     with running(*nets, plan=plan) as service:
         app = make_app(service, limits, **more)
         config = uvicorn.Config(
-            app, http=limited_protocol(limits), loop='asyncio', ws='none', lifespan='off', log_config=None,
+            app, http=limited_protocol(limits), ws='none', lifespan='off', log_config=None,
             access_log=False,
         )  # fmt: skip
         server = uvicorn.Server(config)

@@ -24,7 +24,8 @@ MODULES = {
 """Distributions whose module has another name."""
 OPTIONAL = {
     **dict.fromkeys(('onnx_ir', 'onnxruntime', 'onnxscript'), 'export'),
-    **dict.fromkeys(('fastapi', 'prometheus_client', 'python_multipart', 'starlette', 'uvicorn'), 'serve'),
+    **dict.fromkeys(('fastapi', 'httptools', 'prometheus_client', 'python_multipart'), 'serve'),
+    **dict.fromkeys(('starlette', 'uvicorn', 'uvloop'), 'serve'),
     'matplotlib': 'plot',
     'pyarrow': 'parquet',
     'ray': 'ray',

@@ -9,6 +9,7 @@ from ..service.refusal import Refusal
 from ..service.service import Service
 from . import infer_route, status_routes
 from .decode_pool import DecodePool
+from .direct_routes import DirectRoutes
 from .http_limits import HttpLimits
 from .middleware import Application, Gate
 from .page import add_page
@@ -83,7 +84,7 @@ def make_app(
         request.state.refused = refusal.reason
         return refusal_reply(refusal, request.url.path.startswith('/v2'))
 
-    return Gate(app, key, log_access)
+    return Gate(DirectRoutes(app, context), key, log_access)
 
 
 def _add_own_routes(app: 'FastAPI', context: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from ..service.served_net import ServedNet
 from .http_limits import HttpLimits
 
 FORMATS = ('JPEG', 'PNG', 'WEBP')
+_COMMON_HEADER = 128
+"""Bytes of the header that numpy writes in front of nearly every array; such headers are parsed once."""
 _MAX_HEADER = 10_000
 """Most bytes of the header of an array."""
 
@@ -54,20 +57,34 @@ def read_npy(data: bytes, served: ServedNet, limits: HttpLimits) -> list[Tensor]
     Raises:
         Refusal: it is no such file, or has another shape or type.
     """
-    file = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(file, max_header_size=_MAX_HEADER)
-    except Exception as error:  # numpy parses the header with Python's own parser, which raises many kinds
-        raise Refusal('invalid', f'the body is not a file of numpy.save: {reason_of(error)[:200]}') from None
+        shape, fortran, dtype, start = _header_of(data[:_COMMON_HEADER])
+    except Exception:  # a longer header, or none
+        shape, fortran, dtype, start = _read_header(data)
     if dtype.hasobject or dtype.kind != 'f':
         raise Refusal('invalid', f'an array holds floating-point numbers, not {str(dtype)[:40]}')
-    values = memoryview(data)[file.tell() :]
+    values = memoryview(data)[start:]
     if math.prod(shape) * dtype.itemsize != len(values):
         raise Refusal('invalid', f'an array of shape {shape} needs {math.prod(shape) * dtype.itemsize} bytes, '
                                  f'not {len(values)}')  # fmt: skip
     return check_images(np.frombuffer(values, dtype).reshape(shape, order='F' if fortran else 'C'), served, limits)
+
+
+@lru_cache(maxsize=64)
+def _header_of(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether the order is Fortran's, type, and length of the header in front of an array."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, fortran, dtype = read(file, max_header_size=_MAX_HEADER)
+    return shape, fortran, dtype, file.tell()
+
+
+def _read_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    try:
+        return _header_of.__wrapped__(data)
+    except Exception as error:  # numpy parses the header with Python's own parser, which raises many kinds
+        raise Refusal('invalid', f'the body is not a file of numpy.save: {reason_of(error)[:200]}') from None
 
 
 def check_images(array: np.ndarray[Any, Any], served: ServedNet, limits: HttpLimits) -> list[Tensor]:
@@ -91,7 +108,7 @@ def check_images(array: np.ndarray[Any, Any], served: ServedNet, limits: HttpLim
         images = array.astype(np.float32)
     if not np.isfinite(images).all():
         raise Refusal('invalid', 'images hold finite numbers only')
-    return [*torch.from_numpy(images)]
+    return [torch.from_numpy(image) for image in images]
 
 
 def check_count(count: int, limits: HttpLimits) -> None:

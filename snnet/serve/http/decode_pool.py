@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from ..service.refusal import Refusal
 
 T = TypeVar('T')
+INLINE = 1 << 20
+"""Arrays of at most this many bytes are read in the event loop: handing them to a thread takes longer."""
 
 
 class DecodePool:

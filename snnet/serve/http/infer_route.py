@@ -13,17 +13,21 @@ import numpy as np
 
 from ..service.refusal import Refusal
 from ..service.served_net import ServedNet
-from ..service.worker import ImageAnswer
+from ..service.ticket import ImageAnswer
+from .decode_pool import INLINE
 from .infer_request import INPUT, LOGITS, STITCH, InferRequest, parse_infer
 from .read_body import read_body
 from .replies import json_reply
 from .shared_state import Context
 
 if TYPE_CHECKING:
-    from fastapi import Request, Response
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 HEADER = 'inference-header-content-length'
 """Header with the number of bytes of JSON in front of binary tensors."""
+_SHORT = 4
+"""Digits of the length of the JSON, up to which reading it takes less time than handing it to a thread."""
 VERSION = '1'
 """Every net has this version for the protocol, whatever was reloaded."""
 
@@ -65,15 +69,16 @@ async def infer(context: Context, request: Request, name: str, version: str | No
         Refusal: it gets no answer.
     """
     service, served = context.service, None
-    arrived = service.clock()
+    arrived = context.arrival_of(request)
     try:
         served = find(context, name, version)
         request.state.model = served.name
         service.check_open()
         body = await read_body(request, context.limits)
-        parsed: InferRequest = await context.pool.run(
-            parse_infer, body, request.headers.get(HEADER), served, context.limits, service.plan.deadline_ms
-        )
+        header = request.headers.get(HEADER)
+        given = (body, header, served, context.limits, service.plan.deadline_ms)
+        is_quick = header is not None and len(header) <= _SHORT and len(body) <= INLINE
+        parsed = parse_infer(*given) if is_quick else await context.pool.run(parse_infer, *given)
         answers = await context.answers(served, parsed.images, parsed.options, arrived)
     except Refusal as refusal:
         context.telemetry.refused(served, refusal)
@@ -94,7 +99,7 @@ def find(context: Context, name: str, version: str | None) -> ServedNet:
 
 
 def _reply(served: ServedNet, parsed: InferRequest, answers: Sequence[ImageAnswer]) -> Response:
-    from fastapi import Response
+    from starlette.responses import Response
 
     values = {
         LOGITS: ('FP32', np.stack([answer.logits for answer in answers])),

@@ -8,14 +8,17 @@ from torch import Tensor
 
 from ..service.refusal import Refusal
 from ..service.served_net import ServedNet
+from .decode_image import read_npy
+from .decode_pool import INLINE
 from .read_body import read_body
-from .read_images import read_images, split_form
+from .read_images import NPY, read_images, split_form
 from .replies import json_reply, prediction_of
 from .request_options import RequestOptions, options_of
 from .shared_state import Context
 
 if TYPE_CHECKING:
-    from fastapi import Request, Response
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 
 async def predict(context: Context, request: Request) -> Response:
@@ -24,16 +27,23 @@ async def predict(context: Context, request: Request) -> Response:
     Raises:
         Refusal: it gets no answer.
     """
-    service, arrived = context.service, context.service.clock()
+    service, arrived = context.service, context.arrival_of(request)
     served: ServedNet | None = None
     try:
         query = request.query_params.multi_items()
         options = options_of(query, service.plan.deadline_ms)
         served = service.net(options.model)
-        service.check(served, options.demand, arrived)
-        body = await read_body(request, context.limits)
         kind = request.headers.get('content-type', '')
-        options, asked, images = await context.pool.run(_parse, context, body, kind, query)
+        reserve = context.reserve.within(options.demand.deadline_ms / 1000)
+        if kind == NPY:
+            service.check_time(served, options.demand, arrived, reserve)
+        else:  # decoding takes longer than looking whether there is time for it
+            service.check(served, options.demand, arrived, reserve)
+        body = await read_body(request, context.limits)
+        if kind == NPY and len(body) <= INLINE:
+            asked, images = served, read_npy(body, served, context.limits)
+        else:
+            options, asked, images = await context.pool.run(_parse, context, body, kind, query)
         served, request.state.model = asked, asked.name
         answers = await context.answers(asked, images, options, arrived)
     except Refusal as refusal:

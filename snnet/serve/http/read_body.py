@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from ..service.refusal import Refusal
 from .http_limits import HttpLimits
+from .time_limit import TimeLimit
 
 if TYPE_CHECKING:
-    from fastapi import Request
+    from starlette.requests import Request
 
 
 async def read_body(request: Request, limits: HttpLimits) -> bytes:
@@ -25,24 +25,24 @@ async def read_body(request: Request, limits: HttpLimits) -> bytes:
     if length is not None and length.isdecimal() and int(length[:20]) > limits.max_body:
         raise _too_large(limits)
     try:
-        return await asyncio.wait_for(_collect(request, limits), limits.body_seconds)
-    except asyncio.TimeoutError:
+        with TimeLimit(limits.body_seconds):
+            return await _collect(request, limits)
+    except TimeoutError:
         raise Refusal('invalid', f'the body was not there after {limits.body_seconds:g} s', closes=True) from None
 
 
 async def _collect(request: Request, limits: HttpLimits) -> bytes:
-    from starlette.requests import ClientDisconnect
-
-    parts, size = [], 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limits.max_body:
-                raise _too_large(limits)
-            parts.append(part)
-    except ClientDisconnect:
-        raise Refusal('gone', 'the client went away before its request was complete') from None
-    return b''.join(parts)
+    parts, size, more = list[bytes](), 0, True
+    while more:
+        message = await request.receive()
+        if message['type'] == 'http.disconnect':
+            raise Refusal('gone', 'the client went away before its request was complete')
+        part, more = message.get('body', b''), message.get('more_body', False)
+        size += len(part)
+        if size > limits.max_body:
+            raise _too_large(limits)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b''.join(parts)
 
 
 def _too_large(limits: HttpLimits) -> Refusal:

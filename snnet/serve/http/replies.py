@@ -11,11 +11,11 @@ import numpy as np
 
 from ..service.refusal import Refusal
 from ..service.served_net import ServedNet
-from ..service.worker import ImageAnswer
+from ..service.ticket import ImageAnswer
 from .request_options import RequestOptions
 
 if TYPE_CHECKING:
-    from fastapi import Response
+    from starlette.responses import Response
 
 STATUS = {
     'deadline': 429, 'busy': 429, 'given_up': 503, 'failed': 500, 'worker_lost': 503, 'timeout': 503,
@@ -38,7 +38,7 @@ EXAMPLE = {
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A value as a response of JSON."""
-    from fastapi import Response
+    from starlette.responses import Response
 
     body = json.dumps(value, ensure_ascii=False, separators=(',', ':')).encode()
     return Response(body, status, dict(headers or {}), 'application/json')
@@ -69,7 +69,7 @@ def prediction_of(
         'results': [_result_of(served, answer, options.top) for answer in answers],
         'deadline_ms': deadline,
         'total_ms': round(1000 * (now - arrived), 3),
-        'in_time': all(answer.moment - arrived <= deadline / 1000 for answer in answers),
+        'in_time': now - arrived <= deadline / 1000,
     }
 
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from ...errors import SnnetError
+from ..service.delivery import LoopDelivery
 from ..service.refusal import Refusal
 from ..service.served_net import ServedNet
 from ..service.service import Service
-from ..service.worker import ImageAnswer
+from ..service.ticket import ImageAnswer
 from .decode_pool import DecodePool
 from .http_limits import HttpLimits
+from .reply_reserve import ReplyReserve
 from .request_options import RequestOptions
 from .telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 GRACE = 0.5
 """Seconds after its deadline at which a request that still has no answer is given up."""
@@ -34,6 +40,7 @@ class Context:
         pool: where requests are parsed and decoded.
         telemetry: what happened.
         reload_token: what a client has to know to reload a net; None where no client may.
+        reserve: what is kept of deadlines.
     """
 
     service: Service
@@ -41,6 +48,14 @@ class Context:
     pool: DecodePool
     telemetry: Telemetry
     reload_token: str | None = None
+    reserve: ReplyReserve = field(default_factory=ReplyReserve)
+    _deliveries: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopDelivery] = field(default_factory=WeakKeyDictionary)
+
+    def arrival_of(self, request: Request) -> float:
+        """When the first byte of a request was there, on the clock; now, where the server does not say."""
+        now = self.service.clock()
+        arrived: float = request.scope['state'].get('arrived', now)
+        return min(now, arrived)
 
     async def answers(
         self, served: ServedNet, images: Sequence[Tensor], options: RequestOptions, arrived: float
@@ -50,21 +65,33 @@ class Context:
         Raises:
             Refusal: it cannot be answered, or was not half a second after its deadline.
         """
-        demand = options.demand
-        futures = self.service.submit(served, images, demand, arrived)
+        demand, loop = options.demand, asyncio.get_running_loop()
+        delivery = self._deliveries.get(loop)
+        if delivery is None:
+            delivery = self._deliveries[loop] = LoopDelivery(loop)
+        reserve = self.reserve.within(demand.deadline_ms / 1000)
+        futures = self.service.submit(served, images, demand, arrived, delivery, reserve)
         left = arrived + demand.deadline_ms / 1000 + GRACE - self.service.clock()
+        timer = loop.call_later(max(0.001, left), _give_up, futures, demand.deadline_ms)
         try:
-            found = await asyncio.wait_for(_all(futures), max(0.001, left))
-        except asyncio.TimeoutError:
-            raise Refusal(
-                'timeout', f'there was no answer {GRACE:g} s after the deadline of {demand.deadline_ms:g} ms', 0.0
-            ) from None
-        self.telemetry.answered(served, demand, arrived, found)
+            found = await _all(futures)
+        finally:
+            timer.cancel()
+        now = self.service.clock()
+        self.reserve.learn(now - max(answer.moment for answer in found))
+        self.telemetry.answered(served, demand, now - arrived, found)
         return found
 
 
-async def _all(futures: Sequence[Future[ImageAnswer]]) -> list[ImageAnswer]:
-    return await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
+async def _all(futures: Sequence[asyncio.Future[ImageAnswer]]) -> list[ImageAnswer]:
+    return await asyncio.gather(*futures)
+
+
+def _give_up(futures: Sequence[asyncio.Future[Any]], deadline_ms: float) -> None:
+    message = f'there was no answer {GRACE:g} s after the deadline of {deadline_ms:g} ms'
+    for future in futures:
+        if not future.done():
+            future.set_exception(Refusal('timeout', message, 0.0))
 
 
 def read_secret(file: str, what: str) -> str | None:

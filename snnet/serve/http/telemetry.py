@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from ..service.demand import Demand
 from ..service.refusal import Refusal
 from ..service.served_net import ServedNet
 from ..service.service import Service
-from ..service.worker import ImageAnswer
+from ..service.ticket import ImageAnswer
 from .recent_load import Happening, Recent
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
@@ -30,6 +31,7 @@ class Telemetry:
         self.registry = registry = CollectorRegistry()
         self._service = service
         self.recent: defaultdict[str, Recent] = defaultdict(Recent)
+        self._labelled: dict[tuple[Any, ...], Any] = {}
         model = ['model']
         self._images = Counter(
             'snnet_images', 'Images by what happened to them', [*model, 'outcome'], registry=registry
@@ -55,28 +57,34 @@ class Telemetry:
         ):
             Gauge(title, text, registry=registry).set_function(value)
 
-    def answered(self, served: ServedNet, demand: Demand, arrived: float, answers: Sequence[ImageAnswer]) -> None:
-        """Notes the answers to the images of a request."""
+    def answered(self, served: ServedNet, demand: Demand, seconds: float, answers: Sequence[ImageAnswer]) -> None:
+        """Notes the answers to the images of a request, so many seconds after it arrived."""
+        name, in_time = served.name, seconds <= demand.deadline_ms / 1000
         for answer in answers:
-            seconds = answer.moment - arrived
-            in_time = seconds <= demand.deadline_ms / 1000
-            self._images.labels(served.name, 'in_time' if in_time else 'late').inc()
-            self._answers.labels(served.name, str(answer.stitch)).inc()
-            self._latency.labels(served.name).observe(seconds)
-            self._waiting.labels(served.name).observe(answer.waited)
-            self._batch.labels(served.name).observe(answer.batch)
+            self._of(self._images, name, 'in_time' if in_time else 'late').inc()
+            self._of(self._answers, name, str(answer.stitch)).inc()
+            self._of(self._latency, name).observe(seconds)
+            self._of(self._waiting, name).observe(answer.waited)
+            self._of(self._batch, name).observe(answer.batch)
             top1 = served.records[answer.stitch].top1
             if top1 is not None:
-                self._top1.labels(served.name).observe(top1)
-            self.recent[served.name].add(Happening(self._service.clock(), in_time, answer.stitch, top1, seconds))
+                self._of(self._top1, name).observe(top1)
+            self.recent[name].add(Happening(self._service.clock(), in_time, answer.stitch, top1, seconds))
 
     def refused(self, served: ServedNet | None, refusal: Refusal, count: int = 1) -> None:
         """Notes a request that got no answer; malformed ones count as an outcome, but not against attainment."""
         name = '' if served is None else served.name
-        self._images.labels(name, refusal.reason).inc(count)
+        self._of(self._images, name, refusal.reason).inc(count)
         if served is not None and refusal.reason not in ('invalid', 'too_large', 'unsupported', 'unknown', 'gone'):
             for _ in range(count):
                 self.recent[name].add(Happening(self._service.clock(), False, None, None, 0.0))
+
+    def _of(self, metric: Any, *labels: str) -> Any:
+        """The metric with labels, remembered because looking it up takes longer than counting."""
+        key = (metric, *labels)
+        if key not in self._labelled:
+            self._labelled[key] = metric.labels(*labels)
+        return self._labelled[key]
 
     def exposition(self) -> tuple[bytes, str]:
         """All metrics as Prometheus reads them, and their content type."""

@@ -52,13 +52,11 @@ class QueueSet:
             requests: requests that are answered together or not at all.
             now: time in seconds.
         """
-        controller = self._controllers.setdefault(queue, Controller(choices))
-        return self._try(queue, controller, requests, now, keep=True)
+        return self._try(queue, self._controller(queue, choices), requests, now, keep=True)
 
     def could_admit(self, queue: Hashable, choices: Choices, requests: Sequence[Request], now: float) -> bool:
         """Whether `submit` would admit requests now; a refusal counts as their arrival, as it does there."""
-        controller = self._controllers.setdefault(queue, Controller(choices))
-        return self._try(queue, controller, requests, now, keep=False)
+        return self._try(queue, self._controller(queue, choices), requests, now, keep=False)
 
     def next(self, now: float) -> Work | None:
         """Returns what the worker does next, from the queue whose first request is due first; None if nothing waits."""
@@ -89,6 +87,11 @@ class QueueSet:
         for name, controller in [*self._controllers.items()]:
             if name not in keep and name != self._running and not controller.state.queue.requests:
                 del self._controllers[name]
+
+    def _controller(self, queue: Hashable, choices: Choices) -> Controller:
+        if queue not in self._controllers:
+            self._controllers[queue] = Controller(choices)
+        return self._controllers[queue]
 
     def _try(
         self, queue: Hashable, controller: Controller, requests: Sequence[Request], now: float, keep: bool

@@ -24,6 +24,7 @@ from ...saving.hub import locate
 from ..stitch_choices import Choice, Choices
 from .demand import Demand
 from .refusal import Refusal
+from .ticket import Apart
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class ServedNet:
         net: the net, in eval mode on its device.
         tables: latency tables that hold here; empty until they are loaded or measured (see `use_tables`).
         version: counts the nets that had this name.
+        process: computes in its place, where it has one.
         records: of each stitch, by id.
         transform: PIL image to (C, H, W), normalized.
     """
@@ -47,6 +49,7 @@ class ServedNet:
     net: StitchableNet
     version: int = 1
     tables: Sequence[LatencyTable] = ()
+    process: Apart | None = None
     records: list[Record] = field(init=False)
     transform: Any = field(init=False)
 

@@ -6,19 +6,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ...errors import SnnetError
 from ..stitch_choices import Choices
+from .delivery import TO_THREADS, Delivery
 from .demand import Demand
 from .measure_tables import measure_tables, tables_here
 from .refusal import Refusal
 from .served_net import ServedNet
-from .worker import ImageAnswer, Worker
+from .ticket import Apart
+from .worker import Worker
 
 _log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1
@@ -52,6 +53,7 @@ class Service:
         nets: the nets, with distinct names.
         plan: how to measure and admit.
         load: loads the net of a name again, as the given version, for `reload`.
+        isolate: makes the process in which a net computes; None where it computes in the worker's thread.
         clock: monotonic seconds.
 
     Attributes:
@@ -65,6 +67,7 @@ class Service:
         plan: ServicePlan | None = None,
         load: Callable[[str, int], ServedNet] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        isolate: Callable[[ServedNet], Apart] | None = None,
     ) -> None:
         self.plan = plan or ServicePlan()
         self.nets = {served.name: served for served in nets}
@@ -72,7 +75,8 @@ class Service:
         self.clock = clock
         self.state: State = 'starting'
         self.failure: SnnetError | None = None
-        self._load = load
+        self._load, self._isolate = load, isolate
+        self._retired: list[Apart] = []
         self._stop = threading.Event()
         self._reloading = threading.Lock()
 
@@ -111,34 +115,60 @@ class Service:
             raise Refusal('unknown', f"there is no net '{name[:100]}', only {', '.join(self.nets)}")
         return self.nets[name]
 
-    def check(self, served: ServedNet, demand: Demand, arrived: float, count: int = 1) -> None:
+    def check(self, served: ServedNet, demand: Demand, arrived: float, reserve: float = 0.0) -> None:
         """Refuses early, before any work on a request, what would be refused later.
+
+        Args:
+            served: the net.
+            demand: what the request asks for.
+            arrived: when it arrived, on the clock.
+            reserve: seconds before its deadline at which its batch has to be done.
 
         Raises:
             Refusal: the demand cannot be met, now or ever.
         """
         queue, choices = self._queue_of(served, demand)
-        deadline = arrived + demand.deadline_ms / 1000
-        if not self.worker.could_admit(queue, choices, count, deadline, demand.min_top1):
+        deadline = arrived + demand.deadline_ms / 1000 - reserve
+        if not self.worker.could_admit(queue, choices, 1, deadline, demand.min_top1):
             raise self._late(demand, choices)
 
+    def check_time(self, served: ServedNet, demand: Demand, arrived: float, reserve: float = 0.0) -> None:
+        """Refuses a request that is too old, without a look at what waits: this costs next to nothing.
+
+        Raises:
+            Refusal: not even the fastest stitch would answer in time.
+        """
+        self.check_open()
+        least = served.choices.fast[0][1] / 4  # the most that measured times correct the tables by
+        if arrived + demand.deadline_ms / 1000 - reserve - self.clock() < least:
+            raise self._late(demand, served.choices)
+
     def submit(
-        self, served: ServedNet, images: Sequence[Tensor], demand: Demand, arrived: float
-    ) -> list[Future[ImageAnswer]]:
-        """Admits the images of a request, all or none.
+        self,
+        served: ServedNet,
+        images: Sequence[Tensor],
+        demand: Demand,
+        arrived: float,
+        delivery: Delivery = TO_THREADS,
+        reserve: float = 0.0,
+    ) -> list[Any]:
+        """Admits the images of a request, all or none, and returns their future answers (`ImageAnswer`).
 
         Args:
             served: the net.
             images: each (C, H, W), prepared.
             demand: what the request asks for.
             arrived: when it arrived, on the clock.
+            delivery: makes the futures, and settles them.
+            reserve: seconds before its deadline at which its batch has to be done.
 
         Raises:
             Refusal: the demand cannot be met.
         """
         queue, choices = self._queue_of(served, demand)
-        deadline = arrived + demand.deadline_ms / 1000
-        futures = self.worker.submit(queue, choices, images, served.run, deadline, demand.min_top1)
+        deadline = arrived + demand.deadline_ms / 1000 - reserve
+        run = served.process or served.run
+        futures = self.worker.submit(queue, choices, images, run, deadline, demand.min_top1, delivery)
         if futures is None:
             raise self._late(demand, choices)
         return futures
@@ -153,6 +183,9 @@ class Service:
         self.drain()
         self._stop.set()
         self.worker.close()
+        for process in (*(served.process for served in self.nets.values()), *self._retired):
+            if process is not None:
+                process.close()
 
     def reload(self, name: str) -> ServedNet:
         """Swaps a net for what its folder holds now. Requests that wait are answered by the old one.
@@ -171,6 +204,8 @@ class Service:
             fresh = self._load(name, old.version + 1)
             self._prepare(fresh)
             self.nets = {**self.nets, name: fresh}
+            if old.process is not None:
+                self._retired.append(old.process)
         finally:
             self._reloading.release()
         self.worker.forget_idle(keep={(served.name, served.version, 'any') for served in self.nets.values()})
@@ -181,6 +216,9 @@ class Service:
         tables = tables_here(served) or measure_tables(served, self.plan.largest_batch, self.plan.warmup_seconds)
         served.use_tables(tables)
         served.warm_up()
+        if self._isolate is not None:
+            served.process = self._isolate(served)
+            served.process.start()
         choices = served.choices
         _log.info(
             '%s: %d stitches to choose from, batches up to %d, at most %.4g images per second',
@@ -234,3 +272,7 @@ class Service:
     def _watch(self) -> None:
         while not self._stop.wait(WATCH_SECONDS):
             self.worker.watch()
+            for process in [*self._retired]:
+                if not self.worker.uses(process):
+                    process.close()
+                    self._retired.remove(process)

@@ -6,8 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,53 +13,16 @@ from torch import Tensor
 
 from ..stitch_choices import Choices
 from ..waiting_queue import Request
+from .delivery import TO_THREADS, Delivery, settle
 from .queue_set import QueueSet, Work
 from .refusal import Refusal
+from .ticket import ImageAnswer, Run, Ticket, fail
 
 _log = logging.getLogger(__name__)
 SLOWER = 20.0
 """A batch that takes this many times longer than expected, and longer than the limit in seconds, hangs."""
 MOST_LOST = 3
 """Threads that may hang at a time before the service calls itself unhealthy."""
-Run = Callable[[Sequence[Tensor], int], np.ndarray]
-"""Images (C, H, W) and a stitch to logits (N, classes)."""
-
-
-class ImageAnswer(NamedTuple):
-    """The answer to one image.
-
-    Attributes:
-        logits: (classes,).
-        stitch: id of the stitch that answered.
-        batch: number of images in its batch.
-        waited: seconds between admission and the start of the batch.
-        computed: seconds that the batch took.
-        moment: when it was finished, on the monotonic clock.
-    """
-
-    logits: np.ndarray
-    stitch: int
-    batch: int
-    waited: float
-    computed: float
-    moment: float
-
-
-@dataclass(eq=False)
-class Ticket:
-    """An image that waits for its answer.
-
-    Attributes:
-        image: (C, H, W), prepared for the net.
-        run: what computes the answer of a batch.
-        admitted: when it was admitted, on the monotonic clock.
-        future: receives an `ImageAnswer`, or a `Refusal`.
-    """
-
-    image: Tensor
-    run: Run
-    admitted: float
-    future: Future[ImageAnswer] = field(default_factory=Future)
 
 
 class _RunningBatch(NamedTuple):
@@ -74,7 +35,8 @@ class Worker:
     """Runs the batches of a set of queues on one device.
 
     Threads may call every method. A batch that raises fails alone. A thread that dies, or hangs in a batch, is
-    replaced (`watch`): a hanging thread cannot be ended, so it is left behind, and what it computes is discarded.
+    replaced (`watch`): a hanging thread cannot be ended, so it is left behind, and what it computes is discarded. A net
+    that computes in a process is interrupted, which ends the thread, too.
 
     Args:
         hang_seconds: shortest time after which a batch counts as hanging (see `SLOWER`).
@@ -127,8 +89,7 @@ class Worker:
             left = [*self._tickets.values()]
             self._tickets.clear()
             self._condition.notify_all()
-        for ticket in left:
-            _fail(ticket, Refusal('draining', 'the service ends and no longer computes'))
+        fail(left, 'draining', 'the service ends and no longer computes')
         if self._thread is not None:
             self._thread.join(timeout=1)
 
@@ -144,8 +105,15 @@ class Worker:
             return self._queues.could_admit(queue, choices, requests, self._clock())
 
     def submit(
-        self, queue: Hashable, choices: Choices, images: Sequence[Tensor], run: Run, deadline: float, least: float
-    ) -> list[Future[ImageAnswer]] | None:
+        self,
+        queue: Hashable,
+        choices: Choices,
+        images: Sequence[Tensor],
+        run: Run,
+        deadline: float,
+        least: float,
+        delivery: Delivery = TO_THREADS,
+    ) -> list[Any] | None:
         """Admits images, all of them or none.
 
         Args:
@@ -155,9 +123,10 @@ class Worker:
             run: what computes a batch of this queue.
             deadline: on the clock.
             least: lowest acceptable accuracy in percent.
+            delivery: makes the futures, and settles them.
 
         Returns:
-            The future answers; None if the deadline cannot be met.
+            The future answers (`ImageAnswer`); None if the deadline cannot be met.
         """
         with self._condition:
             now = self._clock()
@@ -165,10 +134,16 @@ class Worker:
             if self._closed or not self._queues.submit(queue, choices, [Request(i, deadline, least) for i in ids], now):
                 return None
             self._count += len(images)
-            tickets = [Ticket(image, run, now) for image in images]
+            tickets = [Ticket(image, run, now, delivery, delivery.future()) for image in images]
             self._tickets.update(zip(ids, tickets, strict=True))
             self._condition.notify()
         return [ticket.future for ticket in tickets]
+
+    def uses(self, run: Run) -> bool:
+        """Whether an image that waits or runs needs this."""
+        with self._condition:
+            tickets = [*self._tickets.values(), *([] if self._batch is None else self._batch.tickets)]
+            return any(ticket.run is run for ticket in tickets)
 
     def forget_idle(self, keep: set[Hashable]) -> None:
         """Drops empty queues that are not in `keep`."""
@@ -191,16 +166,16 @@ class Worker:
             self._generation += 1
             self._batch = None
             self.lost += 1
-            if hangs:
+            if hangs and batch is not None:
                 self._left_behind.append(self._thread)
+                batch.tickets[0].interrupt()
             if batch is not None:
                 self._queues.done(now, batch.work.decision.seconds)  # as expected: this teaches nothing about times
             self.start()
         tickets = [] if batch is None else batch.tickets
         what = f'hangs in a batch since {now - batch.started:.1f} s' if hangs and batch is not None else 'died'
         _log.error('the worker %s: another one takes over, %d requests are lost', what, len(tickets))
-        for ticket in tickets:
-            _fail(ticket, Refusal('worker_lost', f'the worker {what}, and was replaced: try again', 0.0))
+        fail(tickets, 'worker_lost', f'the worker {what}, and was replaced: try again', 0.0)
 
     def _loop(self, generation: int) -> None:
         while True:
@@ -210,6 +185,8 @@ class Worker:
             answer: np.ndarray | Exception
             try:
                 answer = batch.tickets[0].run([ticket.image for ticket in batch.tickets], _stitch(batch))
+            except Refusal as refusal:
+                answer = refusal
             except Exception as error:
                 _log.exception('stitch %d failed on a batch of %d', _stitch(batch), len(batch.tickets))
                 answer = error
@@ -220,6 +197,7 @@ class Worker:
                 computed = now - batch.started
                 self._queues.done(now, batch.work.decision.seconds if isinstance(answer, Exception) else computed)
                 self._batch = None
+                self.lost += isinstance(answer, Refusal)
             _give(batch, answer, computed, now)
 
     def _take(self, generation: int) -> _RunningBatch | None:
@@ -238,9 +216,9 @@ class Worker:
                     tickets = [self._tickets.pop(_id(request)) for request in work.decision.batch]
                     self._batch = _RunningBatch(work, tickets, self._clock())
                 batch = self._batch
-            for ticket in dropped:
+            if dropped:
                 message = 'batches took longer than expected, so this request can no longer be answered in time'
-                _fail(ticket, Refusal('given_up', message, self.seconds_of_work()))
+                fail(dropped, 'given_up', message, self.seconds_of_work())
             if batch is not None:
                 return batch
 
@@ -256,21 +234,17 @@ def _id(request: Request) -> int:
 
 
 def _give(batch: _RunningBatch, answer: np.ndarray | Exception, computed: float, now: float) -> None:
-    if isinstance(answer, Exception):
-        for ticket in batch.tickets:
-            _fail(ticket, Refusal('failed', 'the network failed on the batch of this request; the log says why'))
+    if isinstance(answer, Refusal):
+        fail(batch.tickets, answer.reason, str(answer), answer.retry_after)
         return
-    for ticket, logits in zip(batch.tickets, answer, strict=True):
-        waited = batch.started - ticket.admitted
-        _settle(ticket.future.set_result, ImageAnswer(logits, _stitch(batch), len(answer), waited, computed, now))
-
-
-def _fail(ticket: Ticket, refusal: Refusal) -> None:
-    _settle(ticket.future.set_exception, refusal)
-
-
-def _settle(set_value: Callable[[Any], None], value: Any) -> None:
-    try:
-        set_value(value)
-    except Exception:  # the client went away, and its future was cancelled
-        _log.debug('an answer found nobody waiting for it')
+    if isinstance(answer, Exception):
+        message = 'the network failed on the batch of this request; the log says why'
+        fail(batch.tickets, 'failed', message)
+        return
+    size, stitch = len(answer), _stitch(batch)
+    settle(
+        [
+            (t.delivery, (t.future, ImageAnswer(logits, stitch, size, batch.started - t.admitted, computed, now)))
+            for t, logits in zip(batch.tickets, answer, strict=True)
+        ]
+    )

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from snnet.serve.http.http_limits import HttpLimits
@@ -208,3 +209,27 @@ def test_the_openapi_description_holds_the_options_and_an_example(client):
     }
     assert json.dumps(described['responses']['200']).count('tabby cat') == 1
     assert {'413', '415', '422', '429', '500', '503'} <= set(described['responses'])
+
+
+def test_a_request_ages_from_the_moment_when_its_first_byte_was_there():
+    with client_of(plan=ServicePlan(deadline_ms=5000)) as client:
+        app, seconds = client.app, [0.0]
+
+        async def late(scope, receive, send):
+            scope['state'] = {'arrived': client.service.clock() - seconds[0]}
+            await app(scope, receive, send)
+
+        asking = TestClient(late)
+        for age, status in ((0.0, 200), (4.0, 200), (6.0, 429)):
+            seconds[0] = age
+            reply = asking.post('/v1/predict', content=npy(zeros()), headers=NPY)
+            assert reply.status_code == status
+            assert status != 200 or 1000 * age <= reply.json()['total_ms'] < 1000 * age + 4000
+
+
+def test_the_routes_that_compute_do_not_pass_fastapi(client, monkeypatch):
+    monkeypatch.setattr('fastapi.FastAPI.__call__', lambda *args: 1 / 0)
+    assert client.post('/v1/predict', content=npy(zeros()), headers=NPY).status_code == 200
+    assert client.post('/v2/models/tiny/infer', content=b'').status_code == 422
+    assert client.post('/v2/models/none/versions/1/infer', content=b'').status_code == 404
+    assert client.get('/healthz').status_code == 500

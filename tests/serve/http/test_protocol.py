@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
 
 from snnet.serve.http.http_limits import HttpLimits
+from snnet.serve.http.protocol import ArrivalClock
 from tests.helpers.served import live, picture
 
 
@@ -92,3 +95,37 @@ def test_what_is_not_http_is_refused_and_the_service_goes_on(address):
         connection.sendall(junk)
         assert not ended(connection).startswith(b'HTTP/1.1 2')
     assert urlopen('http://{}:{}/healthz'.format(*address)).status == 200
+
+
+@pytest.mark.parametrize('line', [b'X-Long: ' + b'a' * 400_000, b'X-Many: 1\r\n' * 40_000])
+def test_headers_without_end_are_cut_off_before_their_time_is_up(line):
+    with live(limits=HttpLimits(header_seconds=60)) as url:
+        address = urlsplit(url).hostname, urlsplit(url).port
+        connection = connect(address)
+        with suppress(OSError):  # it closes while this still sends
+            connection.sendall(b'GET /healthz HTTP/1.1\r\n' + line)
+        assert not ended(connection).startswith(b'HTTP/1.1 2')
+
+
+def test_the_rest_of_a_body_that_was_refused_is_no_header(address):
+    connection = connect(address)
+    head = b'POST /v1/predict?top=0 HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 300000\r\n\r\n'
+    connection.sendall(head + bytes(10))
+    assert b'HTTP/1.1 422' in connection.recv(65536)
+    connection.sendall(bytes(299_990) + b'GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
+    assert b'200 OK' in ended(connection)
+
+
+def test_requests_that_are_there_at_the_same_time_have_the_same_age():
+    times = iter(range(100))
+
+    async def turns() -> list[float]:
+        clock, loop, found = ArrivalClock(lambda: next(times)), asyncio.get_running_loop(), []
+        for _ in range(3):
+            loop.call_soon(lambda: found.append(clock.moment(loop)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        found.append(clock.moment(loop))
+        return found
+
+    assert asyncio.run(turns()) == [0, 0, 0, 1]

@@ -82,6 +82,48 @@ def test_a_worker_that_dies_is_replaced_and_its_requests_are_refused(worker):
     assert (worker.lost, worker.healthy) == (1, True)
 
 
+def test_a_process_that_ended_in_a_batch_counts_as_lost_and_refuses_that_batch_alone(worker):
+    def ends(images, stitch):
+        raise Refusal('worker_lost', 'the process ended', 0.0)
+
+    with pytest.raises(Refusal, match='the process ended') as caught:
+        ask(worker, ends)[0].result(10)
+    assert (caught.value.reason, caught.value.retry_after) == ('worker_lost', 0.0)
+    assert ask(worker)[0].result(10).stitch == 7
+    assert (worker.lost, worker.healthy) == (1, True)
+
+
+class Interruptible:
+    """Hangs until it is interrupted."""
+
+    def __init__(self) -> None:
+        self.begun, self.end = threading.Event(), threading.Event()
+
+    def __call__(self, images, stitch):
+        self.begun.set()
+        self.end.wait(30)
+        raise Refusal('worker_lost', 'interrupted')
+
+    def interrupt(self) -> None:
+        self.end.set()
+
+
+def test_a_batch_that_can_be_interrupted_leaves_no_thread_behind(worker):
+    run = Interruptible()
+    (future,) = ask(worker, run)
+    assert run.begun.wait(10)
+    assert worker.uses(run)
+    old = worker._thread
+    worker._clock.now += 2.1
+    worker.watch()
+    old.join(10)
+    assert not old.is_alive()
+    with pytest.raises(Refusal, match='hangs in a batch'):
+        future.result(10)
+    assert ask(worker)[0].result(10).stitch == 7
+    assert (worker.lost, worker.uses(run)) == (1, False)
+
+
 def hang(worker: Worker) -> tuple[Future, threading.Event]:
     """A request whose batch hangs until the event."""
     begun, end = threading.Event(), threading.Event()
