@@ -41,20 +41,21 @@ class ArrivalClock:
 class HeaderTimer:
     """Calls a function unless the headers of a request are there in time.
 
+    It keeps the function only while it runs, so that it does not tie a connection that has ended to itself.
+
     Args:
         loop: the event loop.
         seconds: how long they may take.
-        late: the function.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, late: Callable[[], None]) -> None:
-        self._loop, self._seconds, self._late = loop, seconds, late
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._loop, self._seconds = loop, seconds
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self) -> None:
+    def start(self, late: Callable[[], None]) -> None:
         """Starts it, unless it runs."""
         if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._over)
+            self._timer = self._loop.call_later(self._seconds, self._over, late)
 
     def stop(self) -> None:
         """Stops it."""
@@ -62,9 +63,9 @@ class HeaderTimer:
             self._timer.cancel()
             self._timer = None
 
-    def _over(self) -> None:
+    def _over(self, late: Callable[[], None]) -> None:
         self._timer = None
-        self._late()
+        late()
 
 
 def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
@@ -86,16 +87,16 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
             """Accepts a connection, or closes it at once where there are too many."""
             super().connection_made(transport)
             self._arrived, self._header = 0.0, -1  # bytes of the headers that are being read; -1 while none are
-            self._timer = HeaderTimer(self.loop, limits.header_seconds, self._give_up)
+            self._timer = HeaderTimer(self.loop, limits.header_seconds)
             if len(self.connections) > limits.max_connections:
                 transport.close()
             else:
-                self._timer.start()
+                self._timer.start(self._give_up)
 
         def data_received(self, data: bytes) -> None:
             """Hands data on; between two requests, the clock of the next headers starts with their first byte."""
             if self.cycle is None or self.cycle.response_complete:
-                self._timer.start()
+                self._timer.start(self._give_up)
             if self._header >= 0:
                 self._header += len(data)
             super().data_received(data)

@@ -120,6 +120,7 @@ def _start(service: Service, bound: socket.socket) -> None:
         service.start()
         gc.collect()
         gc.freeze()  # what is there by now stays, and looking at all of it takes longer than many a deadline
+        gc.collect()  # how often it looks at the rest depends on how much it saw last
         host, port = bound.getsockname()[:2]
         _log.info('ready: http://%s:%d', f'[{host}]' if ':' in host else host, port)
     except SnnetError:

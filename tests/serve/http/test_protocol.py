@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from contextlib import suppress
@@ -129,3 +130,23 @@ def test_requests_that_are_there_at_the_same_time_have_the_same_age():
         return found
 
     assert asyncio.run(turns()) == [0, 0, 0, 1]
+
+
+def test_a_connection_that_has_ended_is_freed_at_once(address):
+    def count() -> int:
+        return sum(type(found).__name__ == 'LimitedProtocol' for found in gc.get_objects())
+
+    gc.collect()
+    before = count()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert urlopen('http://{}:{}/healthz'.format(*address)).status == 200
+            connect(address).close()
+        for _ in range(1000):
+            if count() <= before:
+                break
+            time.sleep(0.005)
+        assert count() <= before
+    finally:
+        gc.enable()
