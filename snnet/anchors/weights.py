@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -255,6 +256,15 @@ def _explained(
         f'({type(error).__name__}); give a local file with {named.name}=FILE, or start without weights '
         f'(--no-pretrained)'
     )
+
+
+def network_of_file(path: Path) -> str:
+    """The name of a network with nearly all tensors of a file of weights; '' where none is found.
+
+    Raises:
+        NoWeights: the file cannot be read.
+    """
+    return nearest_network(read_weights(path, str(path), {}), '')
 
 
 def _misfit(named: NamedNetwork, message: str) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..anchors.anchor import Anchor
 from ..anchors.flops import PartFlops, part_flops
-from ..anchors.names import is_net_folder, split_names
+from ..anchors.names import is_net_folder, split_names, without_file
 from ..anchors.new_head import mark_new_head
 from ..anchors.weights import default_size, load_anchor
 from ..errors import CannotStitch, SnnetError
@@ -178,7 +178,7 @@ def _common_size(named: Sequence[str | Anchor]) -> int | None:
 def load_zoo(
     names: str | Sequence[str], *, pretrained: bool, num_classes: int | None = None, img_size: int | None = None
 ) -> dict[str, Anchor]:
-    """Networks by the full text that names them, so that several checkpoints of one architecture stay apart.
+    """Networks by their names. Where several checkpoints are of one architecture, each is called NAME=FILE in full.
 
     Args:
         names: in a list or separated by commas: NAME, NAME=FILE or FOLDER as for `create_stitchable_net`.
@@ -199,14 +199,15 @@ def load_zoo(
         raise SnnetError(f"'{twice}' is named twice: a zoo holds each network once")
     if img_size is None:
         img_size = _common_size(names)
+    short = [without_file(name) for name in names]
     zoo = {}
-    for name in names:
+    for name, own in zip(names, short, strict=True):
         if is_net_folder(name):
             anchor = load_folder(name, num_classes=num_classes, img_size=img_size)
         else:
             anchor = load_anchor(name, pretrained=pretrained, num_classes=num_classes, img_size=img_size, headless=True)
-        anchor.name = name
-        zoo[name] = anchor
+        anchor.name = own if short.count(own) == 1 else name
+        zoo[anchor.name] = anchor
     return zoo
 
 

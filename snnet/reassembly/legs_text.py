@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from ..anchors.anchor import Anchor
+from ..anchors.names import without_file
 from ..errors import CannotStitch, SnnetError
 from ..stitching.stitch import Leg
 from .line_table import module_names
@@ -58,6 +59,7 @@ def _match_leg(text: str) -> re.Match[str]:
 def _parse_leg(text: str, zoo: Mapping[str, Anchor]) -> Leg:
     match = _match_leg(text)
     name, ends = match['anchor'].strip(), (match['start'].strip(), match['stop'].strip())
+    name = name if name in zoo else without_file(name)  # a zoo calls networks by their files only to tell them apart
     if name not in zoo and any(end and not end.isdigit() for end in ends):
         raise CannotStitch(unknown_network(text, name, zoo))
     return Leg(name, *(_position(end, text, name, zoo) for end in ends))

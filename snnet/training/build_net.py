@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from ..anchors.anchor import Anchor
 from ..anchors.names import has_local_weights, is_whole_net, split_names
 from ..anchors.new_head import classifier_modules
+from ..anchors.weights import network_of_file
 from ..config.sections import option
 from ..data.datasets import count_classes
 from ..data.train_images import TrainDataSettings
@@ -136,6 +138,11 @@ def start_net(settings: NetSettings, classes: int | None) -> StitchableNet:
         return open_net(settings.from_, classes)
     except NoWeights as error:
         if os.path.isfile(settings.from_):
+            network = network_of_file(Path(settings.from_))
+            if network:
+                raise NoWeights(
+                    f'{settings.from_} holds weights of {network}: name it, as in --from {network}={settings.from_}'
+                ) from None
             raise NoWeights(
                 f'name the network that the weights in {settings.from_} belong to, as NAME={settings.from_}, unless '
                 f'it is a whole net ({error})'

@@ -319,6 +319,7 @@ def test_two_checkpoints_of_one_architecture_stay_apart(tmp_path):
         names.append(f'test_vit={tmp_path / f"{seed}.safetensors"}')
     anchors = load_zoo(names, pretrained=False, img_size=32)
     assert list(anchors) == names == [anchor.name for anchor in anchors.values()]
+    assert list(load_zoo(names[:1], pretrained=False, img_size=32)) == ['test_vit']
     net = reassemble([Leg(name, place, place + 1) for place, name in enumerate(names)], anchors).eval()
     net.save_pretrained(tmp_path / 'net')
     loaded = Reassembled.from_pretrained(tmp_path / 'net')

@@ -237,6 +237,12 @@ def test_a_file_of_a_single_network_asks_for_its_name(data, weights, tmp_path):
         train(settings_of(tmp_path / 'run', data, weights / 'ssl.pth', img_size=None))
 
 
+def test_a_file_of_a_network_that_is_found_says_which(data, tmp_path):
+    save_file(timm.create_model('deit_tiny_patch16_224').state_dict(), tmp_path / 'mine.safetensors')
+    with pytest.raises(NoWeights, match=r'holds weights of deit_tiny: name it, as in --from deit_tiny=.*mine\.saf'):
+        train(settings_of(tmp_path / 'run', data, tmp_path / 'mine.safetensors', img_size=None))
+
+
 def test_a_class_with_one_image_is_refused_by_name(data, weights, tmp_path):
     shutil.copytree(data, tmp_path / 'data')
     for path in sorted((tmp_path / 'data' / 'train' / 'color1').iterdir())[1:]:
