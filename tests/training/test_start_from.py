@@ -224,6 +224,22 @@ def test_starts_that_make_no_sense_are_refused(data, weights, tmp_path, options,
 
 
 @SLOW
+def test_networks_that_were_tuned_alone_are_stitched_and_keep_their_heads(data, weights, tmp_path, capsys):
+    folders = []
+    for start in named(weights).split(','):
+        run = tmp_path / start.partition('=')[0]
+        folders.append(train(settings_of(run, data, start, tune='all', teacher='none', lr=1e-3)))
+    capsys.readouterr()
+    folder = train(settings_of(tmp_path / 'run', data, ','.join(map(str, folders)), epochs=0))
+    assert capsys.readouterr().err.count('keeps its head') == 2
+    net = StitchableNet.from_pretrained(folder)
+    assert len(net.stitches) > 2
+    x = random_images(32)
+    for stitch, alone in enumerate(folders):
+        assert torch.equal(net(x, stitch=stitch), StitchableNet.from_pretrained(alone)(x))
+
+
+@SLOW
 def test_a_saved_net_has_decided_its_space(data, weights, tmp_path):
     create_stitchable_net(named(weights), pretrained=False, img_size=32).save_pretrained(tmp_path / 'net')
     with pytest.raises(SnnetError, match='has decided that already: leave --img-size out'):
