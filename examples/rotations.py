@@ -23,8 +23,8 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, res
 
 from snnet.cli.predict import find_images
 from snnet.utils.log import set_up_logging
-from snnet.utils.pictures import read_rgb
 from snnet.utils.progress import Progress
+from snnet.utils.read_rgb import read_rgb
 from snnet.utils.seeds import generator, seeded_libraries
 
 SEED, SHIFT = 0, 8
