@@ -30,6 +30,8 @@ fuzz: Any = import_module('tests.serve.http.test_fuzz')
 DEADLINE = 0.5
 RATE = 100.0
 SIZE = (3, 32, 32)
+START = 15.0
+"""Seconds that a worker gets to load its net: one that is killed before is not started again."""
 
 
 async def read_status(reader: asyncio.StreamReader) -> int:
@@ -117,8 +119,12 @@ async def kill_worker(server: Server, kills: int, seed: int) -> str:
     client, draw = Client(server.port, served.npy(np.zeros(SIZE, np.float32))), random.Random(seed)
     replies, recovered = list[Reply](), list[float]()
     for _ in range(kills):
-        while not (pids := server.children()):
+        end = time.perf_counter() + 60
+        while not (pids := server.children()) and time.perf_counter() < end:
             await asyncio.sleep(0.05)
+        if not pids:
+            raise SystemExit(f'after {len(recovered)} kills, no process computes: the last was killed as it started')
+        await asyncio.sleep(START)
         load = asyncio.create_task(under_load(client, 2.0))
         await asyncio.sleep(0.5 + draw.random())
         os.kill(pids[0], signal.SIGKILL)
