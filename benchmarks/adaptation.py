@@ -3,6 +3,7 @@
     python benchmarks/adaptation.py digits FOLDER           # the demo's anchors, or with --net its trained net
     python benchmarks/adaptation.py cifar SOURCE            # ResNet-20 and ResNet-56 on CIFAR-10
     python benchmarks/adaptation.py lite SOURCE WEIGHTS...  # EfficientNet-Lite on photographs
+    python benchmarks/adaptation.py mobilenet SOURCE        # the public MobileNetV1 0.25, 0.5 and 0.75 on photographs
 
 FOLDER is what examples/digits.py wrote, SOURCE holds the networks and sprites (see examples/cifar10_resnet.py) or the
 photographs (see examples/mobilenet_v1.py), and WEIGHTS are state dicts of tf_efficientnet_lite0, 1, ... (see
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,8 +32,11 @@ from snnet.utils.log import set_up_logging
 from snnet.utils.plugins import import_plugins
 
 ROOT = Path(__file__).parents[1]
-import_plugins([str(ROOT / 'benchmarks' / 'recalibration.py'), str(ROOT / 'examples' / 'digits.py')])
+import_plugins(
+    [str(ROOT / file) for file in ('benchmarks/recalibration.py', 'examples/digits.py', 'examples/mobilenet_v1.py')]
+)
 from digits import MEAN, SIZES, STD, load_digits  # noqa: E402
+from mobilenet_v1 import FILES, MULTIPLIERS  # type: ignore[import-not-found]  # noqa: E402
 from recalibration import (  # type: ignore[import-not-found]  # noqa: E402
     TEST_SPRITE,
     Labeled,
@@ -71,7 +76,6 @@ def cifar(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labele
 
 def lite(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
     """Half of the photographs to adapt, the other half to test; --swap exchanges them."""
-    images, labels = photographs(args.paths[0], args.size)
     anchors = []
     for weights in args.paths[1:]:
         state = torch.load(weights, map_location='cpu', weights_only=True)
@@ -79,6 +83,22 @@ def lite(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled
         model = timm.create_model(name)
         model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
         anchors.append(snnet.as_anchor(model.eval(), name.removeprefix('tf_'), input_size=(3, args.size, args.size)))
+    return halves(args, anchors)
+
+
+def mobilenet(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+    """As `lite`, with networks from the folder of the photographs."""
+    anchors = []
+    for name, file in zip(MULTIPLIERS, FILES, strict=True):
+        model = timm.create_model(name)
+        model.load_state_dict(load_file(args.paths[0] / f'mobilenet_v1_{file}_quant.safetensors'))
+        anchors.append(snnet.as_anchor(model.eval(), name, input_size=(3, args.size, args.size)))
+    return halves(args, anchors)
+
+
+def halves(args: argparse.Namespace, anchors: list[snnet.Anchor]) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+    """A net initialized on half of the photographs, that half, and the other half with its classes."""
+    images, labels = photographs(args.paths[0], args.size)
     net = snnet.create_stitchable_net(anchors, pretrained=False).eval()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     first, second = order[: len(order) // 2], order[len(order) // 2 :]
@@ -131,12 +151,12 @@ def summarize(net: snnet.StitchableNet, found: dict[int, Tensor], ids: list[int]
 def main() -> None:
     """Runs one family and prints a table."""
     parser = argparse.ArgumentParser(description='Measures what adapting stitches is worth.')
-    parser.add_argument('family', choices=('digits', 'cifar', 'lite'))
+    parser.add_argument('family', choices=('digits', 'cifar', 'lite', 'mobilenet'))
     parser.add_argument('paths', type=Path, nargs='+')
     parser.add_argument('--net', type=Path, help='digits: folder of a saved net')
     parser.add_argument('--anchors', default='cifar_resnet20,cifar_resnet56', help='cifar: names')
-    parser.add_argument('--size', type=int, default=192, help='lite: pixels')
-    parser.add_argument('--swap', action='store_true', help='lite: exchange the halves')
+    parser.add_argument('--size', type=int, default=192, help='photographs: pixels')
+    parser.add_argument('--swap', action='store_true', help='photographs: exchange the halves')
     parser.add_argument('--samples', type=int, default=4000, help='images to adapt with')
     parser.add_argument('--stitches', default='', help="ids, such as '3-9,24' (default: all)")
     parser.add_argument('--minutes', type=float, default=10.0)
@@ -151,7 +171,7 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     set_up_logging()
-    net, images, test = {'digits': digits, 'cifar': cifar, 'lite': lite}[args.family](args)
+    net, images, test = {'digits': digits, 'cifar': cifar, 'lite': lite, 'mobilenet': mobilenet}[args.family](args)
     anchors, chosen = list(range(len(net.anchors))), parse_ids(args.stitches, len(net.stitches))
     ids = [i for i in chosen if i not in anchors]
     plain, before = copy.deepcopy(net), measure(net, test, anchors + ids)
