@@ -68,6 +68,7 @@ def test_classes_and_confusion_are_those_of_the_answers(saved, tmp_path):
     assert StitchableNet.from_pretrained(folder).records[2].mean_per_class == pytest.approx(mean)
 
 
+@pytest.mark.slow  # seconds
 def test_the_confusion_of_a_stitch_that_was_evaluated_before_changes_no_result(saved, tmp_path):
     folder, data = saved
     evaluate(eval_settings(folder, **data, output=str(tmp_path)))

@@ -75,7 +75,7 @@ def joined():
         yield Boundary(4, grid, 'NLC', 2), Boundary(6, grid, 'NLC', 2)
 
 
-@pytest.mark.parametrize('rank', [0, 2])
+@pytest.mark.parametrize('rank', [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('boundaries', [*joined()], ids=str)
 def test_a_stitch_layer_has_the_gradient_of_a_matrix(boundaries, rank):
     layer = StitchLayer(*boundaries).double()

@@ -14,8 +14,8 @@ from tests.helpers.published_numbers import published_table
 
 DEIT, SWIN, RESNET = 'deit_tiny,deit_small,deit_base', 'swin_tiny,swin_small,swin_base', 'resnet18,resnet50'
 FILES = {DEIT: 'deit_ti_s_b', SWIN: 'swin_ti_s_b', RESNET: 'resnet18_resnet50'}
-
-
+swin = partial(pytest.param, SWIN, marks=pytest.mark.slow)
+"""A case with the family that takes five seconds to make."""
 MODELS: dict[str, snnet.Anchor] = {}
 NETS: dict[tuple[str, bool], snnet.StitchableNet] = {}
 
@@ -59,7 +59,7 @@ def anchors_of(net):
         (DEIT, {'window': 3, 'step': 3}, 75),
         (DEIT, {'window': 4, 'step': 4}, 99),
         (DEIT, {'nearest': False}, 732),
-        (SWIN, {}, 41),
+        swin({}, 41),
         (RESNET, {}, 10),
         ('resnet18,swin_tiny', {}, 8),
         ('levit_192,levit_256', {}, 8),
@@ -70,9 +70,7 @@ def test_the_number_of_stitches(names, options, count, official):
     assert len(snnet.list_stitches(anchors_of(family(names)), official=official, **options)) == count
 
 
-@pytest.mark.parametrize(
-    ('names', 'nearest'), [(DEIT, True), (DEIT, False), (SWIN, True), ('levit_192,levit_256', True)]
-)
+@pytest.mark.parametrize(('names', 'nearest'), [(DEIT, True), (DEIT, False), swin(True), ('levit_192,levit_256', True)])
 def test_the_number_of_stitches_is_the_same_in_both_directions(names, nearest):
     there, back = (
         snnet.list_stitches(anchors_of(family(names)), nearest=nearest, direction=direction)
@@ -99,12 +97,12 @@ def test_from_slow_to_fast_resnets_lose_the_three_joins_that_would_start_by_down
         (DEIT, 9, 4142569728, 19724008),
         (DEIT, 40, 16885106688, 82951528),
         (DEIT, 70, 6121909248, 29817448),
-        (SWIN, 0, 4509194496, 28288354),
-        (SWIN, 1, 8768534784, 49606258),
-        (SWIN, 2, 15467826176, 87768224),
-        (SWIN, 3, 8797436160, 49615570),
-        (SWIN, 9, 8442491136, 47977606),
-        (SWIN, 40, 9667129344, 63376422),
+        swin(0, 4509194496, 28288354),
+        swin(1, 8768534784, 49606258),
+        swin(2, 15467826176, 87768224),
+        swin(3, 8797436160, 49615570),
+        swin(9, 8442491136, 47977606),
+        swin(40, 9667129344, 63376422),
         (RESNET, 0, 1819065856, 11689512),
         (RESNET, 1, 4111512576, 25557032),
         (RESNET, 2, 3755463680, 25405992),
@@ -116,12 +114,12 @@ def test_published_flops_and_parameters(names, stitch, flops, params):
     assert (record.flops, record.params) == (flops, params)
 
 
-@pytest.mark.parametrize(('names', 'total'), [(DEIT, 118403448), (SWIN, 170009108), (RESNET, 37904976)])
+@pytest.mark.parametrize(('names', 'total'), [(DEIT, 118403448), swin(170009108), (RESNET, 37904976)])
 def test_published_size_of_the_whole_net(names, total):
     assert sum(p.numel() for p in family(names).parameters()) == total
 
 
-@pytest.mark.parametrize('names', FILES)
+@pytest.mark.parametrize('names', [DEIT, swin(), RESNET])
 def test_every_published_row(names):
     net, table = family(names), published_table(FILES[names])
     anchors = anchors_of(net)

@@ -71,6 +71,7 @@ def test_a_net_that_was_pushed_comes_back_under_its_id(hub, net):
     assert loaded.records == net.records
 
 
+@pytest.mark.slow  # seconds
 def test_what_was_fetched_once_loads_offline_and_is_not_fetched_again(hub, net, monkeypatch):
     net.push_to_hub('me/elastic', token='hf_x')
     first = locate('me/elastic')

@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 _FLOAT = 4
 START_SECONDS = 120.0
 """Longest time until a process has loaded its net."""
+TRIES = 5
+"""How often a process that ends while it loads its net is started."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,17 @@ class NetProcess:
         self._closed = False
 
     def start(self) -> None:
-        """Starts the process, and waits until it has loaded its net."""
+        """Starts the process, and waits until it has loaded its net; one that ends before that is tried again."""
+        for _ in range(TRIES):
+            if self._closed:
+                return
+            if self._try_start():
+                return
+            _log.warning('the process of %s ended while it loaded the net', self._served.name)
+        _log.error('%s computes in this process: another one did not start %d times', self._served.name, TRIES)
+
+    def _try_start(self) -> bool:
+        """Starts the process; whether no further try is needed."""
         memory = _shared_memory(_FLOAT * sum(int(np.prod(shape)) for shape in self._shapes))
         ours, theirs = Pipe()
         with memory, theirs:
@@ -72,24 +84,26 @@ class NetProcess:
             code = f'from {__name__} import main; main({given[0]}, {given[1]})'
             process = subprocess.Popen([sys.executable, '-c', code], pass_fds=given, stdin=subprocess.DEVNULL)
             view = mmap.mmap(memory.fileno(), 0)
-        if self._greets(ours):
+        loaded = self._loaded(ours)
+        if loaded == [self._served.net.fingerprint]:
             with self._lock:
                 if not self._closed:
                     images, self._logits = _arrays(view, self._shapes)
                     self._images, self._process, self._pipe = torch.from_numpy(images), process, ours
-                    return
-        else:
-            _log.error('%s computes in this process, because another one does not start', self._served.name)
+                    return True
+        elif loaded:
+            _log.error('%s computes in this process: its folder holds another net by now', self._served.name)
         process.kill()
         process.wait()
+        return bool(loaded)
 
-    def _greets(self, pipe: Connection[Any, Any]) -> bool:
-        """Whether the process has loaded the same weights."""
+    def _loaded(self, pipe: Connection[Any, Any]) -> list[str | None]:
+        """The fingerprint of the net that the process has loaded; nothing if it ended before, or took too long."""
         try:
             pipe.send((asdict(self._loading), self._shapes))
-            return pipe.poll(START_SECONDS) and pipe.recv() == self._served.net.fingerprint
+            return [pipe.recv()] if pipe.poll(START_SECONDS) else []
         except (EOFError, OSError):
-            return False
+            return []
 
     def __call__(self, images: Sequence[Tensor], stitch: int) -> np.ndarray:
         """Prepared images (C, H, W) to logits (N, classes), as float32.

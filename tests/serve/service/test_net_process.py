@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -72,6 +73,25 @@ def test_a_killed_process_loses_its_batch_alone_and_is_replaced(served, process)
     assert caught.value.reason == 'worker_lost'
     assert process(images(served, 1), 0).shape == (1, 5)  # at once, in this process
     assert pid_of(process) != killed
+
+
+def test_a_process_that_is_killed_while_it_loads_is_started_again(served, process, monkeypatch):
+    killed, popen = [pid_of(process)], subprocess.Popen
+
+    def killing(*args, **options):
+        started = popen(*args, **options)
+        if len(killed) < 3:
+            killed.append(started.pid)
+            started.kill()
+        return started
+
+    monkeypatch.setattr(subprocess, 'Popen', killing)
+    os.kill(killed[0], signal.SIGKILL)
+    with pytest.raises(Refusal, match='ended and is replaced'):
+        process(images(served, 1), 0)
+    assert pid_of(process) not in killed
+    assert len(killed) == 3
+    assert process(images(served, 1), 0).shape == (1, 5)
 
 
 def test_a_batch_that_hangs_can_be_ended(served, process):
