@@ -36,7 +36,7 @@ import_plugins(
     [str(ROOT / file) for file in ('benchmarks/recalibration.py', 'examples/digits.py', 'examples/mobilenet_v1.py')]
 )
 from digits import MEAN, SIZES, STD, load_digits  # noqa: E402
-from mobilenet_v1 import FILES, MULTIPLIERS  # type: ignore[import-not-found]  # noqa: E402
+from mobilenet_v1 import FILES, MULTIPLIERS  # noqa: E402
 from recalibration import (  # type: ignore[import-not-found]  # noqa: E402
     TEST_SPRITE,
     Labeled,
