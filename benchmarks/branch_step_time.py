@@ -1,6 +1,6 @@
 """What branches cost in training, and nothing after folding: ResNet-18 at 64 px, grown, folded and plain.
 
-    python benchmarks/reparam.py --pairs 7
+    python benchmarks/branch_step_time.py --pairs 7
 
 Prints the median ratio of times to those of the plain network in the same run: of a forward pass in eval mode with all
 seven branches and after folding, and of a training step with `observe` and `step` of a Grower that never acts.
