@@ -300,7 +300,7 @@ def test_a_traced_swin_is_the_adapters_swin():
     assert [(s.entry, list(s.blocks)) for s in ours.stages()] == [(s.entry, list(s.blocks)) for s in theirs.stages()]
 
 
-@pytest.mark.quick('mixer_b16_224-12')
+@pytest.mark.slow  # a second each
 @pytest.mark.parametrize(
     ('name', 'blocks'),
     [

@@ -317,6 +317,7 @@ def plain_search(found, asked):
     return best and (best[1], bool(known))
 
 
+@pytest.mark.slow  # a second
 @given(records, st.lists(limits, min_size=1, max_size=6))
 def test_a_chooser_answers_any_budgets_one_after_another_as_a_plain_search_does(found, many):
     chooser = Chooser(found)

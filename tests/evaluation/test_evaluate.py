@@ -265,6 +265,7 @@ class PretendRanks(Ranks):
         pass
 
 
+@pytest.mark.slow  # a second
 def test_ranks_share_the_images_and_count_none_twice(saved, tmp_path):
     settings = eval_settings(saved, output=str(tmp_path), batch_size=3, stitches='0')
     tmp_path.mkdir(exist_ok=True)

@@ -102,6 +102,7 @@ def _no_picture(*args):
     raise snnet.SnnetError('not drawn here')
 
 
+@pytest.mark.slow  # a second
 def test_pages_say_why_there_is_no_picture(tmp_path, capsys):
     net = snnet.create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=3, img_size=32)
     net.save_pretrained(tmp_path)

@@ -198,6 +198,7 @@ class Impossible(nn.Module):
         return 2 * x
 
 
+@pytest.mark.slow  # a second
 def test_a_block_that_cannot_be_compiled_runs_eagerly_with_one_warning():
     net = family_net('vit')
     blocks = net.anchor(0).model.blocks

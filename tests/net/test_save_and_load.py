@@ -302,6 +302,7 @@ def test_a_stop_anywhere_while_statistics_are_written_leaves_a_net_that_loads(re
     assert loaded.statistics is not None
 
 
+@pytest.mark.slow  # a second
 def test_a_net_without_statistics_leaves_none_of_an_earlier_one(tmp_path, recalibrated):
     recalibrated[0].save_pretrained(tmp_path)
     family_net('resnet').save_pretrained(tmp_path)

@@ -176,6 +176,7 @@ def test_no_set_of_given_cuts_is_left_empty_or_without_its_center():
     assert found.objective == 8
 
 
+@pytest.mark.slow_for('0-stage')
 @pytest.mark.quick('0-stage', '0-free')
 @pytest.mark.parametrize('sets', ['free', 'stage'])
 @pytest.mark.parametrize('seed', range(2))

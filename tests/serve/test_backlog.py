@@ -52,6 +52,7 @@ def stream(seed: int, count: int, rate: float, deadline: float, apart: bool, lea
     return found
 
 
+@pytest.mark.slow  # a second
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(0, 10**6),

@@ -143,6 +143,7 @@ requests = st.lists(
 ).map(lambda found: sorted(found))
 
 
+@pytest.mark.slow  # a second
 @settings(deadline=None, max_examples=200)
 @given(requests, st.sampled_from([0.0, 0.2]))
 def test_no_admitted_request_is_late_or_given_up_when_batches_take_what_the_tables_say(found, spread):

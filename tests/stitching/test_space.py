@@ -312,6 +312,7 @@ def test_the_front_stops_before_its_patch_merging_and_the_end_runs_its_own():
         assert end.start not in entries[1]
 
 
+@pytest.mark.slow  # a second
 def test_a_cnn_joins_a_transformer_on_equal_grids_only():
     for net in (shared_net('maps to windows'), shared_net('windows to maps')):
         assert len(net.stitches) > 2

@@ -127,6 +127,7 @@ def test_costs_are_those_of_the_merged_layers():
     assert snnet.measure_costs(net_with_updates()).records == three_vits().records
 
 
+@pytest.mark.slow  # a second
 def test_what_is_saved_or_extracted_is_merged_and_gives_the_same_output(tmp_path):
     net, x = net_with_updates(nearest=False), images(32)
     for row in range(len(net.anchors)):  # timm must be able to make the anchors again

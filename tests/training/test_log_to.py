@@ -67,6 +67,7 @@ def test_a_run_that_goes_on_keeps_its_id_and_drops_later_steps(tmp_path, wandb, 
     assert purged == [None, 5]
 
 
+@pytest.mark.slow  # a second
 def test_a_run_logs_what_it_writes_to_its_own_log(tmp_path, wandb):
     settings = train_settings(tmp_path / 'run', log_to=['wandb'], epochs=1, recalibrate=0)
     train(settings)

@@ -94,6 +94,7 @@ def test_the_schedule_warms_up_and_ends_low_for_both_rates(tmp_path):
     assert max(row['stitch_lr'] for row in rows) == pytest.approx(1e-2, rel=0.1)
 
 
+@pytest.mark.slow  # a second
 def test_no_epochs_means_initialization_alone(tmp_path):
     folder = train(train_settings(tmp_path / 'run', epochs=0))
     assert StitchableNet.from_pretrained(folder).stitch_layers[0].weight.abs().sum() > 0
