@@ -16,6 +16,7 @@ from snnet.net.shared_prefixes import all_logits
 from snnet.net.stitch_statistics import batch_norms
 from tests.helpers.crowd import in_threads
 from tests.helpers.families import _NETS, family_net, images
+from tests.helpers.on_demand import OnDemand
 
 CNNS = ('resnet', 'resnet kin', 'levit', 'regnet z', 'maps to windows')
 SAMPLES = images(64, 10, seed=3)
@@ -33,13 +34,14 @@ def all_equal(first, second):
 @pytest.fixture(scope='module')
 def nets():
     """Recalibrated nets, with their outputs before."""
-    found = {}
-    for name in CNNS:
+
+    def recalibrated(name):
         net = _NETS[name]()
         before = outputs(net)
         snnet.recalibrate(net, SAMPLES.split(4), samples=10, shares=[1])
-        found[name] = net, before
-    return found
+        return net, before
+
+    return OnDemand(recalibrated)
 
 
 @pytest.mark.quick('levit', 'maps to windows', 'regnet z')

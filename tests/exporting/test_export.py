@@ -22,6 +22,7 @@ from snnet.exporting.compare_with_eager import BATCHES
 from snnet.exporting.export import Exported, export
 from snnet.exporting.formats import FORMATS, Format
 from tests.helpers.families import build, family_net, images, shared_net, three_vits, vit
+from tests.helpers.on_demand import OnDemand
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
@@ -53,7 +54,7 @@ def three(tmp_path_factory) -> dict[str, Exported]:
     folder, net = tmp_path_factory.mktemp('three'), three_vits(nearest=False)
     last = len(net.stitches) - 1
     net.records[last] = replace(net.records[last], top1=71.25)
-    return {format: export(net, last, folder / 'made' / f'a.{format}') for format in FORMATS}
+    return OnDemand(lambda format: export(net, last, folder / 'made' / f'a.{format}'))
 
 
 @pytest.mark.slow  # seconds
@@ -95,6 +96,7 @@ def test_a_file_holds_its_own_parameters_alone_and_no_path_of_this_machine(three
     assert b'/snnet/' not in data
 
 
+@pytest.mark.quick('pt2')
 @pytest.mark.parametrize('format', FORMATS)
 def test_a_file_says_what_it_is(three, format):
     net, done = three_vits(nearest=False), three[format]
@@ -138,7 +140,7 @@ print([float(session.run(['logits'], {'images': np.ones((n, *size), np.float32)}
 """
 
 
-@pytest.mark.quick('onnx-code1')
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize(('format', 'code'), [('pt2', _PT2), ('onnx', _ONNX)])
 def test_a_file_runs_where_this_package_is_not(three, format, code):
     folder = three[format].path.parents[1]
@@ -148,6 +150,7 @@ def test_a_file_runs_where_this_package_is_not(three, format, code):
     assert json.loads(done.stdout) == pytest.approx([wanted, wanted], rel=1e-4), done.stderr
 
 
+@pytest.mark.slow  # seconds
 def test_an_onnx_file_names_its_input_output_and_batch(three):
     graph = onnx.load(three['onnx'].path).graph
     shapes = {

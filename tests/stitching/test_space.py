@@ -247,7 +247,10 @@ def test_two_ways_of_three_anchors_of_twelve_blocks(nearest, there, both):
     assert two_way[: len(one_way)] == one_way
 
 
-@pytest.mark.slow_for('True-regnet', 'True-regnet z', 'True-swin v2', 'True-levit of convolutions')
+COSTLY = ('regnet', 'regnet z', 'swin v2', 'levit of convolutions')
+
+
+@pytest.mark.slow_for(*(f'{nearest}-{family}' for nearest in (True, False) for family in COSTLY))
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('nearest', [True, False])
 def test_two_ways_are_both_ways_then_chains_that_return_and_run_no_module_twice(family, nearest):
