@@ -44,7 +44,7 @@ def nets():
     return OnDemand(recalibrated)
 
 
-@pytest.mark.quick('levit', 'maps to windows', 'regnet z')
+@pytest.mark.quick('levit', 'resnet')
 @pytest.mark.parametrize('name', CNNS)
 def test_every_batch_norm_of_every_stitch_sees_the_mean_and_variance_that_it_normalizes_with(nets, name):
     net, _ = nets[name]
@@ -66,6 +66,7 @@ def test_every_batch_norm_of_every_stitch_sees_the_mean_and_variance_that_it_nor
         hook.remove()
 
 
+@pytest.mark.quick('resnet', 'levit')
 @pytest.mark.parametrize('name', CNNS)
 def test_statistics_change_every_stitch_with_batch_norm(nets, name):
     net, before = nets[name]
@@ -73,7 +74,7 @@ def test_statistics_change_every_stitch_with_batch_norm(nets, name):
     assert same == ([1] if name == 'maps to windows' else [])  # the Swin alone
 
 
-@pytest.mark.slow_for('regnet z')
+@pytest.mark.quick('resnet', 'levit')
 @pytest.mark.parametrize('name', CNNS)
 def test_shared_parts_extracted_stitches_and_copies_give_the_same_bits(nets, name):
     net, _ = nets[name]

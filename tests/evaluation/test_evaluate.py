@@ -67,7 +67,9 @@ def test_shared_parts_run_once():
     assert [calls.count(module) for module in large] == [sum(start <= i for start in starts) for i in range(8)]
 
 
-@pytest.mark.slow_for('4-slow to fast', '7-slow to fast', '4-swin', '4-resnet')
+@pytest.mark.quick(
+    '4-vit of other depth', '4-three legs', '7-three legs', '10000-three legs', '7-resnet', '10000-official'
+)
 @pytest.mark.parametrize('name', ['vit of other depth', 'swin', 'resnet', 'three legs', 'official', 'slow to fast'])
 @pytest.mark.parametrize('suffix_batch', [4, 7, 10_000])
 def test_stitches_with_the_same_end_may_run_as_one_batch(name, suffix_batch):

@@ -72,6 +72,7 @@ def test_a_run_becomes_a_page_with_curves_tables_and_images(run, capsys):
     assert 'Loss of 60 logged steps' in text
 
 
+@pytest.mark.slow  # seconds
 def test_a_net_alone_becomes_a_page_without_images(run, tmp_path, capsys):
     out = tmp_path / 'page.html'
     assert main(['report', str(run / 'net'), '--out', str(out)]) == 0

@@ -222,6 +222,7 @@ def test_too_many_graphs_are_no_silent_fall_back(monkeypatch):
     assert net(images(32).double(), stitch=1).dtype == torch.float64
 
 
+@pytest.mark.slow  # a second
 def test_an_input_at_fault_says_what_it_says_without_compilation():
     block = snnet.compile_blocks(family_net('vit'), 'eager').anchor(0).line()[0]
     with warnings.catch_warnings():

@@ -28,7 +28,7 @@ def test_extract_works_after_a_forward_pass_with_autograd_on(name):
     assert torch.equal(net.extract(2)(x), expected)
 
 
-@pytest.mark.slow_for('levit', 'maps to windows')
+@pytest.mark.slow_for('levit', 'maps to windows', 'swin')
 @every_net
 def test_parameters_that_take_part_are_those_that_get_a_gradient(name):
     net = shared_net(name)

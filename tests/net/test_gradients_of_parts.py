@@ -77,7 +77,7 @@ def by_hand(net, stitch, x):
     return x
 
 
-@pytest.mark.slow_for('swin-False')
+@pytest.mark.slow_for('swin-False', 'resnet-False')
 @pytest.mark.parametrize(('name', 'training'), [('vit', True), ('swin', False), ('resnet', True), ('resnet', False)])
 def test_a_stitch_has_the_gradients_of_its_legs(name, training):
     net = shake(family_net(name).double(), 2).train(training)

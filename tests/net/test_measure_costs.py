@@ -13,7 +13,7 @@ from tests.helpers.families import every_net, images, shared_net
 PRODUCTS = {'conv', 'linear', 'matmul', 'addmm', 'bmm', 'mm', 'einsum', 'scaled_dot_product_attention'}
 
 
-@pytest.mark.slow_for('swin', 'levit')
+@pytest.mark.slow_for('swin', 'levit', 'maps to windows')
 @every_net
 def test_flops_summed_from_parts_equal_a_whole_trace_of_every_stitch(name):
     net = shared_net(name)
@@ -21,6 +21,7 @@ def test_flops_summed_from_parts_equal_a_whole_trace_of_every_stitch(name):
         assert record.flops == trace(net.extract(record.stitch), net.input_size).total()
 
 
+@pytest.mark.slow_for('levit', 'swin')
 @every_net
 def test_no_costly_operation_goes_uncounted(name):
     net = shared_net(name)

@@ -24,6 +24,7 @@ def a_stitch(net):
     return found[len(found) // 2]
 
 
+@pytest.mark.slow_for('maps to windows')
 @every_net
 def test_features_and_head_give_the_logits_of_the_net_and_of_what_is_cut_out(name):
     net = shared_net(name)

@@ -176,7 +176,7 @@ def test_prefix_tokens_stay_only_where_both_sides_have_as_many():
         network('cnn[:6] > deit[1:]', head='own')
 
 
-@pytest.mark.slow_for('maps to windows to tokens-published')
+@pytest.mark.slow_for('maps to windows to tokens-published', 'maps to windows to tokens-plain')
 @pytest.mark.parametrize('joins', ['published', 'plain'])
 @pytest.mark.parametrize('plan', PLANS)
 def test_every_leg_runs_on_the_grid_of_its_own_network_where_it_is_resampled(plan, joins):

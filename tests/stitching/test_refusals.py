@@ -114,6 +114,7 @@ def test_options_that_cannot_change_an_anchor_that_is_built_are_refused(options,
         create_stitchable_net([built], pretrained=False, **options)
 
 
+@pytest.mark.slow  # a second
 def test_anchors_of_other_types_and_compiled_networks_are_refused():
     half, compiled = vit().half(), torch.compile(vit())
     with pytest.raises(CannotStitch, match='differ in type of their weights: a float16, b float32; give their mod'):

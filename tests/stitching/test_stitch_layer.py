@@ -123,6 +123,7 @@ def test_parameters_that_take_part_include_the_update():
     assert {f'stitch_layers.{layer}.{name}' for name in ('down', 'up', 'bias')} <= names
 
 
+@pytest.mark.slow  # a second
 def test_costs_are_those_of_the_merged_layers():
     assert snnet.measure_costs(net_with_updates()).records == three_vits().records
 
