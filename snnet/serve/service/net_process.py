@@ -60,6 +60,7 @@ class NetProcess:
         self._most = served.choices.most
         self._shapes = (self._most, *served.input_size), (self._most, served.net.num_classes)
         self._process: subprocess.Popen[bytes] | None = None
+        self._loads: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -83,6 +84,7 @@ class NetProcess:
             given = (theirs.fileno(), memory.fileno())
             code = f'from {__name__} import main; main({given[0]}, {given[1]})'
             process = subprocess.Popen([sys.executable, '-c', code], pass_fds=given, stdin=subprocess.DEVNULL)
+            self._loads = process
             view = mmap.mmap(memory.fileno(), 0)
         loaded = self._loaded(ours)
         if loaded == [self._served.net.fingerprint]:
@@ -136,6 +138,8 @@ class NetProcess:
         """Ends the process."""
         with self._lock:
             self._closed = True
+        if self._loads is not None:
+            self._loads.kill()
         self.interrupt()
         if self._process is not None:
             self._process.wait()

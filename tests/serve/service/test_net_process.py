@@ -130,3 +130,18 @@ def test_other_weights_in_the_folder_are_noticed(served, caplog):
     assert other._pipe is None
     assert 'computes in this process' in caplog.text
     assert other(images(served, 1), 0).shape == (1, 5)
+
+
+def test_closing_ends_a_process_that_still_loads(served, monkeypatch):
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, 'Popen', lambda *a, **options: started.append(popen(*a, **options)) or started[-1])
+    process = NetProcess(served, Loading('net', str(served.folder), 'float32', False, 1, 1, ()))
+    starting = threading.Thread(target=process.start)
+    starting.start()
+    while not started:
+        time.sleep(0.01)
+    process.close()
+    starting.join(20)
+    assert not starting.is_alive()
+    assert [one.poll() for one in started] == [-signal.SIGKILL]
+    assert process._pipe is None
