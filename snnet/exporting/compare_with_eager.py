@@ -16,6 +16,7 @@ TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 3e-2, torc
 
 
 def batch_sizes(prepared: PreparedStitch) -> tuple[int, ...]:
+    """The batches on which a file is compared: of the only size that it accepts, or of a few sizes."""
     return (prepared.batch,) if prepared.batch else BATCHES
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .stitch_choices import STEP
 
-_FACTOR = 4.0
+MOST_FACTOR = 4.0
 """Largest correction in either direction; larger ones are clipped."""
 _OUTLIER = math.log(2)
 """Log-deviations of single batches are clipped to this."""
@@ -57,7 +57,7 @@ class Timing(NamedTuple):
         if abs(surprise) < _EXACT and self.variance == 0:
             return self
         surprise = max(-_OUTLIER, min(_OUTLIER, surprise))
-        bound = math.log(_FACTOR)
+        bound = math.log(MOST_FACTOR)
         common = max(-bound, min(bound, self.common + _COMMON * surprise))
         mine = max(-bound, min(bound, self.own[choice] + _OWN * surprise))
         own = (*self.own[:choice], mine, *self.own[choice + 1 :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class Question:
         tau: temperature of a soft answer.
 
     Raises:
-        SnnetError: another kind, a negative topk, or a tau that is not positive.
+        SnnetError: another kind, a negative topk, or a tau that is not positive and finite.
     """
 
     kind: str = 'hard'
@@ -51,8 +52,7 @@ class Question:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise SnnetError(f"distillation is {' or '.join(KINDS)}, not '{self.kind}'")
-        if self.tau <= 0:
-            raise SnnetError(f'distillation needs a temperature above 0, not tau={self.tau}')
+        check_temperature(self.tau)
         if self.topk < 0:
             raise SnnetError(f'distill_topk is a number of classes, or 0 for all, not {self.topk}')
 
@@ -70,6 +70,16 @@ class Question:
             classes = shares.topk(kept, dim=1).indices
             shares = grouped(shares, classes)
         return Answer(classes, shares.clamp(min=torch.finfo(torch.float16).min).half())
+
+
+def check_temperature(tau: float) -> None:
+    """Refuses a temperature of soft answers that is not positive and finite.
+
+    Raises:
+        SnnetError: it is not.
+    """
+    if not 0 < tau < math.inf:
+        raise SnnetError(f'distillation needs a temperature above 0, but got tau={tau}')
 
 
 def log_shares(logits: Tensor, tau: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 
 from ..config.sections import option
 from ..errors import SnnetError
-from .answer import Answer, Question, grouped, log_shares
+from .answer import Answer, Question, check_temperature, grouped, log_shares
 
 
 @dataclass
@@ -55,8 +54,7 @@ class DistillationLoss(nn.Module):
         super().__init__()
         if not 0 <= alpha <= 1:
             raise SnnetError(f'distillation needs 0 <= alpha <= 1, but got alpha={alpha}')
-        if not 0 < tau < math.inf:
-            raise SnnetError(f'distillation needs a temperature above 0, but got tau={tau}')
+        check_temperature(tau)
         self.base, self.alpha, self.tau = base, alpha, tau
 
     def forward(self, logits: Tensor, targets: Tensor, answer: Answer | None = None) -> Tensor:

@@ -4,6 +4,7 @@ import copy
 import io
 import threading
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from snnet.net.shared_prefixes import all_logits
 from snnet.net.stitch_statistics import batch_norms
 from tests.helpers.crowd import in_threads
 from tests.helpers.families import _NETS, family_net, images
-from tests.helpers.on_demand import OnDemand
 
 CNNS = ('resnet', 'resnet kin', 'levit', 'regnet z', 'maps to windows')
 SAMPLES = images(64, 10, seed=3)
@@ -33,21 +33,22 @@ def all_equal(first, second):
 
 @pytest.fixture(scope='module')
 def nets():
-    """Recalibrated nets, with their outputs before."""
+    """Recalibrated nets by name, with their outputs before, made when first asked for."""
 
+    @cache
     def recalibrated(name):
         net = _NETS[name]()
         before = outputs(net)
         snnet.recalibrate(net, SAMPLES.split(4), samples=10, shares=[1])
         return net, before
 
-    return OnDemand(recalibrated)
+    return recalibrated
 
 
 @pytest.mark.quick('levit', 'resnet')
 @pytest.mark.parametrize('name', CNNS)
 def test_every_batch_norm_of_every_stitch_sees_the_mean_and_variance_that_it_normalizes_with(nets, name):
-    net, _ = nets[name]
+    net, _ = nets(name)
     seen = {}
     norms = batch_norms(net)
     hooks = [
@@ -69,7 +70,7 @@ def test_every_batch_norm_of_every_stitch_sees_the_mean_and_variance_that_it_nor
 @pytest.mark.quick('resnet', 'levit')
 @pytest.mark.parametrize('name', CNNS)
 def test_statistics_change_every_stitch_with_batch_norm(nets, name):
-    net, before = nets[name]
+    net, before = nets(name)
     same = [i for i, (a, b) in enumerate(zip(before, outputs(net), strict=True)) if torch.allclose(a, b, atol=1e-3)]
     assert same == ([1] if name == 'maps to windows' else [])  # the Swin alone
 
@@ -77,7 +78,7 @@ def test_statistics_change_every_stitch_with_batch_norm(nets, name):
 @pytest.mark.quick('resnet', 'levit')
 @pytest.mark.parametrize('name', CNNS)
 def test_shared_parts_extracted_stitches_and_copies_give_the_same_bits(nets, name):
-    net, _ = nets[name]
+    net, _ = nets(name)
     expected = outputs(net)
     ids = range(len(net.stitches))
     for suffix_batch in (0, 100):
@@ -90,7 +91,7 @@ def test_shared_parts_extracted_stitches_and_copies_give_the_same_bits(nets, nam
 
 
 def test_an_extracted_stitch_holds_ordinary_batch_norms_with_its_statistics(nets):
-    net, _ = nets['resnet']
+    net, _ = nets('resnet')
     module = net.extract(3)
     kinds = Counter(type(m) for m in module.modules() if isinstance(m, nn.BatchNorm2d))
     assert set(kinds) == {nn.BatchNorm2d}
@@ -102,7 +103,7 @@ def test_an_extracted_stitch_holds_ordinary_batch_norms_with_its_statistics(nets
 
 @pytest.mark.slow  # seconds
 def test_the_split_into_batches_and_over_ranks_changes_nothing_but_rounding(nets):
-    expected = nets['resnet'][0].statistics.values
+    expected = nets('resnet')[0].statistics.values
     whole = _NETS['resnet']()
     snnet.recalibrate(whole, [(SAMPLES, torch.zeros(10))], samples=10, shares=[1])
     barrier, shares, failed = threading.Barrier(2, timeout=60), [None, None], []
@@ -142,7 +143,7 @@ def test_a_rank_without_images_ends_all_of_them(nets):
 
 
 def test_a_place_that_stitches_share_is_measured_once(nets):
-    net, _ = nets['resnet']
+    net, _ = nets('resnet')
     by_name = Counter(place.split('.', 2)[2] for place in net.statistics.values)
     front = [count for name, count in by_name.items() if name.startswith('anchors.0.')]
     assert set(front) == {1}, 'all fronts are the beginning of one anchor'
@@ -154,9 +155,9 @@ def test_a_place_that_stitches_share_is_measured_once(nets):
 
 
 def test_some_stitches_only(nets):
-    net, everything = _NETS['resnet'](), nets['resnet'][0]
+    net, everything = _NETS['resnet'](), nets('resnet')[0]
     snnet.recalibrate(net, SAMPLES.split(4), samples=10, stitches=[4, 0, 4], shares=[1])
-    expected, before = outputs(everything), nets['resnet'][1]
+    expected, before = outputs(everything), nets('resnet')[1]
     mixed = [expected[i] if i in (0, 4) else before[i] for i in range(len(expected))]
     for suffix_batch in (0, 100):
         with torch.no_grad():
@@ -167,7 +168,7 @@ def test_some_stitches_only(nets):
 
 @pytest.mark.slow  # seconds
 def test_sixteen_threads_with_different_stitches_get_what_one_thread_gets(nets):
-    net, _ = nets['resnet']
+    net, _ = nets('resnet')
     expected = outputs(net)
 
     def work(offset):
@@ -212,12 +213,12 @@ def step(net):
 
 @pytest.mark.parametrize('change', [train_mode, load, load_a_block, initialize, step, bypass_the_counters])
 def test_statistics_are_never_used_with_other_weights(nets, tmp_path, change, caplog):
-    net = copy.deepcopy(nets['resnet'][0])
+    net = copy.deepcopy(nets('resnet')[0])
     assert net.statistics is not None
     change(net)
     net.eval()
     assert net.statistics is None
-    plain = copy.deepcopy(nets['resnet'][0])
+    plain = copy.deepcopy(nets('resnet')[0])
     plain.set_statistics(None)
     plain.load_state_dict(net.state_dict())
     assert all_equal(outputs(net, [0, 4]), outputs(plain, [0, 4]))
@@ -229,14 +230,14 @@ def test_statistics_are_never_used_with_other_weights(nets, tmp_path, change, ca
 
 
 def test_a_copy_of_a_net_whose_weights_have_changed_has_no_statistics(nets):
-    net = copy.deepcopy(nets['resnet'][0])
+    net = copy.deepcopy(nets('resnet')[0])
     with torch.no_grad():
         net.layer(0).bias.add_(1)
     assert copy.deepcopy(net).statistics is None
 
 
 def test_parameters_and_buffers_keep_their_names_and_the_anchors_own_statistics(nets):
-    net, plain = nets['resnet'][0], _NETS['resnet']()
+    net, plain = nets('resnet')[0], _NETS['resnet']()
     state = net.state_dict()
     assert list(state)[: len(plain.state_dict())] == list(plain.state_dict())
     assert all(name.startswith('statistics.') for name in list(state)[len(plain.state_dict()) :])
@@ -246,21 +247,21 @@ def test_parameters_and_buffers_keep_their_names_and_the_anchors_own_statistics(
 
 
 def test_statistics_move_with_the_net(nets):
-    net = copy.deepcopy(nets['resnet'][0]).double()
+    net = copy.deepcopy(nets('resnet')[0]).double()
     assert {value.dtype for value in net.statistics.values.values()} == {torch.float64}
     with torch.no_grad():
-        torch.testing.assert_close(net(SAMPLES.double(), stitch=4).float(), nets['resnet'][0](SAMPLES, stitch=4))
+        torch.testing.assert_close(net(SAMPLES.double(), stitch=4).float(), nets('resnet')[0](SAMPLES, stitch=4))
 
 
 def test_a_net_with_statistics_can_be_pickled(nets):
     file = io.BytesIO()
-    torch.save(nets['resnet'][0], file)
+    torch.save(nets('resnet')[0], file)
     file.seek(0)
-    assert all_equal(outputs(torch.load(file, weights_only=False), [4]), outputs(nets['resnet'][0], [4]))
+    assert all_equal(outputs(torch.load(file, weights_only=False), [4]), outputs(nets('resnet')[0], [4]))
 
 
 def test_gradients_flow_in_eval_mode_and_training_afterwards_updates_the_anchors_own_statistics(nets):
-    net = copy.deepcopy(nets['resnet'][0])
+    net = copy.deepcopy(nets('resnet')[0])
     net(SAMPLES, stitch=4).sum().backward()
     assert {key for key, p in net.named_parameters() if p.grad is not None} == net.parameter_names(4)
     norm = net.train().anchor(0).model.bn1
@@ -270,11 +271,11 @@ def test_gradients_flow_in_eval_mode_and_training_afterwards_updates_the_anchors
 
 
 def test_recalibrating_again_starts_from_the_weights_alone(nets):
-    net = copy.deepcopy(nets['resnet'][0])
+    net = copy.deepcopy(nets('resnet')[0])
     told = []
     tell = lambda images, total: told.append((images, total))  # noqa: E731
     snnet.recalibrate(net, SAMPLES.split(4), samples=10, shares=[1], progress=tell)
-    assert net.statistics.digest() == nets['resnet'][0].statistics.digest()
+    assert net.statistics.digest() == nets('resnet')[0].statistics.digest()
     assert {total for _, total in told} == {sum(images for images, _ in told)}
 
 
@@ -303,7 +304,7 @@ def test_what_cannot_be_recalibrated_is_refused_in_one_sentence(caplog):
 
 @pytest.mark.slow  # seconds
 def test_compiled_blocks_follow_the_statistics_of_the_stitch(nets):
-    net = copy.deepcopy(nets['resnet'][0])
+    net = copy.deepcopy(nets('resnet')[0])
     ids = [1, 3, 5, 6]  # all end in the same block
     expected = outputs(net, ids)
     net.anchor(1).line()[-1].compile(backend='eager')

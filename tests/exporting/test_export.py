@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from snnet.exporting.compare_with_eager import BATCHES
 from snnet.exporting.export import Exported, export
 from snnet.exporting.formats import FORMATS, Format
 from tests.helpers.families import build, family_net, images, shared_net, three_vits, vit
-from tests.helpers.on_demand import OnDemand
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
@@ -49,12 +48,12 @@ def logits(net: snnet.StitchableNet, stitch: int, x: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope='module')
-def three(tmp_path_factory) -> dict[str, Exported]:
-    """A stitch of three legs in both formats, with an accuracy."""
+def three(tmp_path_factory) -> Callable[[str], Exported]:
+    """A stitch of three legs with an accuracy, by format, made when first asked for."""
     folder, net = tmp_path_factory.mktemp('three'), three_vits(nearest=False)
     last = len(net.stitches) - 1
     net.records[last] = replace(net.records[last], top1=71.25)
-    return OnDemand(lambda format: export(net, last, folder / 'made' / f'a.{format}'))
+    return cache(lambda format: export(net, last, folder / 'made' / f'a.{format}'))
 
 
 @pytest.mark.slow  # seconds
@@ -82,7 +81,7 @@ def test_a_file_gives_the_logits_of_its_stitch_on_any_batch_size(name, format, t
 @pytest.mark.slow  # seconds
 @pytest.mark.parametrize('format', FORMATS)
 def test_a_file_holds_its_own_parameters_alone_and_no_path_of_this_machine(three, format):
-    path, params = three[format].path, three[format].metadata['params']
+    path, params = three(format).path, three(format).metadata['params']
     if format == 'pt2':
         held = sum(p.numel() for p in torch.export.load(path).parameters())
         assert held == params
@@ -99,7 +98,7 @@ def test_a_file_holds_its_own_parameters_alone_and_no_path_of_this_machine(three
 @pytest.mark.quick('pt2')
 @pytest.mark.parametrize('format', FORMATS)
 def test_a_file_says_what_it_is(three, format):
-    net, done = three_vits(nearest=False), three[format]
+    net, done = three_vits(nearest=False), three(format)
     record = net.records[-1]
     assert metadata(done.path) == {
         'snnet': snnet.__version__,
@@ -143,7 +142,7 @@ print([float(session.run(['logits'], {'images': np.ones((n, *size), np.float32)}
 @pytest.mark.slow  # seconds
 @pytest.mark.parametrize(('format', 'code'), [('pt2', _PT2), ('onnx', _ONNX)])
 def test_a_file_runs_where_this_package_is_not(three, format, code):
-    folder = three[format].path.parents[1]
+    folder = three(format).path.parents[1]
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=folder, capture_output=True, timeout=120)
     net = three_vits(nearest=False)
     wanted = logits(net, len(net.stitches) - 1, torch.ones(1, 3, 32, 32)).sum().item()
@@ -152,7 +151,7 @@ def test_a_file_runs_where_this_package_is_not(three, format, code):
 
 @pytest.mark.slow  # seconds
 def test_an_onnx_file_names_its_input_output_and_batch(three):
-    graph = onnx.load(three['onnx'].path).graph
+    graph = onnx.load(three('onnx').path).graph
     shapes = {
         value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)

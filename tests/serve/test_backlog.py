@@ -89,21 +89,26 @@ def test_a_long_queue_answers_as_many_as_the_straightforward_way(load, apart, le
     assert sum(ours) >= 0.99 * sum(before)
 
 
-@settings(deadline=None, max_examples=100)
-@given(st.integers(0, 10**6), st.integers(1, 200), st.floats(0.8, 1.5), st.sampled_from([(0,), (3,), (0, 0, 0, 0, 2)]))
-def test_what_is_said_to_be_in_time_is(seed, count, looseness, kinds):
-    """Whatever full batches show, the programme that looks at every batch finds too."""
+def drawn(seed, count, looseness, kinds):
+    """A backlog, and its latest starts by the programme that looks at every batch."""
     draws, choices = random.Random(seed), family(5)
     deadlines = tuple(sorted(looseness * draws.uniform(0, 1.2 * count) + 3 for _ in range(count)))
     floors = tuple(draws.choice(kinds) for _ in range(count))
     found = Backlog(choices, deadlines, floors, 0.0, 1.0)
-    exact = schedule.latest_starts(choices.fast, found.slack(), floors)
+    return found, schedule.latest_starts(choices.fast, found.slack(), floors)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 10**6), st.integers(1, 200), st.floats(0.8, 1.5), st.sampled_from([(0,), (3,), (0, 0, 0, 0, 2)]))
+def test_what_is_said_to_be_in_time_is(seed, count, looseness, kinds):
+    """Whatever full batches show, the programme that looks at every batch finds too."""
+    found, exact = drawn(seed, count, looseness, kinds)
     if found.can_start():
         assert exact[0] >= 0
     elif found.is_short():
         assert exact[0] < 0
     assert all(
-        ours <= best + 1e-6 for ours, best in zip(found.latest_starts(), exact[: choices.most + 1], strict=False)
+        ours <= best + 1e-6 for ours, best in zip(found.latest_starts(), exact[: found.choices.most + 1], strict=False)
     )
 
 
@@ -169,15 +174,11 @@ def test_a_long_queue_that_cannot_be_answered_drops_hardly_more_than_the_straigh
     st.integers(0, 10**6), st.integers(81, 200), st.floats(0.3, 1.2), st.sampled_from([(0,), (0, 0, 0, 2), range(5)])
 )
 def test_what_a_long_queue_keeps_is_in_time_and_what_is_late_for_certain_is_late(seed, count, looseness, kinds):
-    draws, choices = random.Random(seed), family(5)
-    deadlines = tuple(sorted(looseness * draws.uniform(0, 1.2 * count) + 3 for _ in range(count)))
-    floors = tuple(draws.choice(kinds) for _ in range(count))
-    found = Backlog(choices, deadlines, floors, 0.0, 1.0)
-    exact = schedule.latest_starts(choices.fast, found.slack(), floors)
+    found, exact = drawn(seed, count, looseness, kinds)
     assert not found._is_late() or exact[0] < 0
     lost, starts = found.without_lost(found.starts())
     kept = [i for i in range(count) if i not in lost]
     slack = found.slack()
-    best = schedule.latest_starts(choices.fast, [slack[i] for i in kept], [floors[i] for i in kept])
+    best = schedule.latest_starts(found.choices.fast, [slack[i] for i in kept], [found.floors[i] for i in kept])
     assert best[0] + 1e-6 >= starts[0] >= 0
     assert all(ours <= there + 1e-6 for ours, there in zip(starts, best, strict=False))

@@ -110,7 +110,12 @@ def test_the_answer_is_compact_and_under_autocast_the_same_kind():
 
 @pytest.mark.parametrize(
     ('question', 'hint'),
-    [({'kind': 'firm'}, 'hard or soft'), ({'tau': 0.0}, 'above 0'), ({'topk': -1}, 'number of classes.*not -1')],
+    [
+        ({'kind': 'firm'}, 'hard or soft'),
+        ({'tau': 0.0}, 'above 0'),
+        ({'tau': float('nan')}, 'above 0'),
+        ({'topk': -1}, 'number of classes.*not -1'),
+    ],
 )
 def test_a_question_that_makes_no_sense_is_refused(question, hint):
     with pytest.raises(SnnetError, match=hint):

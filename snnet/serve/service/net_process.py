@@ -60,7 +60,6 @@ class NetProcess:
         self._most = served.choices.most
         self._shapes = (self._most, *served.input_size), (self._most, served.net.num_classes)
         self._process: subprocess.Popen[bytes] | None = None
-        self._loads: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -83,20 +82,18 @@ class NetProcess:
             os.set_inheritable(theirs.fileno(), True)
             given = (theirs.fileno(), memory.fileno())
             code = f'from {__name__} import main; main({given[0]}, {given[1]})'
-            process = subprocess.Popen([sys.executable, '-c', code], pass_fds=given, stdin=subprocess.DEVNULL)
-            self._loads = process
+            self._process = subprocess.Popen([sys.executable, '-c', code], pass_fds=given, stdin=subprocess.DEVNULL)
             view = mmap.mmap(memory.fileno(), 0)
         loaded = self._loaded(ours)
         if loaded == [self._served.net.fingerprint]:
             with self._lock:
                 if not self._closed:
                     images, self._logits = _arrays(view, self._shapes)
-                    self._images, self._process, self._pipe = torch.from_numpy(images), process, ours
+                    self._images, self._pipe = torch.from_numpy(images), ours
                     return True
         elif loaded:
             _log.error('%s computes in this process: its folder holds another net by now', self._served.name)
-        process.kill()
-        process.wait()
+        self._end()
         return bool(loaded)
 
     def _loaded(self, pipe: Connection[Any, Any]) -> list[str | None]:
@@ -130,29 +127,27 @@ class NetProcess:
     def interrupt(self) -> None:
         """Ends a batch that hangs: its call raises, and another process starts."""
         with self._lock:
-            self._pipe = None
-            if self._process is not None:
+            if self._pipe is not None and self._process is not None:  # not one that still loads
+                self._pipe = None
                 self._process.kill()
 
     def close(self) -> None:
         """Ends the process."""
         with self._lock:
-            self._closed = True
-        if self._loads is not None:
-            self._loads.kill()
-        self.interrupt()
+            self._closed, self._pipe = True, None
+        self._end()
+
+    def _end(self) -> None:
         if self._process is not None:
+            self._process.kill()
             self._process.wait()
 
     def _replace(self) -> None:
         """Starts another process; until it is there, this one computes."""
         with self._lock:
-            process, self._pipe, self._process = self._process, None, None
-            closed = self._closed
-        if process is not None:
-            process.kill()
-            process.wait()
-        if not closed:
+            self._pipe = None
+        self._end()
+        if not self._closed:
             _log.error('the process of %s ended: another one starts', self._served.name)
             threading.Thread(target=self.start, name='snnet process', daemon=True).start()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import SnnetError
 from ..stitch_choices import Choices
+from ..time_correction import MOST_FACTOR
 from .delivery import TO_THREADS, Delivery
 from .demand import Demand
 from .measure_tables import measure_tables, tables_here
@@ -139,7 +140,7 @@ class Service:
             Refusal: not even the fastest stitch would answer in time.
         """
         self.check_open()
-        least = served.choices.fast[0][1] / 4  # the most that measured times correct the tables by
+        least = served.choices.fast[0][1] / MOST_FACTOR
         if arrived + demand.deadline_ms / 1000 - reserve - self.clock() < least:
             raise self._late(demand, served.choices)
 

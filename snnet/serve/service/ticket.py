@@ -72,7 +72,9 @@ class Ticket:
 
     def interrupt(self) -> None:
         """Ends a batch that hangs, where that is possible."""
-        getattr(self.run, 'interrupt', bool)()
+        interrupt = getattr(self.run, 'interrupt', None)  # an `Apart` has it
+        if interrupt is not None:
+            interrupt()
 
 
 def fail(tickets: Sequence[Ticket], reason: Reason, message: str, retry_after: float | None = None) -> None:
