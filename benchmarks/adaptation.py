@@ -4,6 +4,7 @@
     python benchmarks/adaptation.py cifar SOURCE            # ResNet-20 and ResNet-56 on CIFAR-10
     python benchmarks/adaptation.py lite SOURCE WEIGHTS...  # EfficientNet-Lite on photographs
     python benchmarks/adaptation.py mobilenet SOURCE        # the public MobileNetV1 0.25, 0.5 and 0.75 on photographs
+    python benchmarks/adaptation.py vit SOURCE FOLDER       # the transformers of examples/cifar10_family.py, in FOLDER
 
 FOLDER is what examples/digits.py wrote, SOURCE holds the networks and sprites (see examples/cifar10_resnet.py) or the
 photographs (see examples/mobilenet_v1.py), and WEIGHTS are state dicts of tf_efficientnet_lite0, 1, ... (see
@@ -33,8 +34,10 @@ from snnet.utils.plugins import import_plugins
 
 ROOT = Path(__file__).parents[1]
 import_plugins(
-    [str(ROOT / file) for file in ('benchmarks/recalibration.py', 'examples/digits.py', 'examples/mobilenet_v1.py')]
+    [str(ROOT / 'benchmarks' / 'recalibration.py')]
+    + [str(ROOT / 'examples' / f'{name}.py') for name in ('cifar10_family', 'digits', 'mobilenet_v1')]
 )
+from cifar10_family import TRAIN, VALIDATION, load  # noqa: E402
 from digits import MEAN, SIZES, STD, load_digits  # noqa: E402
 from mobilenet_v1 import FILES, MULTIPLIERS  # noqa: E402
 from recalibration import (  # type: ignore[import-not-found]  # noqa: E402
@@ -61,17 +64,28 @@ def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Label
         net = snnet.StitchableNet.from_pretrained(args.net)
     else:
         names = ','.join(f'{name}={args.paths[0]}/{name}.safetensors' for name in SIZES)
-        net = snnet.create_stitchable_net(names, pretrained=False).eval()
+        net = snnet.create_stitchable_net(names, pretrained=False, direction=args.direction).eval()
         initialize(net, images[:1000])
     return net, images[:1000], (images[1000:], labels[1000:])
 
 
 def cifar(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
     """Training sprites to adapt, the test sprite to test."""
-    net = cifar_net(args.paths[0], args.anchors.split(','))
+    net = cifar_net(args.paths[0], (args.anchors or 'cifar_resnet20,cifar_resnet56').split(','), args.direction)
     images, _ = sprites(args.paths[0], range(-(-args.samples // 1000)))
     initialize(net, images[:1000])
     return net, images[: args.samples], sprites(args.paths[0], (TEST_SPRITE,))
+
+
+def vit(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+    """Training sprites to adapt, the 4,000 validation images of that script to test."""
+    names = args.anchors or 'cifar_vit32,cifar_vit64'
+    listed = ','.join(f'{name}={args.paths[1]}/{name}.safetensors' for name in names.split(','))
+    net = snnet.create_stitchable_net(listed, pretrained=False, direction=args.direction).eval()
+    images, _ = load(args.paths[0], TRAIN)
+    images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: args.samples]]
+    initialize(net, images[:1000])
+    return net, images, load(args.paths[0], VALIDATION)
 
 
 def lite(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
@@ -99,12 +113,15 @@ def mobilenet(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, La
 def halves(args: argparse.Namespace, anchors: list[snnet.Anchor]) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
     """A net initialized on half of the photographs, that half, and the other half with its classes."""
     images, labels = photographs(args.paths[0], args.size)
-    net = snnet.create_stitchable_net(anchors, pretrained=False).eval()
+    net = snnet.create_stitchable_net(anchors, pretrained=False, direction=args.direction).eval()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     first, second = order[: len(order) // 2], order[len(order) // 2 :]
     fit, test = (second, first) if args.swap else (first, second)
     initialize(net, images[fit])
     return net, images[fit][: args.samples], (images[test], labels[test])
+
+
+FAMILIES = {'digits': digits, 'cifar': cifar, 'lite': lite, 'mobilenet': mobilenet, 'vit': vit}
 
 
 @torch.inference_mode()
@@ -151,10 +168,11 @@ def summarize(net: snnet.StitchableNet, found: dict[int, Tensor], ids: list[int]
 def main() -> None:
     """Runs one family and prints a table."""
     parser = argparse.ArgumentParser(description='Measures what adapting stitches is worth.')
-    parser.add_argument('family', choices=('digits', 'cifar', 'lite', 'mobilenet'))
+    parser.add_argument('family', choices=tuple(FAMILIES))
     parser.add_argument('paths', type=Path, nargs='+')
     parser.add_argument('--net', type=Path, help='digits: folder of a saved net')
-    parser.add_argument('--anchors', default='cifar_resnet20,cifar_resnet56', help='cifar: names')
+    parser.add_argument('--anchors', default='', help='cifar and vit: names')
+    parser.add_argument('--direction', default='fast_to_slow', choices=('fast_to_slow', 'slow_to_fast', 'two_way'))
     parser.add_argument('--size', type=int, default=192, help='photographs: pixels')
     parser.add_argument('--swap', action='store_true', help='photographs: exchange the halves')
     parser.add_argument('--samples', type=int, default=4000, help='images to adapt with')
@@ -171,7 +189,7 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     set_up_logging()
-    net, images, test = {'digits': digits, 'cifar': cifar, 'lite': lite, 'mobilenet': mobilenet}[args.family](args)
+    net, images, test = FAMILIES[args.family](args)
     anchors, chosen = list(range(len(net.anchors))), parse_ids(args.stitches, len(net.stitches))
     ids = [i for i in chosen if i not in anchors]
     plain, before = copy.deepcopy(net), measure(net, test, anchors + ids)

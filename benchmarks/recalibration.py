@@ -67,10 +67,10 @@ def sprites(source: Path, numbers: Sequence[int]) -> Labeled:
     return (images - mean) / std, torch.tensor([label for _, labels in parts for label in labels])
 
 
-def cifar_net(source: Path, names: Sequence[str]) -> snnet.StitchableNet:
+def cifar_net(source: Path, names: Sequence[str], direction: str = 'fast_to_slow') -> snnet.StitchableNet:
     """CIFAR-10 ResNets of some depths, stitched; a name may bring its own weights (NAME=FILE)."""
     anchors = [snnet.as_anchor(cifar_resnet(source, name), name.partition('=')[0]) for name in names]
-    return snnet.create_stitchable_net(anchors, pretrained=False).eval()
+    return snnet.create_stitchable_net(anchors, pretrained=False, direction=direction).eval()
 
 
 def cifar_resnet(source: Path, name: str) -> nn.Module:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .exporting.export_set import export_set
     from .net.compile_blocks import compile_blocks, warm_up
     from .net.create import create_stitchable_net
+    from .net.keep_stitches import keep_stitches
     from .net.measure_costs import measure_costs
     from .net.official import load_official
     from .net.stitchable_net import StitchableNet
@@ -92,6 +93,7 @@ else:
             'exporting.export': ['export'],
             'exporting.export_set': ['export_set'],
             'net.compile_blocks': ['compile_blocks', 'warm_up'],
+            'net.keep_stitches': ['keep_stitches'],
             'net.measure_costs': ['measure_costs'],
             'net.create': ['create_stitchable_net'],
             'net.official': ['load_official'],
@@ -137,6 +139,7 @@ __all__ = [
     'initialise',
     'initialize',
     'kaiming',
+    'keep_stitches',
     'list_stitches',
     'load_official',
     'measure_costs',

@@ -12,6 +12,7 @@ from .. import __version__
 
 COMMANDS = {
     'adapt': 'make stitches answer as the largest anchor does; no anchor changes',
+    'keep': 'write a net with only the stitches that are worth having',
     'profile': 'measure latency and memory of the stitches on this machine',
     'export': 'write a stitch, or a set of them, as torch.export or ONNX',
     'serve': 'answer requests over HTTP and keep their deadlines (several FOLDERs are possible)',

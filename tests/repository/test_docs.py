@@ -49,6 +49,7 @@ SMALLER = {
     'snnet profile': '--minutes 0.02 --stitches 0-2 --no-predict --plugin examples/digits.py',
     'snnet export': '--plugin examples/digits.py',
     'snnet adapt': '--steps 1 --samples 12 --workers 0 --plugin examples/digits.py',
+    'snnet keep': '--stitches 3,4 --plugin examples/digits.py',
     'snnet info': '--plugin examples/digits.py',
     'snnet predict': '--plugin examples/digits.py',
     'snnet report': '--plugin examples/digits.py',

@@ -48,6 +48,7 @@ NAMES = {
     'initialise',
     'initialize',
     'kaiming',
+    'keep_stitches',
     'list_stitches',
     'load_official',
     'measure_costs',
