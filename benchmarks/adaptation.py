@@ -55,7 +55,7 @@ def initialize(net: snnet.StitchableNet, images: Tensor) -> None:
     print(f'least squares: residuals {min(residuals):.2f} to {max(residuals):.2f} over {len(residuals)} stitch layers')
 
 
-def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
     """The demo: 1,000 images to adapt, 797 to test."""
     pictures, digits = load_digits()
     images = (torch.from_numpy(pictures / 255).float()[:, None].expand(-1, 3, -1, -1) - MEAN) / STD
@@ -66,29 +66,29 @@ def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Label
         names = ','.join(f'{name}={args.paths[0]}/{name}.safetensors' for name in SIZES)
         net = snnet.create_stitchable_net(names, pretrained=False, direction=args.direction).eval()
         initialize(net, images[:1000])
-    return net, images[:1000], (images[1000:], labels[1000:])
+    return net, (images[:1000], labels[:1000]), (images[1000:], labels[1000:])
 
 
-def cifar(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+def cifar(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
     """Training sprites to adapt, the test sprite to test."""
     net = cifar_net(args.paths[0], (args.anchors or 'cifar_resnet20,cifar_resnet56').split(','), args.direction)
-    images, _ = sprites(args.paths[0], range(-(-args.samples // 1000)))
+    images, labels = sprites(args.paths[0], range(-(-args.samples // 1000)))
     initialize(net, images[:1000])
-    return net, images[: args.samples], sprites(args.paths[0], (TEST_SPRITE,))
+    return net, (images[: args.samples], labels[: args.samples]), sprites(args.paths[0], (TEST_SPRITE,))
 
 
-def vit(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+def vit(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
     """Training sprites to adapt, the 4,000 validation images of that script to test."""
     names = args.anchors or 'cifar_vit32,cifar_vit64'
     listed = ','.join(f'{name}={args.paths[1]}/{name}.safetensors' for name in names.split(','))
     net = snnet.create_stitchable_net(listed, pretrained=False, direction=args.direction).eval()
-    images, _ = load(args.paths[0], TRAIN)
-    images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: args.samples]]
-    initialize(net, images[:1000])
-    return net, images, load(args.paths[0], VALIDATION)
+    images, labels = load(args.paths[0], TRAIN)
+    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: args.samples]
+    initialize(net, images[some[:1000]])
+    return net, (images[some], labels[some]), load(args.paths[0], VALIDATION)
 
 
-def lite(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+def lite(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
     """Half of the photographs to adapt, the other half to test; --swap exchanges them."""
     anchors = []
     for weights in args.paths[1:]:
@@ -100,7 +100,7 @@ def lite(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled
     return halves(args, anchors)
 
 
-def mobilenet(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+def mobilenet(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
     """As `lite`, with networks from the folder of the photographs."""
     anchors = []
     for name, file in zip(MULTIPLIERS, FILES, strict=True):
@@ -110,7 +110,7 @@ def mobilenet(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Tensor, La
     return halves(args, anchors)
 
 
-def halves(args: argparse.Namespace, anchors: list[snnet.Anchor]) -> tuple[snnet.StitchableNet, Tensor, Labeled]:
+def halves(args: argparse.Namespace, anchors: list[snnet.Anchor]) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
     """A net initialized on half of the photographs, that half, and the other half with its classes."""
     images, labels = photographs(args.paths[0], args.size)
     net = snnet.create_stitchable_net(anchors, pretrained=False, direction=args.direction).eval()
@@ -118,7 +118,8 @@ def halves(args: argparse.Namespace, anchors: list[snnet.Anchor]) -> tuple[snnet
     first, second = order[: len(order) // 2], order[len(order) // 2 :]
     fit, test = (second, first) if args.swap else (first, second)
     initialize(net, images[fit])
-    return net, images[fit][: args.samples], (images[test], labels[test])
+    fit = fit[: args.samples]
+    return net, (images[fit], labels[fit]), (images[test], labels[test])
 
 
 FAMILIES = {'digits': digits, 'cifar': cifar, 'lite': lite, 'mobilenet': mobilenet, 'vit': vit}
@@ -165,9 +166,9 @@ def summarize(net: snnet.StitchableNet, found: dict[int, Tensor], ids: list[int]
     )
 
 
-def main() -> None:
-    """Runs one family and prints a table."""
-    parser = argparse.ArgumentParser(description='Measures what adapting stitches is worth.')
+def parse_arguments(description: str) -> argparse.Namespace:
+    """The family, and how its stitches adapt."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument('family', choices=tuple(FAMILIES))
     parser.add_argument('paths', type=Path, nargs='+')
     parser.add_argument('--net', type=Path, help='digits: folder of a saved net')
@@ -187,9 +188,14 @@ def main() -> None:
     parser.add_argument('--lr', type=float, default=2e-3)
     parser.add_argument('--temperature', type=float, default=2.0)
     parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs one family and prints a table."""
+    args = parse_arguments('Measures what adapting stitches is worth.')
     set_up_logging()
-    net, images, test = FAMILIES[args.family](args)
+    net, (images, _), test = FAMILIES[args.family](args)
     anchors, chosen = list(range(len(net.anchors))), parse_ids(args.stitches, len(net.stitches))
     ids = [i for i in chosen if i not in anchors]
     plain, before = copy.deepcopy(net), measure(net, test, anchors + ids)
