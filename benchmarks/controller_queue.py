@@ -11,12 +11,18 @@ from one to the next. Patterns:
     tight      full batches need 99.9 % of the time until each deadline
     busy       as tight, while a batch runs
     mixed      as loose, and every tenth request asks for more accuracy
-    tense      every tenth request asks for more accuracy, and no time is left for full batches of all
+    tense      every tenth request asks for more accuracy, and hardly more time than full batches need
+    late       as tense, with half the time, so that many cannot be answered
+    various    requests ask for 71 accuracies, and there is hardly more time than they need
+    scarce     as various, with a little less time than they need
+    hopeless   as various, with half the time
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +36,20 @@ from snnet.serve.waiting_queue import WaitingQueue
 from tests.serve import straightforward
 
 STITCHES, MOST = 71, 16
-PATTERNS = ('loose', 'burst', 'tight', 'busy', 'mixed', 'tense')
+PATTERNS = {
+    'loose': ('any', 2.0),
+    'burst': ('any', 2.0),
+    'tight': ('any', 1.001),
+    'busy': ('any', 1.001),
+    'mixed': ('tenth', 8.0),
+    'tense': ('tenth', 1.2),
+    'late': ('tenth', 0.6),
+    'various': ('each', 1.2),
+    'scarce': ('each', 1.0),
+    'hopeless': ('each', 0.5),
+}
+"""Which requests ask for an accuracy, and the time until each deadline as a multiple of what full batches of requests
+that ask for the same would take."""
 
 
 def family() -> Choices:
@@ -44,20 +63,22 @@ def family() -> Choices:
 
 def waiting(ways: ModuleType, choices: Choices, pattern: str, count: int) -> controller.ControllerState:
     """A state with `count` waiting requests at time 0, after a calm."""
-    step = choices.fast[0][MOST] / MOST
-    factor = {'loose': 2.0, 'burst': 2.0, 'tight': 1.001, 'busy': 1.001, 'mixed': 8.0, 'tense': 2.0}[pattern]
-    deadlines = [factor * step * (i + MOST + 1) for i in range(count)]
+    draws = random.Random(1)
+    kind, tightness = PATTERNS[pattern]
+    kinds = {
+        'any': [0.0],
+        'tenth': [0.0] * 9 + [choices.choices[10].top1],
+        'each': [choice.top1 for choice in choices.choices],
+    }
+    least = [draws.choice(kinds[kind]) for _ in range(count)]
+    shares = [choices.fast[choices.floor(top1) or 0][MOST] / MOST for top1 in least]
+    first = choices.fast[0][MOST]
+    deadlines = [tightness * (work + first) for work in itertools.accumulate(shares)]
     if pattern == 'burst':
         deadlines = [deadlines[-1]] * count
-    least = choices.choices[10].top1
-    requests = [
-        Request(i, due, least if pattern in ('mixed', 'tense') and i % 10 == 3 else 0.0)
-        for i, due in enumerate(deadlines)
-    ]
-    floors = [choices.floor(request.least) or 0 for request in requests]
     state = controller.ControllerState.initial(choices)
     load = Load.expected(1.0, choices.capacity).seen(0.0, deadlines[-1])._replace(peaks=(1.0,) * 8)
-    queue = WaitingQueue(tuple(requests), tuple(deadlines), tuple(floors), (1,) * count)
+    queue = WaitingQueue.of(choices, map(Request, range(count), deadlines, least))
     state = replace(state, now=0.0, queue=queue, load=load)
     if pattern == 'busy':
         state, _ = ways.decide(choices, state, 0.0)

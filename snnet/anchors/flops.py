@@ -14,14 +14,16 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from ..errors import SnnetError, reason_of
 from ..utils.eval_mode import eval_mode
 from .anchor import Anchor
 from .product_flops import HANDLES
 
 _log = logging.getLogger(__name__)
 _HEAVY = re.compile(
-    r'attention|transformer|matmul|conv|linear|bmm|addm|einsum|tensordot|cdist|lstm|gru|rnn|fft|::(mm|mv|dot|inner)$|'
-    r'linalg_(?!norm|vector_norm|matrix_norm|cross|diagonal)|matrix_(exp|power)|solve|cholesky|inverse|PythonOp'
+    r'attention|transformer|matmul|conv|linear|addm|einsum|tensordot|cdist|lstm|gru|rnn|fft|stft|mm$|::(mv|dot|inner)$|'
+    r'linalg_(?!norm|vector_norm|matrix_norm|cross|diagonal)|matrix_(exp|power)|solve|cholesky|inverse|kron|trilinear|'
+    r'cosine_similarity|pairwise_distance|svd|::(det|logdet|slogdet|qr|lu|lstsq|cov|corrcoef)$|geqrf|ormqr|lobpcg|PythonOp'
 )
 """Operations that multiply as a matrix product does, or may: a function with its own gradient hides what it does."""
 
@@ -88,7 +90,12 @@ def trace(network: nn.Module, input_size: tuple[int, int, int]) -> FlopCountAnal
         for operation, handle in HANDLES.items():
             analysis.set_op_handle(operation, handle)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
-        analysis.total()
+        try:
+            analysis.total()
+        except Exception as error:  # of torch.jit.trace, whatever the network does
+            raise SnnetError(
+                f'FLOPs cannot be counted, because tracing the network fails with {reason_of(error)}'
+            ) from error
     return analysis
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from numbers import Integral
 
+import torch
 from timm.models.levit import Levit
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
@@ -66,6 +67,8 @@ def as_anchor(
     """
     if not isinstance(model, nn.Module):
         raise SnnetError(f'as_anchor takes a network, but {quoted(model)} was given (timm.create_model makes one)')
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SnnetError('as_anchor takes a network before torch.jit.script, which keeps no modules that can be cut')
     if hasattr(model, '_orig_mod'):
         raise SnnetError(
             'as_anchor takes a network before torch.compile, which keeps it as _orig_mod '

@@ -52,7 +52,7 @@ def fit_embeddings(
     device, last, used = next(net.parameters()).device, len(net.anchors) - 1, 0
     sums = {i: Sums(layer.in_features, layer.out_features, device) for i, layer in layers.items()}
     with eval_mode(net):
-        for images, _ in image_chunks(batches, samples, _CHUNK, net.input_size[0]):
+        for images, _ in image_chunks(batches, samples, _CHUNK, net.input_size[0], net.input_size[1:]):
             end = net(images.to(device), stitch=last).double()  # (n, E)
             for i, total in sums.items():
                 front = net(images.to(device), stitch=i).double()  # (n, D)

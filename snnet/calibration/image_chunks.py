@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,9 +10,15 @@ from torch import Tensor
 
 from ..errors import SnnetError
 
+_log = logging.getLogger(__name__)
+
 
 def image_chunks(
-    batches: Iterable[Tensor | Sequence[Any]], samples: int, size: int, channels: int
+    batches: Iterable[Tensor | Sequence[Any]],
+    samples: int,
+    size: int,
+    channels: int,
+    grid: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yields the first images of some batches with their targets; draws no more batches than needed.
 
@@ -20,6 +27,7 @@ def image_chunks(
         samples: how many images to yield in all; fewer come where there are fewer.
         size: most images in a chunk.
         channels: C, as the network takes images.
+        grid: H and W for which the network was made; images of another size bring a warning, once.
 
     Yields:
         Images (m, C, H, W) with m <= size, and what the batch says of each of them (m, ...), or None.
@@ -38,6 +46,9 @@ def image_chunks(
             )
         if images.shape[1] != channels:
             raise SnnetError(f'the network takes images of {channels} channels, not {images.shape[1]}')
+        if grid is not None and tuple(images.shape[2:]) != grid:
+            _log.warning('images of %dx%d, but the network was made for %dx%d', *images.shape[2:], *grid)
+            grid = None
         images = images[:left]
         for at in range(0, len(images), size):
             yield images[at : at + size], None if targets is None else targets[:left][at : at + size]

@@ -139,7 +139,7 @@ def _accumulate(
     device = next(net.parameters()).device
     used = 0
     with eval_mode(net):
-        for images, _ in image_chunks(batches, samples, CHUNK, net.input_size[0]):
+        for images, _ in image_chunks(batches, samples, CHUNK, net.input_size[0], net.input_size[1:]):
             features = {
                 (name, position): x.double()  # once, although most of them take part in several fits
                 for name, positions in wanted.items()

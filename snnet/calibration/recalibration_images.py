@@ -73,7 +73,7 @@ def _collected(net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]], sa
     weight = next(net.parameters())
     return [
         (images.to(weight.device, weight.dtype), None if targets is None else targets.to(weight.device))
-        for images, targets in image_chunks(batches, samples, _CHUNK, net.input_size[0])
+        for images, targets in image_chunks(batches, samples, _CHUNK, net.input_size[0], net.input_size[1:])
     ]
 
 

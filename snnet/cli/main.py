@@ -66,3 +66,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         print(f'snnet {name}: {error}', file=sys.stderr)
         return 2
     return done if isinstance(done, int) else 0
+
+
+if __name__ == '__main__':  # python -m snnet.cli.main
+    sys.exit(main())

@@ -18,6 +18,7 @@ name would be a keyword of Python ends in an underscore, which flags, files and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
@@ -165,7 +166,7 @@ def flattened(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_ranges(settings: Any) -> None:
-    """Refuses values outside the choices and limits that the options declare.
+    """Refuses values outside the choices and limits that the options declare, and infinite ones.
 
     Raises:
         SnnetError: names the setting and what is possible.
@@ -176,6 +177,8 @@ def check_ranges(settings: Any) -> None:
         if known.choices and value is not None and value not in known.choices:
             near = did_you_mean(str(value), known.choices)
             raise SnnetError(f"{name} is one of {', '.join(known.choices)}, not '{value}'{near}")
+        if isinstance(value, float) and math.isinf(value):
+            raise SnnetError(f'{shown(name)} is a finite number, not {value}')
         if known.least is not None and value is not None and not value >= known.least:  # NaN is refused, too
             raise SnnetError(f'{name} is at least {known.least:g}, not {value}')
         if known.most is not None and value is not None and not value <= known.most:

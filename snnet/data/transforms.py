@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,9 @@ def train_transform(augmentation: AugmentationSettings, net: StitchableNet) -> A
     """timm's training transform for the net's images, from a PIL image to a uint8 tensor; what follows is float32.
 
     Raises:
-        SnnetError: a range of crops that is not one, or timm knows no such policy of AutoAugment.
+        SnnetError: a range of crops that is not one, or timm knows no such policy of AutoAugment, or only a part of it.
     """
+    _check_policy(augmentation.aa)
     config = preprocessing(net)
     for name, (low, high) in (('scale', augmentation.scale), ('ratio', augmentation.ratio)):
         if not 0 < low <= high < math.inf:
@@ -86,6 +88,24 @@ def train_transform(augmentation: AugmentationSettings, net: StitchableNet) -> A
         ) from error
     _keep_one_bit(transform)
     return transform
+
+
+def _check_policy(aa: str) -> None:
+    """Refuses parts of a policy that timm would leave out or cut off in silence."""
+    kind, *parts = aa.split('-')
+    if kind not in ('rand', 'augmix'):
+        return
+    numbers = dict(re.findall(r'-(mmax|m|p)(\d[^-]*)', aa))
+    for part in parts:
+        if not part.startswith('t') and not re.search(r'\d', part):
+            raise SnnetError(f"aa '{aa}': '{part}' has no number, as in rand-m9-mstd0.5-inc1")
+    for name, most in (('m', numbers.get('mmax', '10')), ('p', '1')):
+        try:
+            fits = float(numbers.get(name, 0)) <= float(most)
+        except ValueError:
+            continue  # timm says what is wrong
+        if not fits:
+            raise SnnetError(f"aa '{aa}': {name} is at most {most}, not {numbers[name]}")
 
 
 def random_erasing(augmentation: AugmentationSettings) -> RandomErasing | None:

@@ -73,6 +73,7 @@ def create_stitchable_net(
         for one in named
     ]
     check_anchors(built)
+    _check_weights(built)
     if num_classes is None and built[0].num_classes == 0:
         _log.warning(
             '%s: no classifier among the weights, so this is a net of embeddings '
@@ -110,6 +111,17 @@ def _check_built_already(
         )
     if drop_path_rate is not None:
         _log.warning('%s keeps the stochastic depth that it was built with, not %g', anchor.name, drop_path_rate)
+
+
+def _check_weights(anchors: Sequence[Anchor]) -> None:
+    """Refuses networks on torch's meta device."""
+    for anchor in anchors:
+        name = next((name for name, tensor in anchor.model.state_dict().items() if tensor.is_meta), None)
+        if name is not None:
+            raise SnnetError(
+                f"{anchor.name} holds no numbers: {name} is on torch's meta device (model.to_empty(device='cpu') makes "
+                f'room for weights, load_state_dict fills it)'
+            )
 
 
 def _named(anchors: object) -> list[str | Anchor]:

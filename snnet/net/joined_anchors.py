@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -27,6 +28,7 @@ from .stitch_tensors import Table, computing_with
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_log = logging.getLogger(__name__)
 _using: ContextVar[Mapping[int, int]] = ContextVar('stitches in use', default=MappingProxyType({}))
 """The stitch of each net inside its `using`, by the net's identity: a context variable, so that threads differ."""
 
@@ -84,7 +86,14 @@ class JoinedAnchors(nn.Module):
 
     @class_names.setter
     def class_names(self, names: Sequence[str] | None) -> None:
-        self._class_names = None if names is None else checked_names(names, self.num_classes)
+        found = None if names is None else checked_names(names, self.num_classes)
+        twice = next((name for name in found or () if found and found.count(name) > 1), None)
+        if found and twice:
+            places = [i for i, name in enumerate(found) if name == twice][:2]
+            _log.warning(
+                "classes %d and %d are both named '%s': answers by name do not tell them apart", *places, twice
+            )
+        self._class_names = found
 
     @property
     def input_size(self) -> tuple[int, int, int]:

@@ -96,7 +96,7 @@ def _accumulate(
     assert start is not None  # behind a join
     convert = _conversion(net, own)
     with eval_mode(net), eval_mode(own):
-        for images, _ in image_chunks(batches, samples, CHUNK, own.input_size[0]):
+        for images, _ in image_chunks(batches, samples, CHUNK, own.input_size[0], own.input_size[1:]):
             x = images.to(weight.device, weight.dtype)
             features = own.run(own.stem(convert(x)), 0, start)
             target = relayout(features, own.boundaries[start], join.end)

@@ -18,6 +18,7 @@ from .candidates import READ_OUTSIDE, Where, check_kinds, names_modules, possibl
 from .change_branches import add_branches, check_init, cut_branches
 from .flops_meter import FlopsMeter
 from .followers import Followers
+from .growers import forget_grower, note_grower, refuse_growing
 from .growth_rules import CutRule, branches_to_cut, check_rules, modules_to_grow
 from .last_input import LastInput
 from .rep_layers import as_block
@@ -59,8 +60,8 @@ class Grower:
         history: every change so far.
 
     Raises:
-        SnnetError: an interval below one, nothing to grow, an unknown score, kind or rule, or a model in torch's
-            DistributedDataParallel.
+        SnnetError: an interval below one, nothing to grow, an unknown score, kind or rule, a model in torch's
+            DistributedDataParallel, or one that another Grower grows.
         InvalidBudget: a budget that is not a positive number.
     """
 
@@ -82,6 +83,7 @@ class Grower:
         scaler: torch.amp.GradScaler | None = None,
         ranks: Ranks | None = None,
     ) -> None:
+        refuse_growing(model)
         check_rules(every, until, cut, budget)
         check_kinds(kinds)
         check_init(init)
@@ -97,6 +99,7 @@ class Grower:
         self.followers.prepare([module.get_parameter('weight') for module in self._modules.values()])
         self._calls, self._observed, self._folded, self._watched = 0, False, False, False
         self.meter, self._last = FlopsMeter(model), LastInput(model)
+        note_grower(model, self)
 
     @property
     def flops(self) -> int:
@@ -143,8 +146,7 @@ class Grower:
         self._calls += 1
         if self.every is None or self._calls % self.every or (self.until is not None and self._calls > self.until):
             return []
-        if images is not None:
-            self._last.use(images)
+        self._last.use(images)
         interval = self._calls // self.every
         cuts, grown = self.followers.first_decision(self._decide(interval))
         inputs = self._last.inputs([*cuts, *grown])
@@ -171,8 +173,7 @@ class Grower:
             SnnetError: the network is folded, or a named module cannot fold.
         """
         self._refuse_folded()
-        if images is not None:
-            self._last.use(images)
+        self._last.use(images)
         self._drop_read_outside()
         lacking = {name: possible_kinds(module, self.kinds)[0] for name, module in self._modules.items()}
         grown = {name: kinds for name, kinds in lacking.items() if kinds}
@@ -244,6 +245,7 @@ class Grower:
 
     def _end(self) -> None:
         self._folded = True
+        forget_grower(self.model)
         self._last.stop()
         self.meter.stop()
 

@@ -37,9 +37,10 @@ class LastInput:
         self._handle.remove()
         self.args = None
 
-    def use(self, images: Tensor) -> None:
-        """Takes images (N, C, H, W) for the last input."""
-        self.args, self.kwargs = (images,), {}
+    def use(self, images: Tensor | None) -> None:
+        """Takes images (N, C, H, W), if there are any, for the last input."""
+        if images is not None:
+            self.args, self.kwargs = (images,), {}
 
     @property
     def images(self) -> Tensor | None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..errors import SnnetError
 from .backlog import ROUNDING, Backlog
+from .drop_lost import lost_requests
 from .policy import Rush, admission_batch_size, choose
 from .recent_load import Load
 from .stitch_choices import Choices
@@ -120,7 +121,7 @@ def considered(choices: Choices, state: ControllerState, request: Request, now: 
     if state.running is not None:
         begin = max(now, state.started + state.running.seconds * scale / factor)
     place = bisect_right(state.queue.deadlines, request.deadline)
-    queue = state.queue.insert(place, request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
+    queue = state.queue.insert(tables, place, request, floor, admission_batch_size(tables, Rush.at(load, now, scale)))
     return ConsideredRequest(tables, load, begin, scale, place, queue)
 
 
@@ -151,7 +152,7 @@ def admit(choices: Choices, state: ControllerState, request: Request, now: float
     was_feasible = known.feasible and scale >= factor
     if was_feasible or state.queue.seen_from(tables, begin, factor).can_start():
         return replace(state, now=now, load=load), False
-    if not queue.between(place).seen_from(tables, begin, factor).can_start():
+    if not queue.after(place).seen_from(tables, begin, factor).can_start():
         return replace(state, now=now, load=load), False
     # the waiting requests cannot all be answered, and the new one fits once those that are lost are dropped
     return replace(state, now=now, queue=queue, load=load, known_ends=KnownEnds()), True
@@ -167,7 +168,7 @@ def decide(choices: Choices, state: ControllerState, now: float) -> tuple[Contro
     dropped: tuple[Request, ...] = ()
     backlog, starts = _view(queue, tables, now, factor * planning_margin(tables, state.timing, state.load), factor)
     if starts[0] < 0:
-        lost, starts = backlog.without_lost(starts)
+        lost, starts = lost_requests(backlog)
         dropped = tuple(queue.requests[index] for index in sorted(lost))
         queue = queue.without(lost)
         if not queue.requests:
@@ -177,7 +178,7 @@ def decide(choices: Choices, state: ControllerState, now: float) -> tuple[Contro
     chosen, size = choose(tables, Rush.at(state.load, now, backlog.scale), backlog, starts)
     index, seconds = tables.pick(chosen, max(queue.floors[:size]), size)
     decision = Decision(choices.choices[index].stitch, queue.requests[:size], dropped, seconds * factor, index)
-    return ControllerState(now, queue.between(size), decision, now, state.load, state.timing), decision
+    return ControllerState(now, queue.after(size), decision, now, state.load, state.timing), decision
 
 
 def finish(state: ControllerState, now: float, measured: float | None = None) -> ControllerState:
@@ -213,7 +214,7 @@ def _view(
     """Returns the queue with the slower of two scales at which it is feasible, or the faster, and its latest starts."""
     for scale in (careful, factor) if careful > factor else (factor,):
         backlog = queue.seen_from(choices, now, scale)
-        starts = backlog.starts()
+        starts = backlog.latest_starts()
         if starts[0] >= 0:
             break
     return backlog, starts

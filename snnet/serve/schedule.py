@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import sub
 
 Rows = Sequence[Sequence[float]]
 """`rows[floor][size]` is the shortest time in seconds of a batch of this size with no choice below `floor`."""
@@ -41,21 +39,32 @@ def finishes(
         (N + 1,), E_0 to E_N; infinite where it is impossible.
     """
     ends = list(known) or [0.0]
-    most = len(rows[0]) - 1
-    for stop in range(len(ends), len(slack) + 1):
-        best, floor, row = math.inf, 0, rows[0]
-        for size in range(1, min(most, stop) + 1):
-            first = stop - size
-            if floors[first] > floor:
-                floor = floors[first]
-                row = rows[floor]
-            if row[size] >= best:
-                break  # a larger batch takes at least as long
-            end = ends[first] + (row[size] if rooms is None else rooms[first][floor][size])
-            if end < best and end <= slack[first]:
-                best = end
-        ends.append(best)
+    while len(ends) <= len(slack):
+        ends.append(next_end(rows, slack, floors, ends, rooms))
     return ends
+
+
+def next_end(
+    rows: Rows,
+    slack: Sequence[float],
+    floors: Sequence[int],
+    ends: Sequence[float],
+    rooms: Sequence[Rows] | None = None,
+) -> float:
+    """Returns E_k of `finishes` from E_0 to E_(k-1), which are `ends`."""
+    most = len(rows[0]) - 1
+    first, best, floor, row = len(ends), math.inf, 0, rows[0]
+    for size, begin in enumerate(ends[: -most - 1 : -1], 1):
+        first -= 1
+        if floors[first] > floor:
+            floor = floors[first]
+            row = rows[floor]
+        if row[size] >= best:
+            break  # a larger batch takes at least as long
+        end = begin + (row[size] if rooms is None else rooms[first][floor][size])
+        if end < best and end <= slack[first]:
+            best = end
+    return best
 
 
 def latest_starts(
@@ -75,18 +84,17 @@ def latest_starts(
         (N + 1,), S_0 to S_N; finite but for S_N, and negative where it is already too late.
     """
     count, most = len(slack), len(rows[0]) - 1
-    known = count + 1 - len(tail)
+    known, sizes = count + 1 - len(tail), range(1, most + 1)
     starts = [*[math.inf] * known, *tail]
     for first in range(known - 1, -1, -1):
         limit, best, floor, row = slack[first], -math.inf, 0, rows[0]
-        for size in range(1, min(most, count - first) + 1):
-            if floors[first + size - 1] > floor:
-                floor = floors[first + size - 1]
-                row = rows[floor]
+        stop = first + most
+        for own, rest, size in zip(floors[first:stop], starts[first + 1 : stop + 1], sizes, strict=False):
+            if own > floor:
+                floor, row = own, rows[own]
             time = row[size]
             if limit - time <= best:
                 break  # a larger batch has to start even earlier
-            rest = starts[first + size]
             begin = (limit if limit < rest else rest) - time
             if begin > best:
                 best = begin
@@ -94,58 +102,24 @@ def latest_starts(
     return starts
 
 
-def least_work(least: Sequence[float], slack: Sequence[float], floors: Sequence[int]) -> float:
-    """Returns the latest start that any schedule might allow: after it, some request is late for certain.
-
-    All requests up to one have to be answered by its deadline, and each takes at least its share of the most
-    productive batch of its own floor.
-
-    Args:
-        least: by floor, seconds per request in the batch that takes least per request.
-        slack, floors: as for `latest_starts`, with at least one request.
-    """
-    latest: float = min(map(sub, slack, accumulate(map(least.__getitem__, floors))))
-    return latest
-
-
-def starts_of_sizes(row: Sequence[float], slack: Sequence[float], sizes: Sequence[int], enough: float) -> list[float]:
-    """Computes lower bounds of `latest_starts` by batches of some sizes, several times as fast.
-
-    Args:
-        row: `row[size]` is the time of a batch, whatever its requests.
-        slack: as for `latest_starts`.
-        sizes: of the batches, rising from 1.
-        enough: a start below this ends the computation, because those before it are not needed then.
-
-    Returns:
-        (N + 1,), or fewer: the last ones.
-    """
-    pairs = [(size, row[size]) for size in sizes]
-    count = first = len(slack)
-    starts = [math.inf] * (count + 1)
-    while first and starts[first] >= enough:
-        first -= 1
-        limit, best = slack[first], -math.inf
-        for size, time in pairs:
-            if first + size > count or limit - time <= best:
-                break  # a larger batch has to start even earlier
-            rest = starts[first + size]
-            begin = (limit if limit < rest else rest) - time
-            if begin > best:
-                best = begin
-        starts[first] = best
-    return starts[first:]
-
-
 def answers_all(row: Sequence[float], slack: Sequence[float]) -> bool:
     """Whether greedy batches, each as large as its first deadline allows, answer all requests in time."""
+    return greedy_end(row, slack, len(slack)) is not None
+
+
+def greedy_end(row: Sequence[float], slack: Sequence[float], stop: int) -> tuple[int, float] | None:
+    """Runs greedy batches, each as large as its first deadline allows, until one ends at request `stop` or behind it.
+
+    Returns:
+        How many requests they answer, and the time they take; None if one of these requests is late.
+    """
     most, at, count, begin = len(row) - 1, 0, len(slack), 0.0
-    while at < count:
+    while at < stop:
         size = min(most, count - at)
         while size and begin + row[size] > slack[at]:
             size -= 1
         if not size:
-            return False
+            return None
         begin += row[size]
         at += size
-    return True
+    return at, begin

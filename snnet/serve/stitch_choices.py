@@ -8,14 +8,15 @@ from copy import copy
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..budget.latency_table import Latency, LatencyTable
 from ..budget.record import Record, accuracy
 from ..errors import SnnetError
 
 _QUANTILE = 1.2816
 """The 90 % quantile of the standard normal distribution; `Latency.high` is a 90 % quantile."""
-_REMEMBERED = 10_000
-"""Patterns of required accuracies whose best batch is remembered."""
 STEP = 0.05
 """Corrections of single stitches are rounded to this step of the logarithm, so that few corrected tables are built."""
 
@@ -69,12 +70,11 @@ class Choices:
         self.fast, self._fastest = _fastest(choices)
         self.rows = (self.fast[0], *(choice.seconds for choice in choices[1:]))
         self.full = tuple(max(range(1, len(row)), key=lambda size: size / row[size]) for row in self.fast)
-        self.least = tuple(row[size] / size for row, size in zip(self.fast, self.full, strict=True))
         self.slowest = max(row[-1] for row in self.rows)
         self.rates = tuple(_rates(row) for row in self.rows)
         self._work = tuple(_work(row) for row in self.rows)
         self._padded: dict[int, tuple[tuple[float, ...], ...]] = {1: self.fast}
-        self._productive: dict[tuple[tuple[int, ...], int], tuple[int, float]] = {}
+        self._padded_arrays: dict[int, NDArray[np.float64]] = {}
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -145,31 +145,11 @@ class Choices:
             self._padded[size] = tuple((row[0], *(max(row[size], second) for second in row[1:])) for row in self.fast)
         return self._padded[size]
 
-    def productive(self, floors: tuple[int, ...], room: int) -> tuple[int, float]:
-        """Returns size and time of the batch of the next requests that wastes least.
-
-        That is the one whose requests would take longest relative to its time, each in a full batch of its own floor.
-
-        Args:
-            floors: of the next requests, at most as many as the largest batch has.
-            room: the batch takes as long as if it held this many requests at least.
-        """
-        key = floors, room
-        if key not in self._productive:
-            if len(self._productive) >= _REMEMBERED:
-                self._productive.clear()
-            best, most, alone, floor = (1, math.inf), 0.0, 0.0, 0
-            rows = self.padded(room)
-            row = rows[0]
-            for size, own in enumerate(floors, 1):
-                if own > floor:
-                    floor, row = own, rows[own]
-                alone += self.least[own]
-                seconds = row[size]
-                if alone >= most * seconds:
-                    best, most = (size, seconds), alone / seconds
-            self._productive[key] = best
-        return self._productive[key]
+    def padded_array(self, size: int) -> NDArray[np.float64]:
+        """Returns `padded` as an array of shape (choices, largest batch size + 1)."""
+        if size not in self._padded_arrays:
+            self._padded_arrays[size] = np.array(self.padded(size))
+        return self._padded_arrays[size]
 
     def corrected(self, steps: tuple[int, ...]) -> Choices:
         """Returns these choices with each time multiplied by exp(steps x `STEP`)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple
 
 from .backlog import Backlog
+from .planned_batches import Plan
 from .stitch_choices import Choices
 
 
@@ -34,37 +36,54 @@ class WaitingQueue(NamedTuple):
         floors: (N,), index of the first choice that is accurate enough for each.
         sizes: (N,), size of the batch that must still be possible when each starts one
             (`policy.admission_batch_size`).
+        plan: the batches by which a long queue is judged.
     """
 
     requests: tuple[Request, ...] = ()
     deadlines: tuple[float, ...] = ()
     floors: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
+    plan: Plan = Plan.empty()
 
-    def insert(self, place: int, request: Request, floor: int, size: int) -> WaitingQueue:
+    @classmethod
+    def of(cls, choices: Choices, requests: Iterable[Request]) -> WaitingQueue:
+        """Returns a queue of requests whose accuracy is possible, with batches of any size."""
+        found = tuple(sorted(requests, key=lambda request: request.deadline))
+        floors = tuple(choices.floor(request.least) or 0 for request in found)
+        deadlines = tuple(request.deadline for request in found)
+        plan = Plan.least_time(choices, deadlines, floors) if found else Plan.empty()
+        return cls(found, deadlines, floors, (1,) * len(found), plan)
+
+    def insert(self, choices: Choices, place: int, request: Request, floor: int, size: int) -> WaitingQueue:
         """Returns the queue with one more request, in front of the one at `place`."""
+        deadlines = (*self.deadlines[:place], request.deadline, *self.deadlines[place:])
+        floors = (*self.floors[:place], floor, *self.floors[place:])
         return WaitingQueue(
             requests=(*self.requests[:place], request, *self.requests[place:]),
-            deadlines=(*self.deadlines[:place], request.deadline, *self.deadlines[place:]),
-            floors=(*self.floors[:place], floor, *self.floors[place:]),
+            deadlines=deadlines,
+            floors=floors,
             sizes=(*self.sizes[:place], size, *self.sizes[place:]),
+            plan=self.plan.joined(choices, deadlines, floors, place, size),
         )
 
-    def between(self, start: int, stop: int | None = None) -> WaitingQueue:
-        """Returns the requests from `start` to before `stop`."""
-        part = slice(start, stop)
-        return WaitingQueue(self.requests[part], self.deadlines[part], self.floors[part], self.sizes[part])
+    def after(self, count: int) -> WaitingQueue:
+        """Returns the queue without the first `count` requests."""
+        columns = (self.requests[count:], self.deadlines[count:], self.floors[count:], self.sizes[count:])
+        return WaitingQueue(*columns, self.plan.split(count, self.deadlines[count : count + 1])[1])
 
     def without(self, lost: Collection[int]) -> WaitingQueue:
         """Returns the queue without the requests at some places."""
-        kept = [i for i in range(len(self.requests)) if i not in lost]
+        kept = bytearray(b'\1') * len(self.requests)
+        for place in lost:
+            kept[place] = 0
         return WaitingQueue(
-            requests=tuple(self.requests[i] for i in kept),
-            deadlines=tuple(self.deadlines[i] for i in kept),
-            floors=tuple(self.floors[i] for i in kept),
-            sizes=tuple(self.sizes[i] for i in kept),
+            requests=tuple(compress(self.requests, kept)),
+            deadlines=tuple(compress(self.deadlines, kept)),
+            floors=tuple(compress(self.floors, kept)),
+            sizes=tuple(compress(self.sizes, kept)),
+            plan=self.plan.without(self.deadlines, self.floors, lost),
         )
 
     def seen_from(self, choices: Choices, begin: float, scale: float) -> Backlog:
         """Returns the queue for a worker that begins at a time and takes `scale` seconds per table second."""
-        return Backlog(choices, self.deadlines, self.floors, begin, scale)
+        return Backlog(choices, self.deadlines, self.floors, self.plan, begin, scale)

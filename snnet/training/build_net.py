@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from ..net.create import create_stitchable_net
 from ..net.open_net import open_net
 from ..net.stitchable_net import StitchableNet
 from ..utils.seeds import generator
-from .low_rank import start_updates
+from .low_rank import LowRankUpdate, start_updates
+
+_log = logging.getLogger(__name__)
 
 TUNED = ('heads', 'stitches', 'lora', 'all')
 """What may be trained of a net, from little to all."""
@@ -167,8 +171,26 @@ def choose_trained_weights(settings: NetSettings, net: StitchableNet, seed: int)
             train_only_head(net.anchor(i))
     if tuned == 'heads':
         net.stitch_layers.requires_grad_(False)
+    if settings.stitch_rank:
+        widths = [min(net.layer(i).weight.shape) for i in range(len(net.stitch_layers))]
+        _warn_of_rank('--stitch-rank', settings.stitch_rank, 'stitch layers', widths)
+    if tuned == 'lora':
+        linear = [m for anchor in net.anchors for m in anchor.modules() if isinstance(m, LowRankUpdate)]
+        _warn_of_rank(
+            '--lora-rank', settings.lora_rank, 'linear layers', [min(len(m.up), m.down.shape[1]) for m in linear]
+        )
     for i in range(len(net.stitch_layers) if settings.stitch_rank else 0):
         net.layer(i).start_update(settings.stitch_rank, generator(seed, 'update', i))
+
+
+def _warn_of_rank(flag: str, rank: int, layers: str, widths: Sequence[int]) -> None:
+    """Says that layers narrower than the rank asked for get updates of a smaller one."""
+    narrow = [width for width in widths if width < rank]
+    if narrow:
+        _log.warning(
+            '%s %d is more than the width of %d of %d %s (from %d): their updates have the rank of their width',
+            flag, rank, len(narrow), len(widths), layers, min(narrow),
+        )  # fmt: skip
 
 
 def train_only_head(anchor: Anchor) -> None:

@@ -33,6 +33,9 @@ def check_settings(settings: TrainSettings) -> None:
     clip = settings.update.clip_grad
     if clip is not None and not clip > 0:
         raise SnnetError(f'clip_grad is a number above 0, or absent, not {clip}')
+    rates = settings.optimizer.lr, settings.optimizer.stitch_lr
+    if rates[0] == 0 and not rates[1] and settings.schedule.epochs:
+        raise SnnetError('with --lr 0 nothing is trained: --epochs 0 only initializes')
     check_logs(settings.log_to)
     check_schedule(settings.schedule)
     check_growth(settings.growth, settings.compute.compile)

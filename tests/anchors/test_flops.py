@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import snnet
+from snnet import SnnetError
 from snnet.anchors.flops import part_flops, trace, uncounted
 from tests.helpers.families import FAMILIES
 
@@ -36,6 +37,45 @@ def test_a_function_with_its_own_gradient_is_found():
             return Product.apply(x, self.weight)
 
     assert uncounted(trace(Opaque(8), (3, 8, 8))) == {'prim::PythonOp.Product': 1}
+
+
+HIDING = {
+    'aten::stft': lambda x: torch.stft(x.flatten(), 4, window=torch.ones(4), return_complex=True).abs(),
+    'aten::fft_fft2': lambda x: torch.fft.fft2(x).real,
+    'aten::cdist': lambda x: torch.cdist(x, x),
+    'aten::cosine_similarity': lambda x: nn.functional.cosine_similarity(x, x),
+    'aten::pairwise_distance': lambda x: nn.functional.pairwise_distance(x, x),
+    'aten::kron': lambda x: torch.kron(x[0, 0], x[0, 0]),
+    'aten::cov': lambda x: torch.cov(x[0, 0]),
+    'aten::linalg_svdvals': torch.linalg.svdvals,
+    'aten::_int_mm': lambda x: torch._int_mm(*2 * [torch.ones(32, 32, dtype=torch.int8)]),
+}
+
+
+@pytest.mark.parametrize('op', HIDING)
+def test_operations_that_multiply_and_are_not_counted_are_found(op):
+    class Opaque(Hidden):
+        def forward(self, x):
+            return HIDING[op](self.weight * x)
+
+    assert uncounted(trace(Opaque(8), (3, 8, 8))) == {op: 1}
+
+
+def test_operations_without_products_of_vectors_are_not_suspected():
+    class Harmless(Hidden):
+        def forward(self, x):
+            return torch.addcmul(x, x, self.weight).logsumexp(1) + x.norm(dim=1)
+
+    assert uncounted(trace(Harmless(8), (3, 8, 8))) == {}
+
+
+def test_a_network_that_cannot_be_traced_is_refused_in_a_sentence():
+    class Constant(Hidden):
+        def forward(self, x):
+            return 1
+
+    with pytest.raises(SnnetError, match='FLOPs cannot be counted, because tracing the network fails with'):
+        trace(Constant(8), (3, 8, 8))
 
 
 def test_a_warning_names_the_module_with_uncountable_operations(caplog):

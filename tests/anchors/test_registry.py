@@ -262,3 +262,10 @@ def test_a_network_that_needs_real_numbers_is_measured_on_a_real_copy():
     anchor = NeedsNumbersAnchor(tower, 'needs numbers', (3, 8, 8))
     assert anchor.boundaries == (Boundary(4, (4, 4), 'NCHW'),) * 4
     assert anchor.parameter_names() == {name for name, _ in tower.named_parameters()}
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit.script')
+def test_a_scripted_network_is_refused():
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+    with pytest.raises(SnnetError, match=r'as_anchor takes a network before torch\.jit\.script'):
+        snnet.as_anchor(scripted, 'scripted', input_size=(3, 32, 32))

@@ -127,6 +127,15 @@ def test_fewer_images_than_asked_for_are_used_with_a_warning(caplog):
     assert '100 were asked for' in caplog.text
 
 
+def test_images_of_another_size_than_the_net_is_made_for_are_said_once(caplog):
+    net = family_net('resnet')
+    height, width = net.input_size[1:]
+    batches = [torch.randn(2, 3, height + 32, width + 32) for _ in range(2)]
+    snnet.initialize(net, batches, samples=4)
+    told = f'images of {height + 32}x{width + 32}, but the network was made for {height}x{width}'
+    assert caplog.text.count(told) == 1
+
+
 @pytest.mark.parametrize('mode', [True, False])
 def test_every_module_keeps_its_mode_and_statistics_and_dropout_stay_out(mode):
     net = family_net('resnet')

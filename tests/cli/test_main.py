@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,6 +27,14 @@ def folder(tmp_path_factory):
     for table in (here, elsewhere):
         (folder / 'profiles' / table.file_name).write_text(table.to_json())
     return folder
+
+
+@pytest.mark.filterwarnings('ignore:.*found in sys.modules')
+def test_the_module_runs_as_the_command_does(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['snnet', '--version'])
+    with pytest.raises(SystemExit, match='0'):
+        runpy.run_module('snnet.cli.main', run_name='__main__')
+    assert capsys.readouterr().out == f'snnet {snnet.__version__}\n'
 
 
 @pytest.mark.slow  # seconds

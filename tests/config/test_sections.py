@@ -121,6 +121,7 @@ def test_an_unknown_name_is_refused_with_a_suggestion():
     [
         ({'power': -1.0}, 'power is at least 0, not -1'),
         ({'power': float('nan')}, 'power is at least 0, not nan'),
+        ({'power': float('inf')}, 'power is a finite number, not inf'),
         ({'fuel': 'oik'}, "fuel is one of wind, oil, not 'oik'; did you mean oil"),
     ],
 )

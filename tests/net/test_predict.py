@@ -60,6 +60,14 @@ def test_every_form_of_an_image_gives_the_same_answer(net, pixels, tmp_path):
     assert len(net.predict(pixels[:, :, 0])) == 1  # gray
 
 
+def test_a_name_of_two_classes_is_said(caplog):
+    net = family_net('vit')
+    net.class_names = list('abcdefg')
+    assert caplog.text == ''
+    net.class_names = list('abcdbfg')
+    assert "classes 1 and 4 are both named 'b'" in caplog.text
+
+
 def test_names_and_the_active_stitch_are_used():
     net = family_net('vit')
     net.class_names = list('abcdefg')

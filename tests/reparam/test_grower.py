@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from snnet.errors import InvalidBudget, SnnetError
 from snnet.reparam import DBB, Grower, expand, structure_of
+from snnet.reparam.flops_meter import FlopsMeter
 from snnet.reparam.growth_rules import branches_to_cut
 from tests.helpers.families import images
 
@@ -127,6 +128,19 @@ def test_the_published_beginning_errs_by_eps_in_eval_mode():
     assert 1e-7 < distance(model(x), before) < 1e-4
 
 
+def test_a_network_has_one_grower_at_a_time():
+    model = small()
+    first = Grower(model, every=1)
+    for network in (model, nn.Sequential(model)):
+        with pytest.raises(SnnetError, match='a Grower grows this network already'):
+            Grower(network, every=1)
+    Grower(copy.deepcopy(model), every=1)
+    first.fold()
+    second = Grower(model, every=1)
+    del second  # nobody can use it any more
+    Grower(model, every=1)
+
+
 def test_the_best_scored_convolution_grows_first_and_then_the_next():
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
@@ -144,9 +158,9 @@ def test_the_best_scored_convolution_grows_first_and_then_the_next():
 def test_as_many_grow_as_the_budget_allows(room, grown):
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    meter = Grower(model, 1, cut=None)
+    meter = FlopsMeter(model)
     model(images(16))
-    plain = meter.flops
+    plain = meter.total()
     assert plain == 256 * 8 * 27 + 256 * 8 * 72 + 64 * 12 * 72 + 64 * 12 * 75 + 60
     grower = Grower(model, 1, budget=room * plain, kinds=('1x1', '1x1_kxk'), cut=None, optimizer=optimizer)
     assert len(train(model, optimizer, grower, 1)) == grown

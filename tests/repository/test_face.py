@@ -149,10 +149,15 @@ def test_importing_the_package_loads_only_itself_and_the_registry_of_makers():
 
 def test_what_needs_no_torch_loads_none():
     used = ['budget.' + name for name in sorted(modules_in('snnet.budget'))]
-    used += ['errors', 'stitching.stitch', 'exporting.set_index', 'serve.Controller', 'serve.decide', 'serve.Choices']
+    used += ['errors', 'stitching.stitch', 'exporting.set_index']
     used += ['select', 'frontier', 'Record', 'LatencyTable', 'Stitch', 'SnnetError', 'cli.main', 'config.parse']
     code = 'import snnet\n' + '\n'.join(f'snnet.{name}' for name in used)
     assert fresh(code) & HEAVY == set()
+
+
+def test_the_controller_loads_nothing_heavier_than_numpy():
+    code = 'import snnet\n' + '\n'.join(f'snnet.serve.{name}' for name in ('Controller', 'decide', 'Choices'))
+    assert fresh(code) & HEAVY <= {'numpy'}
 
 
 @pytest.mark.slow  # a few seconds

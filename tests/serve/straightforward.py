@@ -58,7 +58,7 @@ def decide(choices: Choices, state: ControllerState, now: float) -> tuple[Contro
     chosen, size = choose(tables, rush, slack, floors, starts)
     index, seconds = tables.pick(chosen, max(floors[:size]), size)
     decision = Decision(choices.choices[index].stitch, queue.requests[:size], dropped, seconds * factor, index)
-    return ControllerState(now, queue.between(size), decision, now, state.load, state.timing), decision
+    return ControllerState(now, queue.after(size), decision, now, state.load, state.timing), decision
 
 
 def _slack(queue: WaitingQueue, begin: float, scale: float) -> tuple[list[float], tuple[int, ...]]:

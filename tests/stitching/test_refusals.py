@@ -40,6 +40,13 @@ def test_different_image_sizes_are_refused():
     assert '3x64x64' in message
 
 
+def test_networks_without_numbers_are_refused():
+    with torch.device('meta'):
+        empty = timm.create_model('test_vit', num_classes=3, img_size=32)
+    with pytest.raises(SnnetError, match=r"test_vit holds no numbers: cls_token is on torch's meta device"):
+        create_stitchable_net([as_anchor(empty)], pretrained=False)
+
+
 @pytest.mark.parametrize(
     ('other', 'size', 'told'),
     [

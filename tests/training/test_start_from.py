@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 
 import pytest
@@ -17,6 +18,7 @@ from snnet.calibration.fit_heads import fit_heads, head_features
 from snnet.config.parse import parse, read_yaml, to_yaml
 from snnet.data.datasets import count_classes
 from snnet.reassembly import reassemble
+from snnet.training.build_net import NetSettings, choose_trained_weights
 from snnet.training.check_settings import with_defaults
 from snnet.training.low_rank import merge_updates, start_updates
 from snnet.training.recipes import IMPLIED, RECIPES
@@ -168,6 +170,20 @@ def test_low_rank_updates_start_without_effect_and_are_merged_without_one(weight
 
 
 @SLOW
+@pytest.mark.parametrize(
+    ('settings', 'said'),
+    [
+        ({'stitch_rank': 100}, r'--stitch-rank 100 is more than the width of 6 of 6 stitch layers \(from 64\)'),
+        ({'tune': 'lora', 'lora_rank': 100}, r'--lora-rank 100 is more than the width of \d+ of \d+ linear layers'),
+        ({'stitch_rank': 64}, '^$'),
+    ],
+)
+def test_a_rank_above_the_width_of_a_layer_is_said(caplog, settings, said):
+    net = create_stitchable_net('test_vit,test_vit2', pretrained=False, num_classes=3, img_size=32)
+    choose_trained_weights(NetSettings(**settings), net, seed=0)
+    assert re.search(said, '\n'.join(caplog.messages))
+
+
 def test_the_teacher_is_the_largest_anchor_with_its_fitted_head(data, weights, tmp_path):
     with trainer(settings_of(tmp_path / 'run', data, named(weights))) as run:
         teacher = run.step.answers._ask().model
