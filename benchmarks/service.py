@@ -1,7 +1,8 @@
 """A service against itself without HTTP: overhead, throughput, attainment by load, overload, and a soak.
 
     python benchmarks/service.py --seconds 20
-    python benchmarks/service.py --net NET --plugin FILE --soak-minutes 30
+    python benchmarks/service.py --net NET --plugin FILE --measure load overload
+    python benchmarks/service.py --measure soak --soak-minutes 30 --soak-loads 0.1 0.3 0.5
 
 Arrivals are open-loop (a request is sent when its time comes, whatever became of those before it), on loopback, from
 this process. The service is `snnet serve` in another one, so two idle cores are the least that numbers mean something
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,11 +34,13 @@ from urllib.request import urlopen
 
 import numpy as np
 import torch
+import uvloop
 
 import snnet
 from snnet.serve import Choice, Choices, World, best_fixed, draw_arrivals, simulate
 
 ANCHORS = 'mobilenetv3_small_050,mobilenetv3_small_100,mobilenetv3_large_100'
+MEASUREMENTS = ('overhead', 'throughput', 'load', 'overload', 'soak')
 MOST_CONNECTIONS = 1000
 """Below what the service accepts. Requests beyond it are not sent, because those that wait here are not open-loop."""
 
@@ -133,12 +137,55 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
+class Connection(asyncio.Protocol):
+    """A connection that stays open, and has at most one request at a time. It costs a third of a stream."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self._buffer = bytearray()
+        self._reply: asyncio.Future[tuple[int, bytes]] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Keeps what writes."""
+        self._transport: asyncio.Transport = transport
+
+    def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
+        """Sends a request; the future status and content of its reply."""
+        self._reply = asyncio.get_running_loop().create_future()
+        if self.open:
+            self._transport.write(request)
+        else:
+            self._end()
+        return self._reply
+
+    def data_received(self, data: bytes) -> None:
+        """Collects a reply."""
+        self._buffer += data
+        start = self._buffer.find(b'\r\n\r\n') + 4
+        if start < 4 or self._reply is None or self._reply.done():
+            return
+        head = bytes(self._buffer[:start]).lower()
+        end = start + int(head.partition(b'content-length: ')[2].partition(b'\r\n')[0])
+        if len(self._buffer) >= end:
+            self._reply.set_result((int(head.split(b' ', 2)[1]), bytes(self._buffer[start:end])))
+            self._buffer.clear()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends what waits for a reply."""
+        self.open = False
+        self._end()
+
+    def _end(self) -> None:
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(ConnectionResetError())
+
+
 class Client:
     """A client that keeps connections open and sends requests without waiting for those before."""
 
     def __init__(self, port: int, body: bytes) -> None:
         self._port, self._body = port, body
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[Connection] = []
         self._open = 0
         self.unsent = 0
 
@@ -149,26 +196,32 @@ class Client:
             f'POST /v1/predict?top=1&{query} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n'
             f'Content-Length: {len(self._body)}\r\n\r\n'
         )
-        if not self._idle and self._open >= MOST_CONNECTIONS:
+        connection = self._idle_connection()
+        if connection is None and self._open >= MOST_CONNECTIONS:
             self.unsent += 1
             return Reply(sent, 0, 0.0, None, None)
         try:
-            if self._idle:
-                pair = self._idle.pop()
-            else:
+            if connection is None:
                 self._open += 1
-                pair = await asyncio.open_connection('127.0.0.1', self._port)
-            pair[1].write(head.encode() + self._body)
-            header = await pair[0].readuntil(b'\r\n\r\n')
-            length = int(header.lower().partition(b'content-length: ')[2].partition(b'\r\n')[0])
-            content = await pair[0].readexactly(length)
-        except (OSError, asyncio.IncompleteReadError):
+                loop = asyncio.get_running_loop()
+                _, connection = await loop.create_connection(Connection, '127.0.0.1', self._port)
+            status, content = await connection.ask(head.encode() + self._body)
+        except OSError:
             self._open -= 1
             return Reply(sent, 0, time.perf_counter() - sent, None, None)
-        self._idle.append(pair)
-        status, seconds = int(header.split(b' ', 2)[1]), time.perf_counter() - sent
+        seconds = time.perf_counter() - sent
+        self._idle.append(connection)
         result = json.loads(content)['results'][0] if status == 200 else {}
         return Reply(sent, status, seconds, result.get('stitch'), result.get('top1'))
+
+    def _idle_connection(self) -> Connection | None:
+        """A connection that is open and idle; the service closes those that were idle for long."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.open:
+                return connection
+            self._open -= 1
+        return None
 
     async def send(self, moments: np.ndarray, query: str = '') -> list[Reply]:
         """Sends a request at each moment, in seconds from now."""
@@ -282,12 +335,13 @@ class Bench:
             f'refusals take {fast[0]:.1f} ms (99 %: {fast[1]:.1f}); recovery {recovery:.1f} deadlines'
         )
 
-    async def soak(self, minutes: float) -> str:
+    async def soak(self, minutes: float, loads: list[float]) -> str:
         """Memory, threads and files at a mixed load."""
-        rows, end = [], time.monotonic() + 60 * minutes
+        rows, statuses, end = [], Counter[int](), time.monotonic() + 60 * minutes
         while time.monotonic() < end:
-            for load in (0.2, 0.8, 1.5):
-                await self.client.send(draw_arrivals('bursts', load * self.capacity, 5.0, self.seed, period=1.0))
+            for load in loads:
+                arrivals = draw_arrivals('bursts', load * self.capacity, 5.0, self.seed, period=1.0)
+                statuses.update(reply.status for reply in await self.client.send(arrivals))
                 rows.append((time.monotonic() / 60, *self.server.memory()))
         kept = np.array(rows[len(rows) // 4 :])  # allocators grow at first
         x = kept[:, 0] - kept[:, 0].mean()
@@ -296,20 +350,26 @@ class Bench:
         error = float(np.sqrt(rest @ rest / max(1, len(x) - 2) / (x @ x)))
         ends = [f'{rows[i][2]} and {rows[i][3]}' for i in (len(rows) // 4, -1)]
         return (
-            f'{slope:+.3f} MB a minute (standard error {error:.3f}); threads and files {ends[0]}, at the end {ends[1]}'
+            f'{slope:+.3f} MB a minute (standard error {error:.3f}) at {kept[:, 1].mean():.0f} MB; threads and files '
+            f'{ends[0]}, at the end {ends[1]}; requests by status {dict(sorted(statuses.items()))}'
         )
 
 
-async def measure(bench: Bench, loads: list[float], soak_minutes: float) -> None:
-    """Prints the table, a line when it is there, and the share of a core that each process took meanwhile."""
-    rows: dict[str, Callable[[], Awaitable[str]]] = {
-        'overhead of a request beside the bare call': bench.overhead,
-        'throughput in full batches of the cheapest stitch': bench.throughput,
-        **{f'load {load:g}': partial(bench.load, load) for load in loads},
-        'twice the capacity': bench.overload,
+def rows_of(bench: Bench, args: argparse.Namespace) -> dict[str, Callable[[], Awaitable[str]]]:
+    """What is asked for, by what the table calls it."""
+    minutes: float = args.soak_minutes
+    rows: dict[str, dict[str, Callable[[], Awaitable[str]]]] = {
+        'overhead': {'overhead of a request beside the bare call': bench.overhead},
+        'throughput': {'throughput in full batches of the cheapest stitch': bench.throughput},
+        'load': {f'load {load:g}': partial(bench.load, load) for load in args.loads},
+        'overload': {'twice the capacity': bench.overload},
+        'soak': {f'{minutes:g} minutes of loads {args.soak_loads}': partial(bench.soak, minutes, args.soak_loads)},
     }
-    if soak_minutes:
-        rows[f'{soak_minutes:g} minutes of mixed load'] = partial(bench.soak, soak_minutes)
+    return {title: row for name in args.measure for title, row in rows[name].items()}
+
+
+async def measure(bench: Bench, rows: dict[str, Callable[[], Awaitable[str]]]) -> None:
+    """Prints the table, a line when it is there, and the share of a core that each process took meanwhile."""
     print('| what | measured | cores |\n|---|---|---|', flush=True)
     for what, measured in rows.items():
         before, begin = bench.server.cpu(), time.perf_counter()
@@ -328,7 +388,9 @@ def main() -> None:
     parser.add_argument('--deadline-ms', type=float, default=50.0)
     parser.add_argument('--seconds', type=float, default=20.0, help='length of each measurement')
     parser.add_argument('--loads', type=float, nargs='+', default=[0.3, 0.6, 0.8])
-    parser.add_argument('--soak-minutes', type=float, default=0.0)
+    parser.add_argument('--measure', nargs='+', choices=MEASUREMENTS, default=MEASUREMENTS[:-1])
+    parser.add_argument('--soak-minutes', type=float, default=30.0)
+    parser.add_argument('--soak-loads', type=float, nargs='+', default=[0.2, 0.8, 1.5])
     parser.add_argument('--pin', action='store_true', help='one core computes, the others do the rest')
     parser.add_argument('--seed', type=int, default=2026)
     args = parser.parse_args()
@@ -348,7 +410,7 @@ def main() -> None:
             bench = Bench(server, net, args.deadline_ms, args.seconds, args.seed)
             print(f'{len(bench.choices)} stitches, batches up to {bench.choices.most}, the cheapest answers '
                   f'{bench.capacity:.0f} images per second; deadline {args.deadline_ms:g} ms')  # fmt: skip
-            asyncio.run(measure(bench, args.loads, args.soak_minutes))
+            uvloop.run(measure(bench, rows_of(bench, args)))
         finally:
             print('the service ended with', server.stop())
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+_log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -20,6 +23,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._at_once = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -31,8 +35,27 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def lets_end(self, stage: Callable[[], None]) -> bool:
+        """Runs a stage that has no steps, which a signal ends at once; returns whether it came to its end.
+
+        Args:
+            stage: it is done from its beginning when the run is started again.
+        """
+        self._at_once = True
+        try:
+            stage()
+        except KeyboardInterrupt:
+            if self.received is None:
+                raise
+            _log.info('%s: stopped before the net was saved; the same command does the rest', self.received)
+            return False
+        finally:
+            self._at_once = False
+        return True
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == 'SIGINT':
+        if self._at_once or (number == signal.SIGINT and self.received == 'SIGINT'):
+            self.received = signal.Signals(number).name
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 

@@ -137,8 +137,8 @@ class Trainer:
             return None
         if self.ranks.share(self.ranks.first and begin == self.total and is_saved(self.folder.net)):
             _log.info('%s is trained already', self.folder.net)
-        else:
-            self._finish()
+        elif not self.stop.lets_end(self._finish):
+            return None
         return self.folder.net
 
     def _resume(self) -> int | None:
@@ -208,7 +208,7 @@ class Trainer:
             if saving:
                 last = step + 1 if self._save(step + 1, losses) else last
                 saved, losses = time.monotonic(), []
-            if stopping and step + 1 < self.total:
+            if stopping:
                 progress.close()
                 done = step + 1
                 _log.info('stopped after step %d of %d; the same command continues after %d', done, self.total, last)

@@ -243,6 +243,23 @@ def test_where_every_checkpoint_is_broken_the_run_begins_again_with_a_warning(tm
 
 
 @pytest.mark.slow  # a few seconds
+@pytest.mark.parametrize('how', ['in the last step', 'behind it'])
+def test_a_run_that_is_stopped_before_its_net_is_saved_does_the_rest_later(tmp_path, monkeypatch, how):
+    changes = {'epochs': 1}
+    train(train_settings(tmp_path / 'whole', **changes))
+    settings = train_settings(tmp_path / 'stopped', **changes)
+    with monkeypatch.context() as patch:
+        if how == 'behind it':
+            patch.setattr(engine, 'save_net', lambda *_: signal.raise_signal(signal.SIGTERM))
+        else:
+            stop_at(patch, newest(tmp_path / 'whole')[1]['step'] - 1, 'asked')
+        assert train(settings) is None
+    assert not (tmp_path / 'stopped' / 'net').exists()
+    assert train(settings) == tmp_path / 'stopped' / 'net'
+    assert ends(tmp_path / 'whole') == ends(tmp_path / 'stopped')
+
+
+@pytest.mark.slow  # a few seconds
 def test_a_finished_run_says_so_and_leaves_what_is_known_of_its_stitches(tmp_path, said):
     settings = train_settings(tmp_path, epochs=0)
     train(settings)

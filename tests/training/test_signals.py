@@ -56,6 +56,19 @@ def test_another_signal_while_the_last_step_is_saved_changes_nothing(first, seco
         assert stop.received == second.name
 
 
+@pytest.mark.parametrize('number', SIGNALS)
+def test_a_stage_without_steps_ends_at_once(number, caplog):
+    caplog.set_level('INFO', 'snnet')
+    after = []
+    with StopRequest() as stop:
+        assert not stop.lets_end(lambda: after.append(signal.raise_signal(number)))
+        assert stop.received == number.name
+        assert stop.lets_end(lambda: None)
+        signal.raise_signal(signal.SIGTERM)  # outside of the stage it is a flag again
+    assert not after
+    assert f'{number.name}: stopped before the net was saved' in caplog.text
+
+
 def test_outside_the_main_thread_it_works_without_signals():
     found = []
 

@@ -1,41 +1,16 @@
-"""uvicorn's HTTP protocol with limits on connections and headers, which notes when a request arrived."""
+"""uvicorn's HTTP protocol with limits on connections, headers and turns, which notes when a request arrived."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
 from .http_limits import HttpLimits
+from .read_turns import ReadTurns
 
 MOST_HEADER = 65_536
 """Most bytes of the headers of a request."""
-
-
-class ArrivalClock:
-    """The time from which the age of a request counts: when the event loop saw that there was something to read.
-
-    Where many connections have something to read at a time, the last of them is read after all the work that the others
-    cause. Its request has waited for as long.
-
-    Args:
-        clock: monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._moment: float | None = None
-
-    def moment(self, loop: asyncio.AbstractEventLoop) -> float:
-        """The time of the first call in this turn of the loop."""
-        if self._moment is None:
-            self._moment = self._clock()
-            loop.call_soon(self._end_turn)
-        return self._moment
-
-    def _end_turn(self) -> None:
-        self._moment = None
 
 
 class HeaderTimer:
@@ -78,7 +53,7 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
     """
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    arrivals = ArrivalClock()
+    turns = ReadTurns()
 
     class LimitedProtocol(HttpToolsProtocol):
         """A connection of a client."""
@@ -87,6 +62,8 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
             """Accepts a connection, or closes it at once where there are too many."""
             super().connection_made(transport)
             self._arrived, self._header = 0.0, -1  # bytes of the headers that are being read; -1 while none are
+            self._held: list[bytes] = []
+            self._seen: float | None = None  # when what is held arrived
             self._timer = HeaderTimer(self.loop, limits.header_seconds)
             if len(self.connections) > limits.max_connections:
                 transport.close()
@@ -94,8 +71,28 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
                 self._timer.start(self._give_up)
 
         def data_received(self, data: bytes) -> None:
+            """Reads data, or keeps it where too many requests begin in this turn."""
+            if self._held:
+                self._held.append(data)
+            elif self._is_between_requests() and not turns.may_begin(self, self.loop):
+                self._seen = turns.moment(self.loop)
+                self._held.append(data)
+                self.flow.pause_reading()
+            else:
+                self._read(data)
+
+        def read_held(self) -> None:
+            """Reads what was kept."""
+            if not self._held:  # the connection has ended
+                return
+            held, self._held = self._held, []
+            self.flow.resume_reading()
+            self._read(b''.join(held))
+            self._seen = None
+
+        def _read(self, data: bytes) -> None:
             """Hands data on; between two requests, the clock of the next headers starts with their first byte."""
-            if self.cycle is None or self.cycle.response_complete:
+            if self._is_between_requests():
                 self._timer.start(self._give_up)
             if self._header >= 0:
                 self._header += len(data)
@@ -106,7 +103,7 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
         def on_message_begin(self) -> None:
             """Notes when a request begins."""
             super().on_message_begin()
-            self._arrived, self._header = arrivals.moment(self.loop), 0
+            self._arrived, self._header = turns.moment(self.loop) if self._seen is None else self._seen, 0
 
         def on_headers_complete(self) -> None:
             """Hands a request on once its headers are complete."""
@@ -118,10 +115,14 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             """Forgets the connection."""
             self._timer.stop()
+            self._held.clear()
             super().connection_lost(exc)
 
         def _give_up(self) -> None:
-            if self.cycle is None or self.cycle.response_complete:
+            if self._is_between_requests():
                 self.transport.close()
+
+        def _is_between_requests(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
 
     return LimitedProtocol

@@ -113,6 +113,7 @@ async def _run(server: uvicorn.Server, service: Service, bound: socket.socket, d
         await serving
     finally:
         service.close()
+        gc.unfreeze()  # what is frozen is not freed at the end of the process, and C++ libraries print that it leaks
 
 
 def _start(service: Service, bound: socket.socket) -> None:

@@ -31,7 +31,9 @@ _FLOAT = 4
 START_SECONDS = 120.0
 """Longest time until a process has loaded its net."""
 TRIES = 5
-"""How often a process that ends while it loads its net is started."""
+"""How often a process that ends while it loads its net is started, one after the other."""
+PAUSE = 30.0
+"""Seconds after that many processes have ended, until another one is tried while serving."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,22 @@ class NetProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
 
     def start(self) -> None:
         """Starts the process, and waits until it has loaded its net; one that ends before that is tried again."""
+        self._try_to_start()
+
+    def _try_to_start(self) -> bool:
+        """Starts the process in a few tries; whether no further try is needed."""
         for _ in range(TRIES):
-            if self._closed:
-                return
-            if self._try_start():
-                return
+            if self._closed.is_set() or self._started():
+                return True
             _log.warning('the process of %s ended while it loaded the net', self._served.name)
         _log.error('%s computes in this process: another one did not start %d times', self._served.name, TRIES)
+        return False
 
-    def _try_start(self) -> bool:
+    def _started(self) -> bool:
         """Starts the process; whether no further try is needed."""
         memory = _shared_memory(_FLOAT * sum(int(np.prod(shape)) for shape in self._shapes))
         ours, theirs = Pipe()
@@ -87,7 +92,7 @@ class NetProcess:
         loaded = self._loaded(ours)
         if loaded == [self._served.net.fingerprint]:
             with self._lock:
-                if not self._closed:
+                if not self._closed.is_set():
                     images, self._logits = _arrays(view, self._shapes)
                     self._images, self._pipe = torch.from_numpy(images), ours
                     return True
@@ -134,7 +139,8 @@ class NetProcess:
     def close(self) -> None:
         """Ends the process."""
         with self._lock:
-            self._closed, self._pipe = True, None
+            self._closed.set()
+            self._pipe = None
         self._end()
 
     def _end(self) -> None:
@@ -147,9 +153,13 @@ class NetProcess:
         with self._lock:
             self._pipe = None
         self._end()
-        if not self._closed:
+        if not self._closed.is_set():
             _log.error('the process of %s ended: another one starts', self._served.name)
-            threading.Thread(target=self.start, name='snnet process', daemon=True).start()
+            threading.Thread(target=self._start_again, name='snnet process', daemon=True).start()
+
+    def _start_again(self) -> None:
+        while not self._try_to_start() and not self._closed.wait(PAUSE):
+            pass
 
 
 def _shared_memory(size: int) -> IO[bytes]:

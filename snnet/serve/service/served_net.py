@@ -64,7 +64,7 @@ class ServedNet:
         """Whether the accuracy of any stitch is known."""
         return any(accuracy(record) > -math.inf for record in self.records)
 
-    @property
+    @cached_property
     def input_size(self) -> tuple[int, int, int]:
         """Channels, height and width of a prepared image."""
         return self.net.input_size

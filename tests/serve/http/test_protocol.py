@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import socket
 import time
@@ -13,7 +12,6 @@ from urllib.request import urlopen
 import pytest
 
 from snnet.serve.http.http_limits import HttpLimits
-from snnet.serve.http.protocol import ArrivalClock
 from tests.helpers.served import live, picture
 
 
@@ -115,21 +113,6 @@ def test_the_rest_of_a_body_that_was_refused_is_no_header(address):
     assert b'HTTP/1.1 422' in connection.recv(65536)
     connection.sendall(bytes(299_990) + b'GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
     assert b'200 OK' in ended(connection)
-
-
-def test_requests_that_are_there_at_the_same_time_have_the_same_age():
-    times = iter(range(100))
-
-    async def turns() -> list[float]:
-        clock, loop, found = ArrivalClock(lambda: next(times)), asyncio.get_running_loop(), []
-        for _ in range(3):
-            loop.call_soon(lambda: found.append(clock.moment(loop)))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        found.append(clock.moment(loop))
-        return found
-
-    assert asyncio.run(turns()) == [0, 0, 0, 1]
 
 
 def test_a_connection_that_has_ended_is_freed_at_once(address):

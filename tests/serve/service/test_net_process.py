@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from snnet.serve.service import net_process
 from snnet.serve.service.net_process import Loading, NetProcess
 from snnet.serve.service.refusal import Refusal
 from snnet.serve.service.served_net import load_served_net
@@ -75,7 +76,10 @@ def test_a_killed_process_loses_its_batch_alone_and_is_replaced(served, process)
     assert pid_of(process) != killed
 
 
-def test_a_process_that_is_killed_while_it_loads_is_started_again(served, process, monkeypatch):
+def test_a_process_that_is_killed_while_it_loads_is_started_again(served, process, monkeypatch, caplog):
+    """First at once, and after two tries with a pause."""
+    monkeypatch.setattr(net_process, 'TRIES', 2)
+    monkeypatch.setattr(net_process, 'PAUSE', 0.01)
     killed, popen = [pid_of(process)], subprocess.Popen
 
     def killing(*args, **options):
@@ -91,6 +95,7 @@ def test_a_process_that_is_killed_while_it_loads_is_started_again(served, proces
         process(images(served, 1), 0)
     assert pid_of(process) not in killed
     assert len(killed) == 3
+    assert 'computes in this process: another one did not start 2 times' in caplog.text
     assert process(images(served, 1), 0).shape == (1, 5)
 
 
