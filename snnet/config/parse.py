@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 from ..errors import SnnetError, did_you_mean
+from ..utils.parse_yaml import parse_yaml
 from .sections import Option, Settings, flattened, from_flat, options_of, plain, sections_of, shown, to_flat
 
 NAME_LISTS = ('anchors', 'from_', 'zoo')
@@ -117,11 +118,11 @@ def read_yaml(path: Path, kind: type, recipe: bool = False) -> dict[str, Any]:
         SnnetError: the file cannot be read, is not a YAML table, or has a key that is not a setting.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+        values = parse_yaml(path.read_text(encoding='utf-8')) or {}
     except OSError as error:
         raise SnnetError(f'config {path} cannot be read: {error.strerror}') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SnnetError(f'config {path} is not valid YAML: {" ".join(str(error).split())}') from None
+    except ValueError as error:
+        raise SnnetError(f'config {path} is not valid YAML: {error}') from None
     if not isinstance(values, dict):
         raise SnnetError(f'config {path} is not a table of settings')
     values = {key: value for key, value in values.items() if key not in getattr(kind, 'noted', ())}

@@ -99,6 +99,11 @@ def _found(data: DataSettings, split: str, classes_matter: bool) -> Any:
         raise SnnetError(f"there is no folder '{data.data_dir}' (--data-dir)")
     if data.labels:
         return LabelledImages(Path(data.labels), Path(data.data_dir), split)
+    if data.class_map.endswith('.pkl'):
+        raise SnnetError(
+            f"the class map '{data.class_map}' is a pickle, which can run code when it is read: write one class name "
+            f'per line into a .txt file instead'
+        )
     try:
         dataset: Any = create_dataset(data.dataset, root=data.data_dir, split=split, class_map=data.class_map or None)
     except Exception as error:  # whatever the reader of a data set raises, or a package that it needs and lacks

@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import SnnetError, reason_of
+from ..utils.typed_json import quoted
 
 _SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'val', 'valid', 'eval', 'evaluation')}
 """Names of folders by what timm's users call the split."""
@@ -108,7 +109,7 @@ def _read(table: Path) -> tuple[list[str], list[tuple[str, list[int]]]]:
         if len(row) != len(head) or not set(row[1:]) <= {'0', '1'} or Path(row[0]).is_absolute():
             raise SnnetError(
                 f'{table}: a row is the path of an image below --data-dir and {len(head) - 1} times 0 or 1, '
-                f"not '{','.join(row)[:100]}'"
+                f'not {quoted(",".join(row))}'
             )
         if row[0] in found:
             raise SnnetError(f'{table} lists {row[0]} twice: one row holds all labels of an image')

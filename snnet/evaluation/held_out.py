@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch.utils.data import Dataset
 
 from ..data.datasets import DataSettings
 from ..data.folder_checks import is_undivided
 from ..errors import SnnetError
+from ..utils.parse_yaml import parse_yaml
+from ..utils.read_limited import read_limited
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ def refuse_training_images(data: DataSettings, split: str, dataset: Dataset[Any]
 def _training_data(config: Path) -> dict[str, str]:
     """Where a run's training images are, from its settings, flat or nested; empty where there are none."""
     try:
-        values = yaml.safe_load(config.read_text(encoding='utf-8'))
+        values = parse_yaml(read_limited(config))
         values = {**values, **values.get('data', {})}
         return {name: str(values[name]) for name in ('data_dir', 'train_split')}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return {}

@@ -25,8 +25,6 @@ def check_reassemble_settings(settings: ReassembleSettings) -> None:
     assembly = settings.assembly
     for name in ('flops', 'params'):
         budget_limit(name, getattr(assembly, name))
-    if not assembly.init_ridge < float('inf'):
-        raise SnnetError(f'init_ridge must be a finite number, not {assembly.init_ridge}')
     names = split_names(settings.zoo)
     if assembly.legs:
         if not names:

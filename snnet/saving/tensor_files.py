@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -44,6 +44,8 @@ def read_tensors(path: Path, expected: str | None) -> dict[str, Tensor]:
     if not path.is_file():
         raise NoWeights(f'{path.parent} holds no {path.stem}: there is no {path.name}')
     try:
+        with safe_open(path, 'pt'):  # refuses at once a file whose size is not that of its tensors
+            pass
         if expected is not None and sha256(path) != expected:
             raise NoWeights(
                 f'{path} is damaged or was replaced: its SHA-256 is not the one in {CONFIG} '

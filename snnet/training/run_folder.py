@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
-
 from ..config.parse import to_yaml
 from ..config.sections import changes, flattened, to_flat
 from ..errors import SnnetError
 from ..utils.files import clear_temporaries, write_text
 from ..utils.json_lines import JsonLines
+from ..utils.parse_yaml import parse_yaml
+from ..utils.read_limited import read_limited
 from .attempts import Attempts
 from .log_to import TrainingLog, open_logs, write_logs
 from .train_settings import TrainSettings
@@ -57,12 +57,11 @@ class RunFolder:
         if not self.settings.resume:
             raise SnnetError(f"the output folder '{self.path}' holds a run: continue it with --resume, or name another")
         try:
-            before = flattened(TrainSettings, yaml.safe_load(config.read_text(encoding='utf-8')))
+            before = flattened(TrainSettings, parse_yaml(read_limited(config)))
             world = int(before.pop('world'))
             then = int(before['batch_size']) * int(before['grad_accum_steps']) * world
         except (
             OSError,
-            yaml.YAMLError,
             AttributeError,
             LookupError,
             TypeError,

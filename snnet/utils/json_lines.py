@@ -52,7 +52,7 @@ class JsonLines:
         write_text(self.path, ''.join(json.dumps(row) + '\n' for row in rows))
 
     def _whole_lines(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
+        if not self.path.is_file():
             return
         for line in self.path.read_text(encoding='utf-8', errors='replace').splitlines():
             try:

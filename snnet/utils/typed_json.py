@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SnnetError, reason_of
+from .read_limited import MAX_BYTES, read_limited
 
-MAX_BYTES = 64 << 20
-"""No file that this package writes comes near this size."""
 _SHOWN = 60
 """Most characters of a wrong value that a message quotes."""
 
@@ -29,16 +28,9 @@ def read_json(path: Path, what: str = 'JSON file', max_bytes: int = MAX_BYTES) -
             number of thousands of digits, or lists nested too deeply.
     """
     try:
-        with open(path, 'rb') as file:
-            data = file.read(max_bytes + 1)
-    except FileNotFoundError:
+        return parse_json(read_limited(path, max_bytes))
+    except SnnetError:
         raise
-    except OSError as error:
-        raise SnnetError(f'{path} cannot be read: {error.strerror}') from None
-    if len(data) > max_bytes:
-        raise SnnetError(f'{path} is not a valid {what}: it has more than {max_bytes:,} bytes')
-    try:
-        return parse_json(data)
     except ValueError as error:
         raise SnnetError(f'{path} is not a valid {what}: {reason_of(error)}') from None
 

@@ -123,6 +123,7 @@ def test_initialization_takes_a_random_choice_that_the_ranks_share(net, folder):
         ({'data_dir': ''}, '--data-dir'),
         ({'dataset': 'generated/x'}, 'generated/256'),
         ({'dataset': 'generated/0'}, 'generated/256'),
+        ({'class_map': 'map.pkl'}, "'map.pkl' is a pickle, which can run code"),
         ({'batch_size': 25}, '24 images are fewer than one batch of 25'),
     ],
 )

@@ -163,3 +163,34 @@ def test_a_net_whose_stitch_layers_have_grown_has_the_gradient_of_its_equation(t
         grad = values(6, net.num_classes, seed=stitch)
         found = gradients(lambda x, i=stitch: net(x, stitch=i), net, x, grad)
         assert farthest(found, gradients(lambda x, i=stitch: twin(x, stitch=i), twin, x, grad)) <= 1e-8
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_second_derivatives_agree_with_finite_differences(training):
+    """Some scores and penalties differentiate a gradient."""
+    column = Boundary(2, (3, 1), 'NLC')
+    for block, x in (
+        (grown(nn.Conv2d(2, 2, 3, padding=1), None, training), values(2, 2, 3, 3)),
+        (grown(nn.Conv2d(2, 2, (1, 3), padding=(0, 1)), None, training), values(2, 2, 1, 3)),
+        (grown(StitchLayer(column, column), None, training), values(3, 3, 2)),
+    ):
+        assert torch.autograd.gradgradcheck(block, x.requires_grad_(), fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize('layout', ['NCHW', 'channels_last', 'NLC'])
+def test_in_bfloat16_a_grown_module_has_the_gradient_of_what_it_folds_into(layout):
+    """Under autocast, up to the rounding of bfloat16 in each of its branches."""
+    if layout == 'NLC':
+        boundary = Boundary(8, (3, 4), 'NLC')
+        block, x = grown(StitchLayer(boundary, boundary), None, False).float(), features(boundary).float()
+    else:
+        block, x = grown(nn.Conv2d(8, 8, 3, padding=1), None, False).float(), values(2, 8, 3, 4).float()
+    if layout == 'channels_last':
+        block, x = block.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    plain = fold(copy.deepcopy(block))
+    grad = values(*plain(x).shape, seed=1).float()
+    wanted = gradients(plain, plain, x, grad)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = gradients(lambda x: block(x).float(), block, x, grad)
+    most = (len(block.branches) + 1) ** 0.5 * 4 * 2**-8
+    assert farthest({k: found[k] for k in ('output', 'input')}, {k: wanted[k] for k in ('output', 'input')}) < most

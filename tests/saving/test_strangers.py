@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import struct
+import time
 
 import pytest
 import torch
@@ -274,3 +275,18 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path):
     assert {
         path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.stat().st_mode & 0o777 != 0o640
     } == {}
+
+
+def test_what_never_ends_is_not_read(folder):
+    """A pipe waits for a writer; a sparse file of a terabyte takes no space and half an hour to hash."""
+    profile = folder / 'profiles' / 'cpu.json'
+    profile.parent.mkdir(exist_ok=True)
+    os.mkfifo(profile)
+    with pytest.raises(SnnetError, match=r'cpu\.json is not a regular file'):
+        LatencyTable.read(profile)
+    with open(folder / 'model.safetensors', 'r+b') as file:
+        file.truncate(1 << 40)
+    began = time.process_time()
+    with pytest.raises(SnnetError, match=r'model\.safetensors cannot be read'):
+        StitchableNet.from_pretrained(folder)
+    assert time.process_time() - began < 5
