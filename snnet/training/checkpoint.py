@@ -20,6 +20,7 @@ from ..config.sections import option
 from ..errors import SnnetError
 from ..saving.tensor_files import without_aliases
 from ..utils.files import sha256, sync_folder, write_tensors
+from ..utils.read_limited import read_limited
 from ..utils.typed_json import TypedTable, read_json
 from .run_state import RunState
 
@@ -171,8 +172,10 @@ def _fill(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> N
 def _fault(path: Path, step: int) -> str | None:
     """What is wrong with the files of the checkpoint after `step` steps."""
     try:
-        sums = (path / _SUMS).read_text(encoding='utf-8').splitlines()
+        sums = read_limited(path / _SUMS).decode().splitlines()
         for name in (_TENSORS, _VALUES):
+            if not (path / name).is_file():
+                return f'there is no file {name}'
             if f'{sha256(path / name)}  {name}' not in sums:
                 return f'{name} differs from its SHA-256 sum'
         values = TypedTable(read_json(path / _VALUES), _VALUES)

@@ -128,8 +128,10 @@ def looks(pattern: str, count: int, action: str) -> int:
     """How many batch times one decision looks at while `count` requests wait."""
     choices = family(20, most=16)
     step = choices.fast[0][16] / 16
-    tightness = {'loose': 2.0, 'burst': 2.0, 'tight': 1.001, 'mixed': 2.5, 'late': 0.9}[pattern]
+    tightness = {'loose': 2.0, 'burst': 2.0, 'tight': 1.001, 'mixed': 2.5, 'late': 0.9, 'hopeless': 3.0}[pattern]
     floors = tuple(10 if pattern == 'mixed' and i % 10 == 3 else 0 for i in range(count))
+    if pattern == 'hopeless':  # as many accuracies as there are stitches, and a third of the time
+        floors = tuple(7 * i % 20 for i in range(count))
     deadlines = [tightness * step * (i + 17) for i in range(count)]
     if pattern == 'burst':
         deadlines = [deadlines[-1]] * count
@@ -147,7 +149,7 @@ def looks(pattern: str, count: int, action: str) -> int:
 
 
 @pytest.mark.parametrize('action', ['last', 'urgent', 'next'])
-@pytest.mark.parametrize('pattern', ['loose', 'burst', 'tight', 'mixed', 'late'])
+@pytest.mark.parametrize('pattern', ['loose', 'burst', 'tight', 'mixed', 'late', 'hopeless'])
 def test_a_decision_looks_at_no_more_batches_when_more_requests_wait(pattern, action):
     assert looks(pattern, 10_000, action) <= 1.5 * max(looks(pattern, 300, action), 1000)
 

@@ -120,6 +120,7 @@ DAMAGE = {
     'empty': lambda path: os.truncate(path, 0),
     'missing': lambda path: path.unlink(),
     'no text': lambda path: path.write_bytes(b'\xff\xfe\x00'),
+    'a pipe': lambda path: (path.unlink(), os.mkfifo(path)),
 }
 
 
