@@ -2,12 +2,14 @@
 
     python benchmarks/service.py --seconds 20
     python benchmarks/service.py --net NET --plugin FILE --measure load overload
+    python -m benchmarks.service --sleep --measure load overload
     python benchmarks/service.py --measure soak --soak-minutes 30 --soak-loads 0.1 0.3 0.5
 
 Arrivals are open-loop (a request is sent when its time comes, whatever became of those before it), on loopback, from
 this process. The service is `snnet serve` in another one, so two idle cores are the least that numbers mean something
 on. Requests are prepared images (`application/x-npy`), so decoding is left out. Without --net, three MobileNets of 96
-pixels (or --anchors) with random weights and made-up accuracies are stitched.
+pixels (or --anchors) with random weights and made-up accuracies are stitched. With --sleep the net sleeps instead of
+computing (benchmarks/sleeping_net.py), which leaves its core to others and shows the service alone.
 """
 
 from __future__ import annotations
@@ -73,14 +75,15 @@ class Server:
     port: int
 
     @classmethod
-    def start(cls, net: Path, deadline_ms: float, more: list[str]) -> Server:
-        """Starts it and waits until it is ready."""
+    def start(cls, net: Path, deadline_ms: float, more: list[str], sleep: bool = False) -> Server:
+        """Starts it and waits until it is ready; with `sleep`, its net does not compute."""
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
         code = 'import sys; from snnet.cli.main import main; sys.exit(main())'
         flags = ['--port', str(port), '--deadline-ms', str(deadline_ms), '--threads', '1', '--no-access-log', *more]
-        server = cls(subprocess.Popen([sys.executable, '-c', code, 'serve', f'net={net}', *flags]), port)
+        program = ['-m', 'benchmarks.sleeping_net'] if sleep else ['-c', code]
+        server = cls(subprocess.Popen([sys.executable, *program, 'serve', f'net={net}', *flags]), port)
         while server.process.poll() is None:
             try:
                 server.get('/readyz')
@@ -236,8 +239,16 @@ class Client:
 class Bench:
     """The measurements, one after the other on one service."""
 
-    def __init__(self, server: Server, net: snnet.StitchableNet, deadline_ms: float, seconds: float, seed: int) -> None:
-        self.server, self.net, self.seconds, self.seed = server, net, seconds, seed
+    def __init__(
+        self,
+        server: Server,
+        net: snnet.StitchableNet,
+        deadline_ms: float,
+        seconds: float,
+        seed: int,
+        sleep: bool = False,
+    ) -> None:
+        self.server, self.net, self.seconds, self.seed, self.sleep = server, net, seconds, seed, sleep
         self.deadline = deadline_ms / 1000
         self.image = torch.zeros(net.input_size)
         file = io.BytesIO()
@@ -258,6 +269,9 @@ class Bench:
             How batches differ from the tables now.
         """
         most = self.choices.most
+        if self.sleep:  # its tables always hold
+            self.capacity = self.choices.capacity
+            return World()
         self.capacity = most / self.bare(self.choices.choices[0].stitch, most, 1.0)
         return World(factor=self.choices.capacity / self.capacity)
 
@@ -391,6 +405,7 @@ def main() -> None:
     parser.add_argument('--measure', nargs='+', choices=MEASUREMENTS, default=MEASUREMENTS[:-1])
     parser.add_argument('--soak-minutes', type=float, default=30.0)
     parser.add_argument('--soak-loads', type=float, nargs='+', default=[0.2, 0.8, 1.5])
+    parser.add_argument('--sleep', action='store_true', help='the net sleeps instead of computing')
     parser.add_argument('--pin', action='store_true', help='one core computes, the others do the rest')
     parser.add_argument('--seed', type=int, default=2026)
     args = parser.parse_args()
@@ -403,11 +418,11 @@ def main() -> None:
 
             import_plugins(args.plugin)
         net = snnet.StitchableNet.from_pretrained(path).eval().requires_grad_(False)
-        server = Server.start(path, args.deadline_ms, more)
+        server = Server.start(path, args.deadline_ms, more, args.sleep)
         try:
             if args.pin:
                 server.pin()
-            bench = Bench(server, net, args.deadline_ms, args.seconds, args.seed)
+            bench = Bench(server, net, args.deadline_ms, args.seconds, args.seed, args.sleep)
             print(f'{len(bench.choices)} stitches, batches up to {bench.choices.most}, the cheapest answers '
                   f'{bench.capacity:.0f} images per second; deadline {args.deadline_ms:g} ms')  # fmt: skip
             uvloop.run(measure(bench, rows_of(bench, args)))
