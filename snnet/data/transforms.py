@@ -32,7 +32,7 @@ class AugmentationSettings:
     train_interpolation: str = option('bicubic', 'interpolation of random crops', choices=(*INTERPOLATIONS, 'random'))
     reprob: float = option(0.0, 'probability of random erasing', least=0, most=1)
     remode: str = option('pixel', 'filling of random erasing', choices=('const', 'rand', 'pixel'))
-    aug_repeats: int = option(0, 'versions of an image in one epoch (repeated augmentation)', least=0)
+    aug_repeats: int = option(0, 'versions of an image in one epoch (repeated augmentation)', least=0, most=1000)
 
 
 @dataclass

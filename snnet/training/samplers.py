@@ -28,7 +28,7 @@ class SamplingSettings:
     sampler: str = option('uniform', 'what draws stitches: uniform, stratified, flops, log_flops, anchors or sandwich')
     sampler_width: float = option(0.05, 'width of a bin of (log) FLOPs, as a share of the span of all stitches')
     sampler_anchors: float = option(0.3, 'probability of an anchor, with the sampler of that name')
-    stitches_per_step: int = option(1, 'stitches trained on each batch', least=1)
+    stitches_per_step: int = option(1, 'stitches trained on each batch', least=1, most=1000)
     stitch_per_rank: bool = option(False, 'train a different stitch on every process (the slowest sets the pace)')
 
 

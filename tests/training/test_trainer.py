@@ -153,6 +153,8 @@ def test_options_train(tmp_path, options):
             r'ratio is a range .* above 0 that rise, not 0\.0 and 0\.0',
         ),
         ({'reprob': 2.0}, 'reprob is at most 1, not 2'),
+        ({'stitches_per_step': 2**31}, 'stitches_per_step is at most 1000, not 2147483648'),
+        ({'aug_repeats': 10**9}, 'aug_repeats is at most 1000, not 1000000000'),
         ({'lr': 0.0}, 'with --lr 0 nothing is trained'),
         ({'lr': float('inf')}, 'lr is a finite number, not inf'),
         ({'aa': 'rand-m99'}, "aa 'rand-m99': m is at most 10, not 99"),
