@@ -43,6 +43,44 @@ class HeaderTimer:
         late()
 
 
+class ReadsInTurns:
+    """Part of a protocol of uvicorn: keeps a request where too many begin in a turn."""
+
+    cycle: Any
+    flow: Any
+    loop: Any
+    _turns: ReadTurns
+    _held: list[bytes]
+    _seen: float | None
+    """When what is held arrived."""
+
+    def data_received(self, data: bytes) -> None:
+        """Reads data, or keeps it where too many requests begin in this turn."""
+        if self._held:
+            self._held.append(data)
+        elif self._is_between_requests() and not self._turns.may_begin(self, self.loop):
+            self._seen = self._turns.moment(self.loop)
+            self._held.append(data)
+            self.flow.pause_reading()
+        else:
+            self._read(data)
+
+    def read_held(self) -> None:
+        """Reads what was kept."""
+        if not self._held:  # the connection has ended
+            return
+        held, self._held = self._held, []
+        self.flow.resume_reading()
+        self._read(b''.join(held))
+        self._seen = None
+
+    def _read(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def _is_between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete is True
+
+
 def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
     """uvicorn's protocol as a class that closes connections beyond a limit, and those whose headers are slow or long.
 
@@ -55,40 +93,19 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
 
     turns = ReadTurns()
 
-    class LimitedProtocol(HttpToolsProtocol):
+    class LimitedProtocol(ReadsInTurns, HttpToolsProtocol):
         """A connection of a client."""
 
         def connection_made(self, transport: Any) -> None:
             """Accepts a connection, or closes it at once where there are too many."""
             super().connection_made(transport)
             self._arrived, self._header = 0.0, -1  # bytes of the headers that are being read; -1 while none are
-            self._held: list[bytes] = []
-            self._seen: float | None = None  # when what is held arrived
+            self._turns, self._held, self._seen = turns, [], None
             self._timer = HeaderTimer(self.loop, limits.header_seconds)
             if len(self.connections) > limits.max_connections:
                 transport.close()
             else:
                 self._timer.start(self._give_up)
-
-        def data_received(self, data: bytes) -> None:
-            """Reads data, or keeps it where too many requests begin in this turn."""
-            if self._held:
-                self._held.append(data)
-            elif self._is_between_requests() and not turns.may_begin(self, self.loop):
-                self._seen = turns.moment(self.loop)
-                self._held.append(data)
-                self.flow.pause_reading()
-            else:
-                self._read(data)
-
-        def read_held(self) -> None:
-            """Reads what was kept."""
-            if not self._held:  # the connection has ended
-                return
-            held, self._held = self._held, []
-            self.flow.resume_reading()
-            self._read(b''.join(held))
-            self._seen = None
 
         def _read(self, data: bytes) -> None:
             """Hands data on; between two requests, the clock of the next headers starts with their first byte."""
@@ -96,7 +113,7 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
                 self._timer.start(self._give_up)
             if self._header >= 0:
                 self._header += len(data)
-            super().data_received(data)
+            HttpToolsProtocol.data_received(self, data)
             if self._header > MOST_HEADER:
                 self.transport.close()
 
@@ -121,8 +138,5 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
         def _give_up(self) -> None:
             if self._is_between_requests():
                 self.transport.close()
-
-        def _is_between_requests(self) -> bool:
-            return self.cycle is None or self.cycle.response_complete
 
     return LimitedProtocol
