@@ -34,8 +34,8 @@ class AdaptedStitch:
 
     @property
     def is_worth_having(self) -> bool:
-        """Whether it comes closer to the largest anchor than mixing anchors does, in answers and in probabilities."""
-        return self.after.same > self.mixed.same and self.after.divergence < self.mixed.divergence
+        """Whether more accuracy is expected of it than of mixing anchors at the same cost."""
+        return self.after.expected > self.mixed.expected
 
     def to_values(self) -> dict[str, Any]:
         """For a line of JSON."""
@@ -68,21 +68,21 @@ class Adaptation:
 
     @property
     def worth_having(self) -> list[int]:
-        """Ids of the stitches that come closer to the largest anchor than mixing anchors does."""
+        """Ids of the stitches of which more accuracy is expected than of mixing anchors at the same cost."""
         return [row.stitch for row in self.stitches if row.is_worth_having]
 
     def __str__(self) -> str:
         """A table, and a sentence on the whole."""
-        lines = ['  id    GFLOPs  same answer: before  after  mixing   divergence: before  after  mixing  stitch']
+        lines = ['  id    GFLOPs  expected top-1: before  after  mixing   divergence: before  after  mixing  stitch']
         for row in sorted(self.stitches, key=lambda row: (row.flops, row.stitch)):
-            same = f'{row.before.same:>19.1f}  {row.after.same:>5.1f}  {row.mixed.same:>6.1f}'
+            right = f'{row.before.expected:>22.1f}  {row.after.expected:>5.1f}  {row.mixed.expected:>6.1f}'
             apart = f'{row.before.divergence:>20.3f}  {row.after.divergence:>5.3f}  {row.mixed.divergence:>6.3f}'
             mark = '' if row.is_worth_having else ' (not worth it)'
-            lines.append(f'{row.stitch:>4}  {row.flops / 1e9:>8.4g}  {same}{apart}  {row.legs}{mark}')
+            lines.append(f'{row.stitch:>4}  {row.flops / 1e9:>8.4g}  {right}{apart}  {row.legs}{mark}')
         count, kept = len(self.stitches), sum(row.kept for row in self.stitches)
         share = 100 * self.own / max(1, self.held)
         lines.append(
-            f'{len(self.worth_having)} of {count} stitches come closer to the largest anchor than mixing anchors at '
+            f'{len(self.worth_having)} of {count} stitches are expected to be more accurate than mixing anchors at '
             f'random; {kept} have parameters of their own, {self.own / 1e6:.4g} M together ({share:.0f} % of the net)'
         )
         return '\n'.join(lines)

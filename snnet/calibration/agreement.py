@@ -21,17 +21,18 @@ class Agreement:
     """How close a stitch comes to the largest anchor.
 
     Attributes:
-        same: images with the same answer, in percent. Where images have several labels, the same yes or no to every
-            class.
+        expected: the accuracy in percent that it would have if the probabilities of the anchor were right: the mean
+            probability that the anchor gives to the stitch's answer. Where images have several labels, an answer is a
+            yes or no to every class.
         divergence: mean Kullback-Leibler divergence of its probabilities from the anchor's, in nats.
     """
 
-    same: float
+    expected: float
     divergence: float
 
 
 def compare(logits: Tensor, answers: Tensor, several_labels: bool = False) -> Tensor:
-    """Same answer or not, and divergence, of each image: (2, n), float64.
+    """Probability that an answer is right if the largest anchor knows, and divergence, by image: (2, n), float64.
 
     Args:
         logits: of a stitch (n, classes).
@@ -39,15 +40,17 @@ def compare(logits: Tensor, answers: Tensor, several_labels: bool = False) -> Te
         several_labels: whether each logit says yes or no to its class by itself.
     """
     found, wanted = logits.double(), answers.double()
-    chosen = [z > 0 if several_labels else z.argmax(1, keepdim=True) for z in (found, wanted)]
-    same = (chosen[0] == chosen[1]).all(1)
-    return torch.stack([same.double(), divergence(found, wanted, several_labels).sum(1)]).cpu()
+    if several_labels:
+        right = torch.where(found > 0, wanted, -wanted).sigmoid().prod(1)
+    else:
+        right = wanted.softmax(1).gather(1, found.argmax(1, keepdim=True)).squeeze(1)
+    return torch.stack([right, divergence(found, wanted, several_labels).sum(1)]).cpu()
 
 
 def agreement_of(rows: Tensor) -> Agreement:
     """The means over the images of what `compare` gave."""
-    same, divergence = rows.mean(1).tolist()
-    return Agreement(100 * same, divergence)
+    right, divergence = rows.mean(1).tolist()
+    return Agreement(100 * right, divergence)
 
 
 @torch.no_grad()
@@ -86,10 +89,10 @@ def mixed_agreements(net: StitchableNet, found: Mapping[int, Agreement]) -> dict
         found: agreements, those of the anchors among them.
     """
     known = [record for record in net.records if record.stitch in found]
-    same = [replace(record, top1=found[record.stitch].same) for record in known]
+    right = [replace(record, top1=found[record.stitch].expected) for record in known]
     divergence = [replace(record, top1=found[record.stitch].divergence) for record in known]
     mixed = {}
     for record in known:
-        values = [mixing_accuracy(records, record.flops or 0) for records in (same, divergence)]
+        values = [mixing_accuracy(records, record.flops or 0) for records in (right, divergence)]
         mixed[record.stitch] = Agreement(*(math.nan if value is None else value for value in values))
     return mixed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import SnnetError, UnknownStitch
-from snnet.calibration.agreement import compare
+from snnet.calibration.adaptation import AdaptedStitch
+from snnet.calibration.agreement import Agreement, compare
 from snnet.calibration.fit_stitch import StitchFit
 from snnet.net.own_parameters import names_behind
 from tests.helpers.families import _NETS, family_net, images
@@ -63,11 +66,28 @@ def test_stitches_come_closer_to_the_largest_anchor_on_images_that_did_not_fit_t
 
 def test_with_several_labels_the_divergence_is_that_of_bernoulli_distributions():
     found, wanted = 4 * torch.randn(2, 5, 3, dtype=torch.float64)
-    same, apart = compare(found, wanted, several_labels=True)
+    right, apart = compare(found, wanted, several_labels=True)
     given, aim = (torch.distributions.Bernoulli(logits=z) for z in (found, wanted))
     torch.testing.assert_close(apart, torch.distributions.kl_divergence(aim, given).sum(1))
-    assert same.tolist() == [float(torch.equal(a, b)) for a, b in zip(found > 0, wanted > 0, strict=True)]
-    assert compare(wanted, wanted, several_labels=True).tolist() == [[1] * 5, [0] * 5]
+    torch.testing.assert_close(right, aim.log_prob((found > 0).double()).sum(1).exp())
+    sure = compare(wanted, 1000 * wanted.sign(), several_labels=True)[0]
+    assert sure.tolist() == [1.0] * 5
+
+
+def test_the_expected_accuracy_is_that_with_labels_drawn_from_the_largest_anchor():
+    wanted, found = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found, draws = found.expand(4, 3), torch.Generator().manual_seed(1)
+    labels = torch.multinomial(wanted.softmax(1), 20_000, replacement=True, generator=draws)
+    hits = (labels == found.argmax(1, keepdim=True)).double().mean(1)
+    error = 5 * 0.5 / 20_000**0.5  # five standard errors
+    torch.testing.assert_close(compare(found, wanted)[0], hits, rtol=0, atol=error)
+
+
+def test_a_stitch_is_worth_having_where_more_is_expected_than_of_mixing():
+    row = AdaptedStitch(3, 'a[:1] > b[1:]', 10, Agreement(50, 1.0), Agreement(60, 0.9), Agreement(55, 0.5))
+    assert row.is_worth_having
+    assert not replace(row, after=row.before).is_worth_having
+    assert not replace(row, mixed=Agreement(math.nan, math.nan)).is_worth_having  # dearer than the largest anchor
 
 
 def test_with_several_labels_stitches_adapt_to_each_class_by_itself():
@@ -79,7 +99,7 @@ def test_with_several_labels_stitches_adapt_to_each_class_by_itself():
     with torch.no_grad():
         logits, answers = net(JUDGES, stitch=3), net(JUDGES, stitch=len(net.anchors) - 1)
     found = compare(logits, answers, several_labels=True).mean(1)
-    assert [row.after.same / 100, row.after.divergence] == pytest.approx(found.tolist(), rel=1e-3)
+    assert [row.after.expected / 100, row.after.divergence] == pytest.approx(found.tolist(), rel=1e-3)
 
 
 def test_a_stitch_gets_its_layer_and_what_has_a_single_axis_behind_the_join(vit):
@@ -180,7 +200,7 @@ def test_the_table_says_which_stitches_are_worth_having(vit):
     text = str(done)
     assert len(text.splitlines()) == len(done.stitches) + 2
     assert text.count('(not worth it)') == len(done.stitches) - len(done.worth_having)
-    assert f'{len(done.worth_having)} of {len(done.stitches)} stitches come closer' in text
+    assert f'{len(done.worth_having)} of {len(done.stitches)} stitches are expected to be more accurate' in text
 
 
 def test_without_steps_nothing_changes_and_the_report_says_how_close_stitches_come_now(vit, plain):
