@@ -24,7 +24,8 @@ from .low_rank import LowRankUpdate, start_updates
 
 _log = logging.getLogger(__name__)
 
-TUNED = ('heads', 'stitches', 'lora', 'all')
+EACH = 'each'
+TUNED = ('heads', 'stitches', 'lora', 'all', EACH)
 """What may be trained of a net, from little to all."""
 _OF_THE_SPACE = ('window', 'step', 'nearest', 'direction', 'drop_path', 'img_size')
 """Settings that a net which is there already has decided."""
@@ -46,8 +47,8 @@ class NetSettings:
     )
     tune: str = option(
         '',
-        'heads; stitches: heads and stitch layers; lora: also low-rank updates of linear layers; all '
-        '(default: stitches with --from, else all)',
+        'heads; stitches: heads and stitch layers; lora: also low-rank updates of linear layers; all; each: all of '
+        'each network alone, then stitches between them (default: stitches with --from, else all)',
         choices=('', *TUNED),
     )
     lora_rank: int = option(8, 'rank of the updates of linear layers (with --tune lora)', least=1)

@@ -19,8 +19,8 @@ from .log_to import TrainingLog, open_logs, write_logs
 from .train_settings import TrainSettings
 
 _CONFIG, _LOCK = 'config.yaml', '.lock'
-_LEFTOVER = re.compile(r'\.lock|\.config\.yaml\.\d+\.tmp')
-"""What a process leaves if it is killed before its settings are written."""
+_LEFTOVER = re.compile(r'\.lock|\.config\.yaml\.\d+\.tmp|networks')
+"""What a process leaves if it is killed before its settings are written, and the networks tuned before the run."""
 
 
 class RunFolder:

@@ -25,7 +25,7 @@ from ..utils.seeds import key, seed_libraries
 from .adapt_stitches import adapt_stitches, check_adaptation
 from .build_net import build_net, choose_trained_weights
 from .check_batch_norms import check_batch_norms
-from .check_settings import check_settings, with_defaults
+from .check_settings import check_settings
 from .checkpoint import Checkpoints
 from .finish_run import give_statistics, is_saved, next_command, save_net, settle_grown_layers
 from .fitted_heads import make_fitted_heads
@@ -38,6 +38,7 @@ from .run_state import RunState
 from .signals import StopRequest, Watchdog
 from .train_settings import TrainSettings
 from .train_step import TrainBatch
+from .tune_each import runs_of
 from .weight_average import make_average
 
 _log = logging.getLogger(__name__)
@@ -57,21 +58,31 @@ def train(settings: TrainSettings) -> Path | None:
             runs wrote is left as it was.
     """
     check_settings(settings)
-    settings = with_defaults(settings)
     import_plugins(settings.net.plugin)
     timeout = settings.ranks.timeout
+    net = None
     with ranks(settings.compute.device, timeout) as group, Watchdog(timeout) as watchdog:
         set_up_logging(quiet=not group.first)
-        folder = RunFolder(settings, group.world)
-        folder.refuse_what_is_not_ours()
-        try:
-            with StopRequest() as stop:
-                return Trainer(settings, group, folder, stop, watchdog).run()
-        except (Exception, KeyboardInterrupt) as error:
-            folder.note_error(group.rank, error)
-            raise
-        finally:
-            folder.close()
+        folders = [RunFolder(run, group.world) for run in runs_of(settings)]
+        for folder in folders:
+            folder.refuse_what_is_not_ours()
+        for folder in folders:
+            net = _train(folder, group, watchdog)
+            if net is None:
+                return None
+    return net
+
+
+def _train(folder: RunFolder, group: Ranks, watchdog: Watchdog) -> Path | None:
+    """The run of one folder (see `train`)."""
+    try:
+        with StopRequest() as stop:
+            return Trainer(folder.settings, group, folder, stop, watchdog).run()
+    except (Exception, KeyboardInterrupt) as error:
+        folder.note_error(group.rank, error)
+        raise
+    finally:
+        folder.close()
 
 
 class Trainer:
