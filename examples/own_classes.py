@@ -76,8 +76,7 @@ def main() -> None:
     write_pictures(given.sprites, given.output / 'pictures', given.each, given.tests)
     common = f'--data-dir {given.output}/pictures --img-size 96'
     print(f'python train.py --from {",".join(named)} {common} --output {given.output}/net')
-    for name in named:
-        print(f'python train.py --from {name} --tune all {common} --output {given.output}/{name.partition("=")[0]}')
+    print(f'python train.py --from {",".join(named)} --tune each {common} --output {given.output}/each')
 
 
 if __name__ == '__main__':
