@@ -166,6 +166,28 @@ def summarize(net: snnet.StitchableNet, found: dict[int, Tensor], ids: list[int]
     )
 
 
+def only(net: snnet.StitchableNet, found: dict[int, Tensor], chosen: list[int]) -> str:
+    """What a net with only these stitches between its anchors is worth."""
+    few = {i: rows for i, rows in found.items() if i < len(net.anchors) or i in chosen}
+    return summarize(net, few, chosen)[1] if chosen else 'no stitch'
+
+
+def kept(net: snnet.StitchableNet, found: dict[int, Tensor], ids: list[int], last: bool) -> str:
+    """The same for the stitches above mixing on one half of the test images; the other half judges.
+
+    Args:
+        net: has the costs.
+        found: what `measure` gave.
+        ids: stitches to choose from.
+        last: whether the second half of the images judges.
+    """
+    half = next(iter(found.values())).shape[1] // 2
+    halves = [{i: rows[:, :half] for i, rows in found.items()}, {i: rows[:, half:] for i, rows in found.items()}]
+    records, _ = summarize(net, halves[not last], ids)
+    chosen = [r.stitch for r in records if r.stitch in ids and (r.top1 or 0) > baseline(records, r)]
+    return only(net, halves[last], chosen)
+
+
 def parse_arguments(description: str) -> argparse.Namespace:
     """The family, and how its stitches adapt."""
     parser = argparse.ArgumentParser(description=description)
@@ -221,6 +243,9 @@ def main() -> None:
     predicted = set(done.worth_having)
     right = sum((tops[i] > baseline(new, net.records[i])) == (i in predicted) for i in ids)
     print(f'before: {was}\nafter:  {now}')
+    print(f'those that the report expects to be worth having: {only(net, after, done.worth_having)}')
+    for last in (True, False):
+        print(f'kept by one half of the test images, judged by the other: {kept(net, after, ids, last)}')
     print(f'the report without labels was right on {right} of {len(ids)} stitches')
     print(f'anchors the same bit by bit: {same}; {seconds:.0f} CPU seconds, {done.steps} steps per stitch')
 
