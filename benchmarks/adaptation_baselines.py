@@ -29,7 +29,14 @@ from snnet.utils.log import set_up_logging
 from snnet.utils.plugins import import_plugins
 
 import_plugins([str(Path(__file__).with_name('adaptation.py'))])
-from adaptation import FAMILIES, Labeled, baseline, measure, parse_arguments, summarize  # noqa: E402
+from adaptation import (  # type: ignore[import-not-found]  # noqa: E402
+    FAMILIES,
+    Labeled,
+    baseline,
+    measure,
+    parse_arguments,
+    summarize,
+)
 
 
 def train(

@@ -6,7 +6,7 @@ import torch
 
 from ..config.sections import check_ranges, with_changes
 from ..errors import SnnetError
-from .build_net import NetSettings
+from .build_net import EACH, NetSettings
 from .growth import check_growth
 from .log_to import check_logs
 from .optimizer import check_schedule
@@ -50,7 +50,7 @@ def _check_net(net: NetSettings) -> None:
         raise SnnetError('--anchors and --from both say what to start from: give one of them')
     if net.freeze_anchors and net.tune:
         raise SnnetError('--freeze-anchors and --tune both say what is trained: leave --freeze-anchors out')
-    if net.from_ and net.tuned != 'all' and not net.learned:
+    if net.from_ and net.tuned not in ('all', EACH) and not net.learned:
         raise SnnetError(f'anchors with random weights are not worth freezing: --tune {net.tuned} needs weights')
 
 
