@@ -16,7 +16,6 @@ from ..anchors.names import is_whole_net
 from ..data.train_images import TrainImages
 from ..data.unaugmented_images import initialization_images
 from ..errors import SnnetError
-from ..net.compile_blocks import compile_blocks, warm_up
 from ..utils.distributed import Ranks, ranks
 from ..utils.log import set_up_logging
 from ..utils.plugins import import_plugins
@@ -27,6 +26,7 @@ from .build_net import build_net, choose_trained_weights
 from .check_batch_norms import check_batch_norms
 from .check_settings import check_settings
 from .checkpoint import Checkpoints
+from .compile_net import compile_net
 from .finish_run import give_statistics, is_saved, next_command, save_net, settle_grown_layers
 from .fitted_heads import make_fitted_heads
 from .growth import as_log_entry, make_grower
@@ -143,7 +143,8 @@ class Trainer:
             self.settings.data.batch_size, self.ranks.world, self.ranks.device,
         )  # fmt: skip
         if self.settings.compute.compile and begin < self.total:
-            self._compile()
+            compile_net(self.net, self.settings.compute, self.settings.data.batch_size, not self.ranks.first)
+            self.watchdog.alive()
         if not self._loop(begin):
             return None
         if self.ranks.share(self.ranks.first and begin == self.total and is_saved(self.folder.net)):
@@ -186,17 +187,6 @@ class Trainer:
         if self.average is not None:
             self.average.set(self.net)
         self._save(0, [])
-
-    def _compile(self) -> None:
-        """Compiles the blocks now, so that no later step has to wait for it."""
-        compile_blocks(self.net)
-        self.net.train()
-        images = torch.zeros(self.settings.data.batch_size, *self.net.input_size, device=self.ranks.device)
-        if self.settings.compute.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with self.settings.compute.autocast(self.ranks.device):
-            warm_up(self.net, images, quiet=not self.ranks.first)
-        self.watchdog.alive()
 
     def _loop(self, begin: int) -> bool:
         """Takes the steps from `begin` on; False where a signal ended them early."""
