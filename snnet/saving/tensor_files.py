@@ -55,7 +55,9 @@ def read_tensors(path: Path, expected: str | None) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         if isinstance(error, NoWeights):
             raise
-        raise NoWeights(f'{path} cannot be read: {excerpt(str(error))}') from None
+        damaged = expected is not None and isinstance(error, SafetensorError)  # it was whole when it was written
+        said = 'is damaged' if damaged else 'cannot be read'
+        raise NoWeights(f'{path} {said}: {excerpt(str(error))}') from None
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise NoWeights(f'{path} is damaged: {excerpt(name)} holds values that are not finite')

@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     def least_time(cls, choices: Choices, deadlines: Sequence[float], floors: Sequence[int], room: int = 1) -> Plan:
         """Cuts requests into the batches that take the least time in total.
 
-        With floors f_i, W_0 = 0 and W_k = min over sizes b of W_(k-b) + rows[max f][b].
+        With floors f_i: `W_0 = 0` and `W_k = min over sizes b of W_(k-b) + rows[max f][b]`.
 
         Args:
             choices: the stitches that may run.
