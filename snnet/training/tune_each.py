@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..anchors.names import split_names, without_file
+from ..anchors.names import is_net_folder, split_names, without_file
 from ..config.sections import with_changes
 from ..errors import SnnetError
+from ..saving.file_names import WEIGHTS
 from .build_net import EACH, build_net
 from .check_settings import with_defaults
 from .growth import grows
@@ -51,6 +52,13 @@ def runs_of(settings: TrainSettings) -> list[TrainSettings]:
         )
         for name, folder in zip(names, folders, strict=True)
     ]  # fmt: skip
-    tuned = ','.join(str(folder / 'net') for folder in folders)
-    together = with_changes(settings, from_=tuned, tune='stitches', img_size=None, drop_path=None)
+    by_name = not any(':' in without_file(name) or is_net_folder(name) for name in names)
+    if by_name:  # so that stitches are named after networks, not after folders
+        tuned = [
+            f'{without_file(name)}={folder / "net" / WEIGHTS}' for name, folder in zip(names, folders, strict=True)
+        ]
+        together = with_changes(settings, from_=','.join(tuned), tune='stitches')
+    else:
+        tuned = [str(folder / 'net') for folder in folders]
+        together = with_changes(settings, from_=','.join(tuned), tune='stitches', img_size=None, drop_path=None)
     return [with_defaults(run) for run in (*alone, together)]

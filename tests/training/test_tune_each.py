@@ -42,6 +42,7 @@ def settings_of(start, output, **changes):
 def test_every_network_is_tuned_alone_and_stays_as_it_is_below_its_head(start, tmp_path):
     net = StitchableNet.from_pretrained(train(settings_of(start, tmp_path / 'run')))
     assert len(net.stitches) > len(net.anchors) == 2
+    assert net.title == 'test_vit > test_vit2'  # not the folders
     for place, name in enumerate(('test_vit', 'test_vit2')):
         alone = StitchableNet.from_pretrained(tmp_path / 'run' / 'networks' / f'{place}-{name}' / 'net').anchor(0)
         given = timm.create_model(name, num_classes=5, img_size=32, checkpoint_path=str(start / f'{name}.safetensors'))
