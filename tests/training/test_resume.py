@@ -204,12 +204,6 @@ def test_the_clock_asks_for_checkpoints_too(tmp_path, monkeypatch):
     assert newest(tmp_path / 'lazy')[1]['step'] == 0
 
 
-@pytest.mark.slow  # a second
-def test_a_signal_in_the_last_step_ends_a_run_that_is_done(tmp_path, monkeypatch):
-    stop_at(monkeypatch, 5, 'asked')
-    assert train(train_settings(tmp_path)) == tmp_path / 'net'
-
-
 def test_a_run_that_is_killed_while_it_initializes_starts_again(tmp_path, monkeypatch):
     def kill(*args):
         raise Killed
