@@ -434,7 +434,7 @@ def test_the_residual_is_what_the_published_join_misses(legs):
     out, wanted = (torch.where(y < 0, y / 0.1, y).double().flatten(0, -2) for y in (out, wanted))
     missed = (out - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
     assert fit.residual == pytest.approx(float(missed), rel=1e-3, abs=1e-6)
-    assert fit.residual < 1
+    assert (out - wanted).square().sum() < wanted.square().sum()  # of a map to zero; without a bias, 1 is no bound
 
 
 def test_memory_of_the_fit_does_not_hold_the_images_and_bad_input_is_refused():
@@ -514,7 +514,7 @@ def test_a_join_with_a_stride_is_a_convolution_that_least_squares_fits(joins, tm
     out, wanted = (y.movedim(1, -1).flatten(0, -2).double() for y in (out, wanted))
     missed = (out - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
     assert fit.residual == pytest.approx(float(missed), rel=1e-3, abs=1e-6)
-    assert fit.residual < 1
+    assert (out - wanted).square().sum() < wanted.square().sum()  # of a map to zero; without a bias, 1 is no bound
     net.save_pretrained(tmp_path)
     loaded = Reassembled.from_pretrained(tmp_path)
     assert (loaded.strides, str(loaded)) == ((2,), str(net))
