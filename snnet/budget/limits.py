@@ -46,7 +46,11 @@ def _exact(limit: object) -> Limit | None:
         return Fraction(int(limit.numerator), int(limit.denominator))
     if isinstance(limit, Real):
         number = float(limit)
-        return math.nextafter(number, 0) if number > limit else number  # numpy's longdouble may have been rounded up
+        if number == limit or math.isnan(number):
+            return number
+        if hasattr(limit, 'as_integer_ratio'):  # numpy's longdouble, which holds more digits
+            return Fraction(*limit.as_integer_ratio())
+        return math.nextafter(number, 0) if number > limit else number
     return None
 
 

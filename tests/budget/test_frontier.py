@@ -10,7 +10,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from snnet import BudgetInfeasible, InvalidBudget, Record, SnnetError, frontier, select
 from snnet.budget.frontier import area, mixing_accuracy, reduce_frontier
@@ -140,6 +140,7 @@ def test_any_real_positive_number_is_a_budget(good):
     kind=st.sampled_from([np.float16, np.float32, np.float64, np.longdouble, Fraction, Decimal, float, int]),
     offset=st.integers(-3, 3),
 )
+@example(cost=2**53 + 1, kind=np.longdouble, offset=0)
 def test_a_budget_of_any_type_is_never_exceeded_by_rounding(cost, kind, offset):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # float16 overflows
