@@ -45,21 +45,20 @@ def mixing_accuracy(records: Iterable[Record], flops: float) -> float | None:
     return None
 
 
-def gains_over_mixing(records: Iterable[Record], above: float = -math.inf) -> dict[int, float]:
+def gains_over_mixing(records: Iterable[Record]) -> dict[int, float]:
     """What each stitch with a join gains over mixing two anchors at its cost, in points of top-1, by id.
 
     Those that were not evaluated are left out, and so are those outside the range of evaluated anchors.
 
     Args:
         records: records, those of the anchors among them.
-        above: leaves out gains that are not larger than this.
     """
     known = list(records)
     found = {}
     for record in known:
         if record.top1 is not None and record.flops is not None and not record.anchor:
             mixed = mixing_accuracy(known, record.flops)
-            if mixed is not None and record.top1 - mixed > above:
+            if mixed is not None:
                 found[record.stitch] = record.top1 - mixed
     return found
 
@@ -156,8 +155,9 @@ def frontier_table(records: Sequence[Record]) -> str:
         rows.append(f'{record.stitch:>4}  {costs}{latency(milliseconds)}  {found}  {record.legs}{mark}')
     evaluated = [r for r in records if r.top1 is not None]
     joined = sum(not r.anchor for r in evaluated)
+    better = sum(gain > 0 for gain in gains_over_mixing(records).values())
     rows.append(
         f'{len(rows) - 1} of {len(evaluated)} evaluated stitches are on the frontier (* anchors); '
-        f'{len(gains_over_mixing(records, above=0.0))} of {joined} beat mixing two anchors at random'
+        f'{better} of {joined} beat mixing two anchors at random'
     )
     return '\n'.join(rows)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..budget.frontier import area, gains_over_mixing
 from ..budget.record import Record
 from ..config.sections import option
 from ..errors import SnnetError
+from .new_folder import new_folder
 
 if TYPE_CHECKING:
     from ..net.stitchable_net import StitchableNet
@@ -40,11 +40,7 @@ def run(settings: KeepSettings) -> None:
 
     import_plugins(settings.plugin)
     net = StitchableNet.from_pretrained(settings.folder)
-    output = Path(settings.output)
-    if not settings.output:
-        raise SnnetError('name a new folder for the smaller net with --output')
-    if output.exists():
-        raise SnnetError(f"name a new folder with --output; '{output}' is there already")
+    output = new_folder(settings.output)
     chosen = parse_ids(settings.stitches, len(net.stitches)) if settings.stitches else worth_having(net.records)
     smaller = keep_stitches(net, chosen)
     smaller.save_pretrained(output)

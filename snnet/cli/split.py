@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..config.sections import option
 from ..errors import SnnetError
+from .new_folder import new_folder
 
 _log = logging.getLogger(__name__)
 _SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing'}
@@ -36,9 +37,7 @@ def run(settings: SplitSettings) -> None:
 
     from ..utils.seeds import generator
 
-    folder, output = Path(settings.folder), Path(settings.output)
-    if not settings.output or output.exists():
-        raise SnnetError(f"name a new folder with --output; '{output}' is there already")
+    folder, output = Path(settings.folder), new_folder(settings.output)
     if output.resolve().is_relative_to(folder.resolve()):
         raise SnnetError(f"'{output}' lies within '{folder}', where it would be another class: name a folder elsewhere")
     if not 0 < settings.share < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -87,12 +88,8 @@ class JoinedAnchors(nn.Module):
     @class_names.setter
     def class_names(self, names: Sequence[str] | None) -> None:
         found = None if names is None else checked_names(names, self.num_classes)
-        twice = next((name for name in found or () if found and found.count(name) > 1), None)
-        if found and twice:
-            places = [i for i, name in enumerate(found) if name == twice][:2]
-            _log.warning(
-                "classes %d and %d are both named '%s': answers by name do not tell them apart", *places, twice
-            )
+        if found:
+            _warn_of_twins(found)
         self._class_names = found
 
     @property
@@ -220,3 +217,12 @@ class JoinedAnchors(nn.Module):
         if not valid:
             raise UnknownStitch(f'stitch ids are the integers 0 to {len(self.stitches) - 1}, but got {stitch!r}')
         return int(stitch)
+
+
+def _warn_of_twins(names: Sequence[str]) -> None:
+    """Says that the first name which two classes share does not tell them apart."""
+    counts = Counter(names)  # there may be 21,841 of them
+    twice = next((name for name in names if counts[name] > 1), None)
+    if twice is not None:
+        places = [i for i, name in enumerate(names) if name == twice][:2]
+        _log.warning("classes %d and %d are both named '%s': answers by name do not tell them apart", *places, twice)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..stitching.stitch import Leg, Stitch
+from ..stitching.stitch import Stitch
 from .own_parameters import OwnParameters
 from .stitch_statistics import Statistics, StatisticsGroup
 from .stitchable_net import StitchableNet
@@ -31,9 +31,8 @@ def keep_stitches(net: StitchableNet, stitches: Iterable[int]) -> StitchableNet:
     Raises:
         UnknownStitch: no such id.
     """
-    anchors = {i for i, stitch in enumerate(net.stitches) if stitch.legs == (Leg(stitch.legs[0].anchor),)}
-    kept = sorted(anchors | {net.checked(i) for i in stitches})
     net.known.verified(net).follow_modules(net)
+    kept = sorted({record.stitch for record in net.records if record.anchor} | {net.checked(i) for i in stitches})
     layers = sorted({layer for i in kept for layer in net.stitches[i].layers})
     places = {layer: place for place, layer in enumerate(layers)}
     chosen = [Stitch(net.stitches[i].legs, tuple(places[layer] for layer in net.stitches[i].layers)) for i in kept]

@@ -66,12 +66,12 @@ class NetProcess:
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
-    def start(self) -> None:
-        """Starts the process, and waits until it has loaded its net; one that ends before that is tried again."""
-        self._try_to_start()
+    def start(self) -> bool:
+        """Starts the process, and waits until it has loaded its net; one that ends before that is tried again.
 
-    def _try_to_start(self) -> bool:
-        """Starts the process in a few tries; whether no further try is needed."""
+        Returns:
+            Whether no further try is needed.
+        """
         for _ in range(TRIES):
             if self._closed.is_set() or self._started():
                 return True
@@ -158,7 +158,7 @@ class NetProcess:
             threading.Thread(target=self._start_again, name='snnet process', daemon=True).start()
 
     def _start_again(self) -> None:
-        while not self._try_to_start() and not self._closed.wait(PAUSE):
+        while not self.start() and not self._closed.wait(PAUSE):
             pass
 
 

@@ -22,8 +22,8 @@ class Apart(Protocol):
     def __call__(self, images: Sequence[Tensor], stitch: int) -> np.ndarray:
         """Computes a batch."""
 
-    def start(self) -> None:
-        """Makes it ready."""
+    def start(self) -> object:
+        """Makes it ready; what it returns is not looked at."""
 
     def interrupt(self) -> None:
         """Ends a batch that hangs."""
