@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
-from itertools import count
+from collections.abc import Collection, Sequence
+from itertools import compress, count
 from operator import sub, truediv
 from typing import NamedTuple
 
-from .planned_batches import Plan
+from .planned_batches import Plan, marks_of_kept
 from .schedule import answers_all, finishes, greedy_end, latest_starts
 from .stitch_choices import Choices
 
@@ -54,12 +54,19 @@ class Backlog(NamedTuple):
 
     def slack(self, stop: int | None = None, first: int = 0) -> list[float]:
         """Returns the table seconds until the deadline of each request from `first` to before `stop`."""
-        return [self.in_table_seconds(deadline) for deadline in self.deadlines[first:stop]]
+        begin, scale = self.begin, self.scale  # a call of `in_table_seconds` for each would take three times as long
+        return [(deadline - begin) / scale + ROUNDING for deadline in self.deadlines[first:stop]]
 
     def after(self, size: int) -> Backlog:
         """Returns the backlog without the first `size` requests."""
         plan = self.plan.split(size, self.deadlines[size : size + 1])[1]
         return self._replace(deadlines=self.deadlines[size:], floors=self.floors[size:], plan=plan)
+
+    def without(self, lost: Collection[int]) -> Backlog:
+        """Returns the backlog without the requests at some places."""
+        kept = marks_of_kept(len(self.deadlines), lost)
+        deadlines, floors = tuple(compress(self.deadlines, kept)), tuple(compress(self.floors, kept))
+        return self._replace(deadlines=deadlines, floors=floors, plan=self.plan.kept(kept, deadlines, floors))
 
     def joined_by(self, more: int, due: float) -> Backlog:
         """Returns the backlog with `more` requests of any accuracy that are due in `due` table seconds."""
@@ -106,12 +113,13 @@ class Backlog(NamedTuple):
     def latest_starts(self) -> list[float]:
         """Returns the latest times at which the worker may start with request 0, 1, ... (`schedule.latest_starts`).
 
-        Of a long backlog they are lower bounds, as many as the largest batch has requests, and one more; minus infinity
-        alone where the requests behind the first `EXACT` are not shown to be in time.
+        Of a long backlog they are lower bounds, as many as the largest batch has requests, and one more. The first is
+        minus infinity where not all requests can be in time, and alone where those behind the first `EXACT` are not
+        shown to be.
         """
         fast, most = self.choices.fast, self.choices.most
         if self.is_short():
-            return latest_starts(fast, self.slack(), self.floors)
+            return latest_starts(fast, self.slack(), self.floors, least=0.0)
         slack = self.slack(EXACT + most - 1)
         rest = self._full_batches_start(1, 1, self._top())
         if rest >= self.choices.slowest:  # no batch can make the requests behind it late
@@ -119,7 +127,7 @@ class Backlog(NamedTuple):
         tail = self.starts_from(EXACT, 1)
         if max(tail) < 0:
             return [-math.inf]  # whatever the requests before
-        return latest_starts(fast, slack, self.floors[: len(slack)], tail)
+        return latest_starts(fast, slack, self.floors[: len(slack)], tail, least=0.0)
 
     def pace(self, kept: float) -> float:
         """Returns table seconds per request; no level that needs more can answer all and keep `kept` in reserve."""

@@ -168,9 +168,9 @@ def decide(choices: Choices, state: ControllerState, now: float) -> tuple[Contro
     dropped: tuple[Request, ...] = ()
     backlog, starts = _view(queue, tables, now, factor * planning_margin(tables, state.timing, state.load), factor)
     if starts[0] < 0:
-        lost, starts = lost_requests(backlog)
-        dropped = tuple(queue.requests[index] for index in sorted(lost))
-        queue = queue.without(lost)
+        lost, rest, starts = lost_requests(backlog)
+        dropped = tuple(map(queue.requests.__getitem__, sorted(lost)))
+        queue = queue.without(lost, rest)
         if not queue.requests:
             state = replace(state, now=now, queue=queue, known_ends=KnownEnds())
             return state, Decision(None, (), dropped, 0.0, 0)

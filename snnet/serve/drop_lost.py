@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence, Set
-from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,45 +15,57 @@ EXACTLY, ROUGHLY = 32, 16
 """How many requests of a long queue, and planned batches behind them, are looked at one by one."""
 
 
-def lost_requests(backlog: Backlog) -> tuple[set[int], list[float]]:
+class Drop(NamedTuple):
+    """What to drop from a queue, and what remains.
+
+    Attributes:
+        lost: places of the requests to drop.
+        kept: the other requests.
+        starts: latest starts of these (`Backlog.latest_starts`).
+    """
+
+    lost: Set[int]
+    kept: Backlog
+    starts: list[float]
+
+
+def lost_requests(backlog: Backlog) -> Drop:
     """Decides what to drop from a backlog that cannot be answered as a whole.
 
     Two ways are tried, and the one that drops less wins: dropping requests from the front until the rest is feasible,
     and dropping each request that cannot be answered in addition to those before it.
-
-    Returns:
-        The places of the requests to drop, and the latest starts of those that remain.
     """
-    front, starts = _front(backlog)
     single = _one_by_one(backlog)
-    if len(single) < front:
-        kept = _without(backlog, single).latest_starts()
-        if kept[0] >= 0:
-            return single, kept
-    return set(range(front)), starts
+    behind = 0 if backlog.is_short() else _first_planned_in_time(backlog, 0.0, 0)
+    front = None
+    if len(single) >= behind - EXACTLY:  # else the front would be longer, wherever it ends
+        front = _front(backlog, behind)
+    if front is None or len(single) < front[0]:
+        kept = backlog.without(single)
+        starts = kept.latest_starts()
+        if starts[0] >= 0:
+            return Drop(single, kept, starts)
+    number, starts = front or _front(backlog, behind)
+    lost = set(range(number))
+    return Drop(lost, backlog.without(lost), starts)
 
 
-def _without(backlog: Backlog, lost: Set[int]) -> Backlog:
-    kept = [place not in lost for place in range(len(backlog.deadlines))]
-    return backlog._replace(
-        deadlines=tuple(compress(backlog.deadlines, kept)),
-        floors=tuple(compress(backlog.floors, kept)),
-        plan=backlog.plan.without(backlog.deadlines, backlog.floors, lost),
-    )
+def _front(backlog: Backlog, behind: int) -> tuple[int, list[float]]:
+    """Returns how many requests to drop from the front so that the rest is feasible, and its latest starts.
 
-
-def _front(backlog: Backlog) -> tuple[int, list[float]]:
-    """Returns how many requests to drop from the front so that the rest is feasible, and its latest starts."""
+    Args:
+        backlog: the waiting requests.
+        behind: a place in a long backlog from which on all can be answered. With every size of batches, some of those
+            before it can, too.
+    """
     choices, number = backlog.choices, len(backlog.deadlines)
     if backlog.is_short():
-        starts = latest_starts(choices.fast, backlog.slack(), backlog.floors)
+        starts = latest_starts(choices.fast, backlog.slack(), backlog.floors, least=0.0)
         front = _first_in_time(starts)
         return front, starts[front:]
-    behind = _first_planned_in_time(backlog, 0.0, 0)
-    # all from there on can be answered; with every size of batches, some of those before it can, too
     first, end = max(0, behind - EXACTLY), min(behind + choices.most, number)
     tail = [math.inf] if end == number else backlog.starts_from(behind + 1, 1)
-    near = latest_starts(choices.fast, backlog.slack(end, first), backlog.floors[first:end], tail)
+    near = latest_starts(choices.fast, backlog.slack(end, first), backlog.floors[first:end], tail, least=0.0)
     front = _first_in_time(near)
     return first + front, near[front:]
 
@@ -71,12 +83,16 @@ def _one_by_one(backlog: Backlog) -> set[int]:
     """
     if backlog.is_short():
         return _one_by_one_exactly(backlog, len(backlog.deadlines))[0]
-    place = EXACTLY
+    place, fast = EXACTLY, backlog.choices.fast
     lost, begin = _one_by_one_exactly(backlog, place)
     for size in backlog.planned_from(place).sizes[:ROUGHLY].tolist():
-        kept, begin = _kept_of_batch(backlog, list(range(place, place + size)), begin)
-        lost.update(range(place, place + size))
-        lost.difference_update(kept)
+        end = begin + fast[max(backlog.floors[place : place + size])][size]
+        if end <= backlog.in_table_seconds(backlog.deadlines[place]):
+            begin = end  # all are kept, the usual case
+        else:
+            kept, begin = _kept_of_batch(backlog, list(range(place, place + size)), begin)
+            lost.update(range(place, place + size))
+            lost.difference_update(kept)
         place += size
     return lost.union(range(place, _first_planned_in_time(backlog, begin, place)))
 

@@ -126,23 +126,31 @@ class Plan(NamedTuple):
         behind.dues[0] = due[0]
         return before, behind
 
-    def without(self, deadlines: Sequence[float], floors: Sequence[int], lost: Collection[int]) -> Plan:
+    def kept(self, kept: bytearray, deadlines: Sequence[float], floors: Sequence[int]) -> Plan:
         """Returns the plan without some requests.
 
         Args:
-            deadlines, floors: (N,), those of all requests.
-            lost: their places.
+            kept: (N,), result of `marks_of_kept`.
+            deadlines, floors: those of the requests that are kept.
         """
-        kept = np.ones(len(floors), bool)
-        kept[list(lost)] = False
-        starts = self.starts()[:-1]
-        sizes = np.add.reduceat(kept, starts, dtype=np.int64)
-        tops = np.maximum.reduceat(np.where(kept, floors, 0), starts)
-        dues = np.minimum.reduceat(np.where(kept, deadlines, np.inf), starts)
-        return Plan(sizes[sizes > 0], tops[sizes > 0], dues[sizes > 0])
+        if not floors:
+            return Plan.empty()
+        left = np.add.reduceat(np.frombuffer(kept, np.uint8), self.starts()[:-1], dtype=np.int64)
+        sizes = left[left > 0]
+        starts = sizes.cumsum() - sizes
+        tops = np.maximum.reduceat(np.fromiter(floors, np.int64, len(floors)), starts)
+        return Plan(sizes, tops, np.array([deadlines[start] for start in starts.tolist()]))
 
     def _between(self, first: int, stop: int | None) -> Plan:
         return Plan(self.sizes[first:stop], self.floors[first:stop], self.dues[first:stop])
+
+
+def marks_of_kept(count: int, lost: Collection[int]) -> bytearray:
+    """Returns, for each of `count` requests, 1, or 0 at the places of those that are lost."""
+    kept = bytearray(b'\1') * count
+    for place in lost:
+        kept[place] = 0
+    return kept
 
 
 def _in_a_row(*plans: Plan) -> Plan:

@@ -36,11 +36,13 @@ def finishes(
         rooms: (N,), times of batches that start with each request, no less than `rows`; `rows` by default.
 
     Returns:
-        (N + 1,), E_0 to E_N; infinite where it is impossible.
+        (N + 1,), E_0 to E_N; infinite where it is impossible. It ends early with an infinite E_k if all are from there.
     """
-    ends = list(known) or [0.0]
-    while len(ends) <= len(slack):
+    ends, most = list(known) or [0.0], len(rows[0]) - 1
+    late = 0
+    while len(ends) <= len(slack) and late < most:  # a batch ends at one of `most` neighbors, if the last one does not
         ends.append(next_end(rows, slack, floors, ends, rooms))
+        late = late + 1 if ends[-1] == math.inf else 0
     return ends
 
 
@@ -68,7 +70,11 @@ def next_end(
 
 
 def latest_starts(
-    rows: Rows, slack: Sequence[float], floors: Sequence[int], tail: Sequence[float] = (math.inf,)
+    rows: Rows,
+    slack: Sequence[float],
+    floors: Sequence[int],
+    tail: Sequence[float] = (math.inf,),
+    least: float = -math.inf,
 ) -> list[float]:
     """Computes the latest time at which the worker may start with request i and still answer i, i + 1, ... in time.
 
@@ -79,13 +85,15 @@ def latest_starts(
         slack: (N,), time until the deadline of each request, rising.
         floors: (N,), floor of each request.
         tail: (K,), S_(N-K+1) to S_N, if they are known; more requests may follow the last one then.
+        least: an S_i below this is as good as none.
 
     Returns:
-        (N + 1,), S_0 to S_N; finite but for S_N, and negative where it is already too late.
+        (N + 1,), S_0 to S_N; finite but for S_N, and negative where it is already too late. Minus infinity from the
+        start up to where all earlier ones are known to be below `least`.
     """
-    count, most = len(slack), len(rows[0]) - 1
+    count, most, late = len(slack), len(rows[0]) - 1, 0
     known, sizes = count + 1 - len(tail), range(1, most + 1)
-    starts = [*[math.inf] * known, *tail]
+    starts = [*[-math.inf] * known, *tail]
     for first in range(known - 1, -1, -1):
         limit, best, floor, row = slack[first], -math.inf, 0, rows[0]
         stop = first + most
@@ -99,6 +107,9 @@ def latest_starts(
             if begin > best:
                 best = begin
         starts[first] = best
+        late = late + 1 if best < least else 0
+        if late == most:  # a batch that starts before all of these places ends at one of them, or before
+            break
     return starts
 
 

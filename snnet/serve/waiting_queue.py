@@ -8,7 +8,7 @@ from itertools import compress
 from typing import NamedTuple
 
 from .backlog import Backlog
-from .planned_batches import Plan
+from .planned_batches import Plan, marks_of_kept
 from .stitch_choices import Choices
 
 
@@ -71,18 +71,16 @@ class WaitingQueue(NamedTuple):
         columns = (self.requests[count:], self.deadlines[count:], self.floors[count:], self.sizes[count:])
         return WaitingQueue(*columns, self.plan.split(count, self.deadlines[count : count + 1])[1])
 
-    def without(self, lost: Collection[int]) -> WaitingQueue:
-        """Returns the queue without the requests at some places."""
-        kept = bytearray(b'\1') * len(self.requests)
-        for place in lost:
-            kept[place] = 0
-        return WaitingQueue(
-            requests=tuple(compress(self.requests, kept)),
-            deadlines=tuple(compress(self.deadlines, kept)),
-            floors=tuple(compress(self.floors, kept)),
-            sizes=tuple(compress(self.sizes, kept)),
-            plan=self.plan.without(self.deadlines, self.floors, lost),
-        )
+    def without(self, lost: Collection[int], rest: Backlog) -> WaitingQueue:
+        """Returns the queue without the requests at some places.
+
+        Args:
+            lost: the places.
+            rest: the other requests (`Backlog.without`).
+        """
+        kept = marks_of_kept(len(self.requests), lost)
+        requests, sizes = tuple(compress(self.requests, kept)), tuple(compress(self.sizes, kept))
+        return WaitingQueue(requests, rest.deadlines, rest.floors, sizes, rest.plan)
 
     def seen_from(self, choices: Choices, begin: float, scale: float) -> Backlog:
         """Returns the queue for a worker that begins at a time and takes `scale` seconds per table second."""

@@ -94,7 +94,8 @@ def _keep_most(
         if more[-1] < math.inf:
             kept, ends = tried, more
     lost = set(range(count)) - (later if len(later) >= len(kept) else set(kept))
-    return queue.without(lost), tuple(queue.requests[index] for index in sorted(lost))
+    rest = queue.seen_from(choices, 0.0, 1.0).without(lost)
+    return queue.without(lost, rest), tuple(queue.requests[index] for index in sorted(lost))
 
 
 def choose(

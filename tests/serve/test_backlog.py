@@ -174,12 +174,25 @@ def test_a_long_queue_that_cannot_be_answered_drops_hardly_more_than_the_straigh
 
 
 @settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 60), st.floats(0.2, 1.5), st.sampled_from([(0,), (0, 0, 0, 2), range(5)]))
+def test_what_is_found_too_late_early_is_too_late(seed, count, looseness, kinds):
+    """Looking no further where nothing can be in time any more changes no start that is in time, and no end."""
+    found, whole = drawn(seed, count, looseness, kinds)
+    fast, slack, floors = found.choices.fast, found.slack(), found.floors
+    early = schedule.latest_starts(fast, slack, floors, least=0.0)
+    assert [start if start >= 0 else None for start in early] == [start if start >= 0 else None for start in whole]
+    ends = schedule.finishes(fast, slack, floors)
+    assert len(ends) == count + 1 or ends[-1] == math.inf
+    assert (ends[-1] < math.inf) == (whole[0] >= 0)
+
+
+@settings(deadline=None, max_examples=60)
 @given(
     st.integers(0, 10**6), st.integers(81, 200), st.floats(0.3, 1.2), st.sampled_from([(0,), (0, 0, 0, 2), range(5)])
 )
 def test_what_a_long_queue_keeps_is_in_time(seed, count, looseness, kinds):
     found, _ = drawn(seed, count, looseness, kinds)
-    lost, starts = lost_requests(found)
+    lost, _, starts = lost_requests(found)
     kept = [i for i in range(count) if i not in lost]
     slack = found.slack()
     best = schedule.latest_starts(found.choices.fast, [slack[i] for i in kept], [found.floors[i] for i in kept])
