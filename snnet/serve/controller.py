@@ -21,8 +21,11 @@ from .stitch_choices import Choices
 from .time_correction import Timing
 from .waiting_queue import Request, WaitingQueue
 
-DEVIATIONS = 2.0
-"""Batches are planned to take this many standard deviations longer than their median."""
+DEVIATIONS = 1.0
+"""Batches are planned to take this many standard deviations longer than their median.
+
+With two, hardly any answer was late, but far more requests were refused than that saved (docs/results/load.md).
+"""
 
 
 class Decision(NamedTuple):

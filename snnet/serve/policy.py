@@ -133,14 +133,14 @@ def _leaves_time(choices: Choices, rush: Rush, backlog: Backlog, seconds: float)
 def _batch(choices: Choices, level: int, backlog: Backlog, starts: Sequence[float], even: float) -> tuple[int, float]:
     """Returns size and time of the batch after which least time is needed for the rest; size 0 if there is none."""
     best, chosen, floor = math.inf, (0, 0.0), 0
-    rate, count, limit = choices.rates[level][-1], len(backlog.deadlines), backlog.slack(1)[0]
+    count, limit = len(backlog.deadlines), backlog.slack(1)[0]
     for size in range(1, min(choices.most, count) + 1):
         if backlog.floors[size - 1] > floor:
             floor = backlog.floors[size - 1]
         seconds = choices.pick(level, floor, size)[1]
         if seconds > limit:
             break
-        total = seconds + (count - size) / rate
+        total = seconds + choices.time(level, count - size)  # at the rate of full batches, splitting would seem free
         if seconds <= starts[size] and total * even < best + 1e-12:
             best, chosen = total, (size, seconds)
     return chosen

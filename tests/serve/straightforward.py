@@ -141,14 +141,13 @@ def _batch(
 ) -> tuple[int, float]:
     """Returns size and time of the batch after which least time is needed for the rest; size 0 if there is none."""
     best, chosen, floor = math.inf, (0, 0.0), 0
-    rate = choices.rates[level][-1]
     for size in range(1, min(choices.most, len(slack)) + 1):
         if floors[size - 1] > floor:
             floor = floors[size - 1]
         seconds = choices.pick(level, floor, size)[1]
         if seconds > slack[0]:
             break
-        total = seconds + (len(slack) - size) / rate
+        total = seconds + choices.time(level, len(slack) - size)
         if seconds <= starts[size] and total * even < best + 1e-12:
             best, chosen = total, (size, seconds)
     return chosen

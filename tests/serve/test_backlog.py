@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import product
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -71,18 +72,18 @@ def test_a_queue_that_is_judged_exactly_gets_the_decisions_of_the_straightforwar
     assert decisions(Controller(choices), found, noise) == decisions(StraightforwardController(choices), found, noise)
 
 
+@pytest.mark.slow  # seconds
 @pytest.mark.parametrize('apart', [False, True])
 @pytest.mark.parametrize('load', [0.8, 3.0])
 def test_long_queues_answer_as_many_as_the_straightforward_way(load, apart):
     """In sum: one decision that differs changes all that follow, for better or for worse."""
     answered = {Controller: 0, StraightforwardController: 0}
-    for leasts in ((0.0,), (*[0.0] * 9, 62.0)):
-        for noise in (0.0, 0.2):
-            choices = family(spread=noise)
-            found = stream(3, 500, load * choices.capacity, 200.0, apart, leasts)
-            for way in answered:
-                seen = decisions(way(choices), found, noise)
-                answered[way] += sum(len(it.batch) for it in seen if isinstance(it, controller.Decision))
+    for seed, leasts, noise in product((3, 4, 5, 6), ((0.0,), (*[0.0] * 9, 62.0)), (0.0, 0.2)):
+        choices = family(spread=noise)
+        found = stream(seed, 500, load * choices.capacity, 200.0, apart, leasts)
+        for way in answered:
+            seen = decisions(way(choices), found, noise)
+            answered[way] += sum(len(it.batch) for it in seen if isinstance(it, controller.Decision))
     assert answered[Controller] >= 0.99 * answered[StraightforwardController]
 
 

@@ -259,6 +259,15 @@ def test_under_a_crowd_full_batches_keep_the_fastest_stitch_as_fast_as_it_can_be
     assert len(seen['answered']) > 0.97 * 1000
 
 
+def test_a_batch_is_not_split_where_the_rest_would_take_longer_by_itself():
+    """One alone takes 4, and the other two would take 4.5 at the rate of full batches, but take 8 by themselves."""
+    controller = Controller(Choices([Choice(0, 70, (0.0, 4.0, 8.0, 8.6, 9.0))]))
+    for number in range(3):
+        assert controller.submit(Request(number, 60.0), 0.0)
+    decision = controller.next(0.0)
+    assert decision is not None and len(decision.batch) == 3
+
+
 # correction
 
 

@@ -129,6 +129,17 @@ def test_times_that_scatter_are_planned_for():
     assert outcome.attainment >= 99.9
 
 
+def test_scattered_times_leave_room_for_better_stitches():
+    """A fifth more or less per batch, as on real machines. Two deviations left 65.0 and 60.2 instead of 68.8 and 61.2."""
+    tables = [(0.0, *(0.0055 + 0.0013 * (1 + 0.3 * i) * b for b in range(1, 17))) for i in range(5)]
+    choices = Choices(Choice(i, 60 + 3 * i, seconds, 0.2) for i, seconds in enumerate(tables))
+    for load, attained, top1 in ((0.3, 99.5, 67.0), (0.6, 96.0, 60.8)):
+        moments = draw_arrivals('poisson', load * choices.capacity, 4.0, seed=3)
+        outcome = simulate(choices, moments, 0.046, World(spread=0.2, seed=3))
+        assert outcome.attainment >= attained
+        assert outcome.accuracy > top1
+
+
 def test_the_same_seed_gives_the_same_outcome():
     moments = draw_arrivals('bursts', 0.5 * CAPACITY, 2, seed=16, period=1)
     first, again, other = (simulate(family(), moments, DEADLINE, World(spread=0.2, seed=s)) for s in (1, 1, 2))
