@@ -38,11 +38,15 @@ class StopRequest:
     def lets_end(self, stage: Callable[[], None]) -> bool:
         """Runs a stage that has no steps, which a signal ends at once; returns whether it came to its end.
 
+        It does not begin where a signal came after the last step had asked for one.
+
         Args:
             stage: it is done from its beginning when the run is started again.
         """
         self._at_once = True
         try:
+            if self.received is not None:
+                raise KeyboardInterrupt
             stage()
         except KeyboardInterrupt:
             if self.received is None:

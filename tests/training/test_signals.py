@@ -63,10 +63,17 @@ def test_a_stage_without_steps_ends_at_once(number, caplog):
     with StopRequest() as stop:
         assert not stop.lets_end(lambda: after.append(signal.raise_signal(number)))
         assert stop.received == number.name
-        assert stop.lets_end(lambda: None)
-        signal.raise_signal(signal.SIGTERM)  # outside of the stage it is a flag again
     assert not after
     assert f'{number.name}: stopped before the net was saved' in caplog.text
+
+
+def test_a_signal_between_the_last_step_and_that_stage_ends_it_before_it_begins():
+    begun = []
+    with StopRequest() as stop:
+        assert stop.lets_end(lambda: None)
+        signal.raise_signal(signal.SIGTERM)  # outside of the stage it is a flag
+        assert not stop.lets_end(lambda: begun.append(True))
+    assert not begun
 
 
 def test_outside_the_main_thread_it_works_without_signals():
