@@ -265,7 +265,8 @@ def test_a_batch_is_not_split_where_the_rest_would_take_longer_by_itself():
     for number in range(3):
         assert controller.submit(Request(number, 60.0), 0.0)
     decision = controller.next(0.0)
-    assert decision is not None and len(decision.batch) == 3
+    assert decision is not None
+    assert len(decision.batch) == 3
 
 
 # correction

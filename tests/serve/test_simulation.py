@@ -130,7 +130,7 @@ def test_times_that_scatter_are_planned_for():
 
 
 def test_scattered_times_leave_room_for_better_stitches():
-    """A fifth more or less per batch, as on real machines. Two deviations left 65.0 and 60.2 instead of 68.8 and 61.2."""
+    """A fifth more or less per batch, as on real machines. Planned with two deviations: 65.0 and 60.2."""
     tables = [(0.0, *(0.0055 + 0.0013 * (1 + 0.3 * i) * b for b in range(1, 17))) for i in range(5)]
     choices = Choices(Choice(i, 60 + 3 * i, seconds, 0.2) for i, seconds in enumerate(tables))
     for load, attained, top1 in ((0.3, 99.5, 67.0), (0.6, 96.0, 60.8)):
