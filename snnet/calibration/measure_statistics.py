@@ -9,10 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SnnetError
-from ..net.part_tree import PartNode, function_of
+from ..net.part_tree import PartNode, StitchPart, function_of
 from ..net.stitch_statistics import batch_norms
 from ..net.stitch_tensors import Table, attach, computing_with, detach
 from ..net.stitchable_net import StitchableNet
+
+_AT_ONCE = 1 << 30
+"""Bytes that the features within a part may take where all images run together."""
+_LIVE = 4
+"""How many features as large as the largest input of a BatchNorm live within a part at a time, about."""
+_CHUNK = 32
+"""Images that run at a time elsewhere, and whose features are summed in float64 at a time."""
 
 
 class _NextBatchNorm(Exception):
@@ -22,8 +29,9 @@ class _NextBatchNorm(Exception):
 class StatisticsMeter:
     """Measures the statistics of every BatchNorm in a tree of parts, in one walk.
 
-    A part runs once for each of its BatchNorms and once more for its output: while the inputs of a BatchNorm are
-    summed, those before it normalize with their new statistics already.
+    While the inputs of a BatchNorm are summed, those before it normalize with their new statistics already. A part runs
+    once, on all images together. Where its features are too large for that, it runs on chunks of the images: once for
+    each of its BatchNorms, and once more for its output.
 
     Args:
         net: in eval mode, without statistics of stitches.
@@ -44,6 +52,9 @@ class StatisticsMeter:
         self.values: dict[str, Tensor] = {}
         self._names = {module: name for name, module in batch_norms(net).items()}
         self._known = Table()
+        self._together: PartNode | None = None  # the node whose part runs on all images, so that sums are complete
+        self._needs: dict[tuple[StitchPart, torch.Size], int] = {}  # bytes per image of the features within a part
+        self._largest: int | None = None  # of the inputs of BatchNorms, while one image shows what a part needs
         self._measured: nn.Module | None = None
         self._sums: Tensor | None = None  # count, sums and sums of squares of the inputs of the measured BatchNorm
 
@@ -72,6 +83,33 @@ class StatisticsMeter:
         """Runs a part until all its BatchNorms are known, adds them to the table, and returns its outputs."""
         assert node.part is not None  # only the root has none
         part = function_of(self.net, node.part)
+        if sum(map(len, chunks)) * self._bytes_per_image(node.part, part, chunks) > _AT_ONCE:
+            return self._run_in_chunks(node, part, chunks, table, give_up)
+        images = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
+        if give_up:
+            chunks.clear()
+        self._known, self._together = table, node
+        with computing_with(table):
+            output = part(images)
+        self._together = None
+        self.progress(len(images))
+        return [output]
+
+    def _bytes_per_image(self, key: StitchPart, part: Callable[[Tensor], Tensor], chunks: list[Tensor]) -> int:
+        """About the bytes per image of the features that live within a part, as one image shows."""
+        if len({chunk.shape[1:] for chunk in chunks}) > 1:
+            return _AT_ONCE + 1  # images of several sizes do not run together
+        shape = chunks[0].shape[1:]
+        if (key, shape) not in self._needs:
+            self._largest = 0
+            part(chunks[0][:1])
+            self._needs[key, shape], self._largest = _LIVE * self._largest, None
+        return self._needs[key, shape]
+
+    def _run_in_chunks(
+        self, node: PartNode, part: Callable[[Tensor], Tensor], chunks: list[Tensor], table: Table, give_up: bool
+    ) -> list[Tensor]:
+        chunks[:] = [piece for chunk in chunks for piece in chunk.split(_CHUNK)]
         outputs: list[Tensor] = []
         while not outputs:
             self._known, self._measured, self._sums = table, None, None
@@ -84,29 +122,34 @@ class StatisticsMeter:
                 self.progress(len(chunk))
                 if give_up:
                     chunks[i] = chunk.new_empty(0)
-            if self._measured is not None:
-                table[self._measured] = self._conclude(node)
+            if self._measured is not None and self._sums is not None:
+                table[self._measured] = self._conclude(node, self._measured, self._sums)
         return outputs
 
     def _look(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Runs before a BatchNorm: if its statistics are not known, sums its inputs and ends the run."""
+        """Runs before a BatchNorm: if its statistics are not known, sums its inputs.
+
+        If these are not of all images, the run ends here.
+        """
+        x = inputs[0]  # (n, channels, ...)
+        if self._largest is not None:
+            self._largest = max(self._largest, x.nbytes)
+            return
         if module in self._known:
             return
-        x = inputs[0].double()  # (n, channels, ...)
-        axes = [0, *range(2, x.ndim)]
-        count = x.new_tensor([x.numel() // x.shape[1]])
-        sums = torch.cat([count, x.sum(axes), x.square().sum(axes)])  # (1 + 2 channels,)
+        sums = _sums(x)
+        if self._together is not None:
+            self._known[module] = self._conclude(self._together, module, sums)
+            return
         self._measured, self._sums = module, sums if self._sums is None else self._sums + sums
         raise _NextBatchNorm
 
-    def _conclude(self, node: PartNode) -> dict[str, Tensor]:
+    def _conclude(self, node: PartNode, module: nn.Module, sums: Tensor) -> dict[str, Tensor]:
         """Mean and unbiased variance, as BatchNorm keeps them, of the inputs seen by all ranks."""
-        assert self._measured is not None
-        assert self._sums is not None
         if self.all_reduce is not None:
-            self.all_reduce(self._sums)
-        name, count = self._names[self._measured], self._sums[0]
-        total, squares = self._sums[1:].chunk(2)
+            self.all_reduce(sums)
+        name, count = self._names[module], sums[0]
+        total, squares = sums[1:].chunk(2)
         mean = total / count
         variance = ((squares - total * mean) / (count - 1)).clamp(min=0)
         if not bool(mean.isfinite().all() and variance.isfinite().all()):
@@ -114,6 +157,16 @@ class StatisticsMeter:
                 f'{name} gets features that are not finite, or only one image of one cell, in stitch {node.owner} '
                 f'({self.net.stitches[node.owner]}): check weights and images'
             )
-        value = torch.stack([mean, variance]).to(self._measured.get_buffer('running_mean').dtype)
+        value = torch.stack([mean, variance]).to(module.get_buffer('running_mean').dtype)
         self.values[f'{node.owner}.{node.depth}.{name}'] = value
         return {'running_mean': value[0], 'running_var': value[1]}
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Count, sums and sums of squares per channel of features (n, channels, ...): (1 + 2 channels,), float64."""
+    axes, count = [0, *range(2, x.ndim)], x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
+    if x.device.type == 'cpu' and x.dtype == torch.float32:
+        mean, variance = (found.double() for found in torch.batch_norm_update_stats(x, None, None, 0.0))
+        return torch.cat([count, count * mean, count * (variance + mean.square())])
+    x = x.double()
+    return torch.cat([count, x.sum(axes), x.square().sum(axes)])

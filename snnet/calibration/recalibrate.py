@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..budget.record import RESULTS, Record
 from ..errors import SnnetError
-from ..net.part_tree import build_part_tree
+from ..net.part_tree import build_part_tree, parts_of
 from ..net.stitch_statistics import Statistics, StatisticsGroup, batch_norms
 from ..net.stitchable_net import StitchableNet
 from ..utils.whole_number import whole_number
-from .judge_statistics import choose_shares, combined, log_choices
+from .choose_shares import ShareJudge
+from .chosen_statistics import combined, log_choices
 from .measure_statistics import StatisticsMeter
 from .recalibration_images import RecalibrationImages, gather_images
 
@@ -67,8 +68,8 @@ def recalibrate(
             and all images are measured.
 
     Raises:
-        SnnetError: no BatchNorm, no images, shares out of range, features that are not finite, or a stitch that has
-            parameters of its own.
+        SnnetError: no BatchNorm, no images, shares out of range, features or logits that are not finite, or a stitch
+            that has parameters of its own.
         UnknownStitch: no such id.
     """
     samples = _checked_samples(net, samples, shares)
@@ -78,11 +79,10 @@ def recalibrate(
     with torch.inference_mode(False), torch.no_grad():
         images = gather_images(net, batches, held_out, samples, len(shares) > 1, all_reduce)
         work = _Recalibration(net, ids, images, shares, progress, all_reduce)
-        measured = work.measure()
         if len(shares) == 1:
-            work.mix_in(measured, shares[0])
+            work.mix_in(shares[0])
         else:
-            work.choose(measured, shares)
+            work.choose(shares)
 
 
 def _checked_samples(net: StitchableNet, samples: int, shares: Sequence[float]) -> int:
@@ -98,7 +98,7 @@ def _checked_samples(net: StitchableNet, samples: int, shares: Sequence[float]) 
 
 
 class _Recalibration:
-    """The steps of `recalibrate`: measures statistics, then mixes one share of them in, or chooses shares."""
+    """The steps of `recalibrate`: measures statistics and mixes one share of them in, or chooses shares."""
 
     def __init__(
         self,
@@ -111,43 +111,61 @@ class _Recalibration:
     ) -> None:
         self.net, self.ids, self.images, self.all_reduce = net, tuple(ids), images, all_reduce
         self.records = list(net.records)
-        self.tree = build_part_tree(net, ids)
-        self.parts = sum(1 for _ in self.tree.walk())
-        judging = sum(len(chunk) for chunk, _ in images.judging)
-        self.total = self.parts * (sum(map(len, images.measured)) + len(shares) * judging)
         self.progress = progress
+        self.parts = _parts_in_tree(net, ids)
+        self._told = 0
+        measured = sum(map(len, images.measured))
+        judging = sum(len(chunk) for chunk, _ in images.judging) if len(shares) > 1 else 0
+        self.lengths = {stitch: sum(1 for _ in parts_of(net, stitch)) for stitch in self.ids} if judging else {}
+        tried = len(shares) * sum(self.lengths.values())
+        self.total = self.parts * (measured + judging) + tried * judging
 
-    def measure(self) -> Statistics:
-        """Exact statistics of the stitches; the net keeps those that it has."""
+    def measure(self, ids: Sequence[int]) -> Statistics:
+        """Exact statistics of some of the stitches; the net keeps those that it has."""
         before = self.net.statistics
         self.net.set_statistics(None)
         try:
-            values = StatisticsMeter(self.net, self.all_reduce, self._tell).measure(self.tree, self.images.measured)
+            meter = StatisticsMeter(self.net, self.all_reduce, self._tell)
+            values = meter.measure(build_part_tree(self.net, ids), self.images.measured)
         finally:
             self.net.set_statistics(before)
-        return Statistics(self.net, values, [StatisticsGroup(1.0, self.ids)], self.images.measured_on)
+        return Statistics(self.net, values, [StatisticsGroup(1.0, tuple(ids))], self.images.measured_on)
 
-    def mix_in(self, measured: Statistics, share: float) -> None:
-        """Gives all stitches the same share of the measured statistics."""
+    def mix_in(self, share: float) -> None:
+        """Gives all stitches the same share of statistics that are measured now."""
+        measured = self.measure(self.ids)
         values = measured.mixed(self.net, self.ids, share) if share else {}
         self.net.set_statistics(
             Statistics(self.net, values, [StatisticsGroup(share, self.ids)], self.images.measured_on)
         )
         _keep_accuracies(self.net, self.records, self.ids)
 
-    def choose(self, measured: Statistics, shares: Sequence[float]) -> None:
-        """Gives each stitch the share of the measured statistics that answers best, and logs which."""
-        choices = choose_shares(
-            self.net, measured, shares, self.images.judging, self.all_reduce, lambda n: self._tell(n * self.parts)
-        )
+    def choose(self, shares: Sequence[float]) -> None:
+        """Gives each stitch the share of its own statistics that answers best, and logs which.
+
+        Statistics are measured of those stitches only that they could change.
+        """
+        judge = ShareJudge(self.net, self.ids, self.images.judging, self.all_reduce, self._tell_judged)
+        measured = self.measure(judge.open_stitches())
+        choices = judge.choose(measured, shares)
         chosen = combined(self.net, measured, choices, self.images.judged_on)
         self.net.set_statistics(chosen)
         _keep_accuracies(self.net, self.records, [i for i, choice in choices.items() if choice.share is not None])
+        self._tell(self.total - self._told)  # what did not have to run
         log_choices(chosen, choices)
 
+    def _tell_judged(self, count: int, stitch: int | None) -> None:
+        self._tell(count * (self.parts if stitch is None else self.lengths[stitch]))
+
     def _tell(self, count: int) -> None:
-        if self.progress is not None:
+        self._told += count
+        if self.progress is not None and count:
             self.progress(count, self.total)
+
+
+def _parts_in_tree(net: StitchableNet, ids: Iterable[int]) -> int:
+    """How many parts run where stitches share those that they begin with."""
+    return sum(1 for _ in build_part_tree(net, ids).walk())
 
 
 def _chosen(net: StitchableNet, stitches: Iterable[int] | None) -> list[int]:

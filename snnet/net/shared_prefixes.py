@@ -66,6 +66,42 @@ def all_logits(
         yield from _finish(net, entrants)
 
 
+def wanted_logits(net: StitchableNet, images: Tensor, wanted: Mapping[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Logits of stitches, each for images of its own: a part that several share runs once, on all that they want.
+
+    Args:
+        net: in eval mode.
+        images: (N, C, H, W).
+        wanted: by stitch, which of the images it takes (N,), at least one.
+
+    Yields:
+        Pairs of id and logits (n, classes), in the order of the tree.
+    """
+    tables = {stitch: net.tables(stitch) for stitch in wanted}
+    private = frozenset(net.own_parameters.stitches if net.own_parameters else ())
+    lists = net.statistics.alike(wanted) if net.statistics else []
+    listed = {stitch for alike in lists for stitch in alike}
+    every = torch.ones(len(images), dtype=torch.bool)
+    for alike in [*lists, [stitch for stitch in wanted if stitch not in listed]]:
+        for node in build_part_tree(net, alike, private=private).then.values():
+            yield from _visit_wanted(net, node, images, every, tables, wanted)
+
+
+def _visit_wanted(
+    net: StitchableNet, node: PartNode, x: Tensor, held: Tensor, tables: _Tables, wanted: Mapping[int, Tensor]
+) -> Iterator[_Entrant]:
+    """Runs the part at a node for the images that a stitch behind it wants, of those that x holds; then the rest."""
+    assert node.part is not None  # only the root has none
+    needed = torch.stack([wanted[stitch] for other in (node, *node.walk()) for stitch in other.stitches]).any(0)
+    own = tables[node.owner]
+    with computing_with(None if own is None else own[node.leg]):
+        x = function_of(net, node.part)(x[needed[held].to(x.device)])
+    for stitch in node.stitches:
+        yield stitch, x[wanted[stitch][needed].to(x.device)]
+    for child in node.then.values():
+        yield from _visit_wanted(net, child, x, needed, tables, wanted)
+
+
 def _visit(net: StitchableNet, node: PartNode, x: Tensor, tables: _Tables) -> Iterator[_Entrant]:
     """Runs the part at a node and everything behind it, with the BatchNorm statistics of this place in the tree."""
     assert node.part is not None  # only the root has none

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import SnnetError, UnknownStitch
+from snnet.calibration import measure_statistics
 from snnet.net.shared_prefixes import all_logits
 from snnet.net.stitch_statistics import batch_norms
 from tests.helpers.crowd import in_threads
@@ -135,6 +136,24 @@ def test_the_split_into_batches_and_over_ranks_changes_nothing_but_rounding(nets
         assert net.statistics.values.keys() == expected.keys()
         for place, value in net.statistics.values.items():
             torch.testing.assert_close(value, expected[place], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow  # seconds
+def test_features_that_do_not_fit_into_memory_together_give_the_same_but_rounding(nets, monkeypatch):
+    monkeypatch.setattr(measure_statistics, '_AT_ONCE', 10 * 4 * 30_000)  # fewer than ten images in the first stages
+    parts = Counter()
+    chunked = measure_statistics.StatisticsMeter._run_in_chunks
+    monkeypatch.setattr(
+        measure_statistics.StatisticsMeter,
+        '_run_in_chunks',
+        lambda self, node, *rest: parts.update([node.part.kind]) or chunked(self, node, *rest),
+    )
+    net = _NETS['resnet']()
+    snnet.recalibrate(net, SAMPLES.split(4), samples=10, shares=[1])
+    assert parts
+    assert len(net.statistics.values) > sum(parts.values()), 'others run together'
+    for place, value in net.statistics.values.items():
+        torch.testing.assert_close(value, nets('resnet')[0].statistics.values[place], rtol=1e-4, atol=1e-5)
 
 
 def test_a_rank_without_images_ends_all_of_them(nets):
@@ -295,6 +314,8 @@ def test_what_cannot_be_recalibrated_is_refused_in_one_sentence(caplog):
     with pytest.raises(UnknownStitch):
         snnet.recalibrate(net, [SAMPLES], stitches=[0, 99])
     with pytest.raises(SnnetError, match=r'anchors\.0\.model\.bn1 gets features that are not finite.* in stitch 0'):
+        snnet.recalibrate(net, [torch.full_like(SAMPLES, float('nan'))], shares=[1])
+    with pytest.raises(SnnetError, match=r'the logits of stitch 0 \(small.*\) are not finite'):
         snnet.recalibrate(net, [torch.full_like(SAMPLES, float('nan'))])
     assert net.statistics is None
     assert set(map(type, batch_norms(net).values())) == {nn.BatchNorm2d}

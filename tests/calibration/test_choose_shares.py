@@ -11,7 +11,8 @@ import torch
 
 import snnet
 from snnet import StitchableNet
-from snnet.calibration.judge_statistics import _ranges
+from snnet.calibration.chosen_statistics import _ranges
+from snnet.calibration.measure_statistics import StatisticsMeter
 from snnet.net.shared_prefixes import all_logits
 from tests.helpers.families import family_net, images
 
@@ -191,6 +192,37 @@ def test_the_log_says_what_was_kept_and_why_and_old_accuracies_go(plain, exact, 
     assert {record.stitch for record in net.records if record.top1 is None} == changed
     net.train()
     assert {record.recalibrated for record in net.records} == {None}
+
+
+@pytest.mark.slow  # seconds: all shares on all images
+@pytest.mark.parametrize('how', ['random', 'exact'])
+def test_shares_that_were_given_up_early_would_not_have_won(plain, exact, how):
+    classes = logits(exact, 4, X).argmax(1) if how == 'exact' else torch.arange(48) % 7
+    net = copy.deepcopy(plain)
+    snnet.recalibrate(net, [(MEASURED, classes[::2])], samples=24, held_out=[(HELD_OUT, classes[1::2])])
+    shares = [0.1, 0.3, 0.5, 1.0]
+    gains = {stitch: [] for stitch in net.statistics.shares}
+    for share in shares:
+        other = copy.deepcopy(plain)
+        snnet.recalibrate(other, [MEASURED], samples=24, shares=[share])
+        for stitch, found in gains.items():
+            right, before = (logits(n, stitch, HELD_OUT).argmax(1) == classes[1::2] for n in (other, plain))
+            found.append(right.double() - before.double())
+    for stitch, found in gains.items():
+        errors = 2 if plain.records[stitch].anchor else 1
+        margins = [float(gain.sum() - errors * gain.square().sum().sqrt()) for gain in found]
+        assert net.statistics.shares[stitch] == (shares[margins.index(max(margins))] if max(margins) > 0 else 0)
+    if how == 'exact':
+        assert len(set(net.statistics.shares.values())) > 1
+
+
+def test_stitches_that_are_right_already_are_not_measured(plain, monkeypatch):
+    asked = []
+    monkeypatch.setattr(StatisticsMeter, 'measure', lambda self, tree, chunks: asked.append(list(tree.walk())) or {})
+    net = copy.deepcopy(plain)
+    classes = logits(plain, 4, X).argmax(1)
+    snnet.recalibrate(net, [(X[:8], classes[:8])], samples=8, stitches=[4])
+    assert asked == [[]]
 
 
 def test_runs_of_ids_are_written_as_ranges():
