@@ -9,6 +9,9 @@ from itertools import pairwise
 from ..errors import InvalidBudget, SnnetError
 from .record import COSTS, Record, accuracy
 
+_LEAST = 1e-9
+"""A cost of 0, such as the memory in a table made by hand, counts as this much on a logarithmic scale."""
+
 
 def frontier(records: Iterable[Record], cost: str = 'flops') -> list[Record]:
     """The records that no other beats on cost and accuracy, from cheap to expensive.
@@ -77,7 +80,7 @@ def area(records: Iterable[Record], cost: str = 'flops') -> float | None:
         The mean, or None if fewer than two anchors of different cost were evaluated.
     """
     steps = [(getattr(r, cost), accuracy(r), r.anchor) for r in records]
-    known = [(c, top1, anchor) for c, top1, anchor in steps if c is not None and top1 > -math.inf]
+    known = [(max(c, _LEAST), top1, anchor) for c, top1, anchor in steps if c is not None and top1 > -math.inf]
     ends = [c for c, _, anchor in known if anchor]
     if not ends or min(ends) == max(ends):
         return None
@@ -107,7 +110,7 @@ def reduce_frontier(records: Sequence[Record], points: int, cost: str = 'flops')
         raise SnnetError(f'a set has at least two points, the ends of the frontier, but {points} was asked for')
     if len(records) <= points:
         return list(records)
-    logs = [math.log(getattr(record, cost)) for record in records]
+    logs = [math.log(max(getattr(record, cost), _LEAST)) for record in records]
     last = len(records) - 1
     # by its last record, the best chain of records so far: its area and the indices of its records
     chains: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, (0,))}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from ..errors import SnnetError
+from ..errors import ForeignTable, SnnetError
 from ..utils.typed_json import TypedTable, quoted, read_json
 from .record import Record
 
@@ -96,6 +98,24 @@ class LatencyTable:
         """Ids of the stitches that were measured rather than predicted."""
         return frozenset(stitch for stitch, row in self.rows.items() if not row.predicted)
 
+    def check_rows(self, stitches: int) -> None:
+        """Refuses rows that a net of so many stitches cannot have.
+
+        Raises:
+            ForeignTable: a row of a stitch that the net lacks.
+            SnnetError: a time that is not positive and finite, or a negative memory.
+        """
+        for stitch, row in self.rows.items():
+            if not (isinstance(stitch, Integral) and 0 <= stitch < stitches):
+                raise ForeignTable(f'the table has a row for stitch {stitch!r}, but this net has {stitches}')
+            times = (row.ms, row.low, row.high)
+            if not all(isinstance(time, Real) and 0 < time < math.inf for time in times):
+                raise SnnetError(
+                    f'the table says that stitch {stitch} takes {row.ms!r} ms ({row.low!r} to {row.high!r})'
+                )
+            if not (isinstance(row.memory, Real) and 0 <= row.memory < math.inf):
+                raise SnnetError(f'the table says that stitch {stitch} needs {row.memory!r} bytes')
+
     def applied(self, records: Iterable[Record]) -> list[Record]:
         """The records with latency and memory from this table; None where it has no row."""
         nothing: dict[str, Any] = {'latency_ms': None, 'memory': None}
@@ -127,11 +147,12 @@ class LatencyTable:
         errors = None
         if table.has('error'):
             shares = table.table('error')
-            errors = {name: shares.number(name, 0, 1e9) for name in shares.values}
+            shares.only(('mean', 'largest'))
+            errors = {name: shares.number(name, 0, 1e9) for name in ('mean', 'largest')}
         rows = table.table('rows')
         latencies = {}
         for name in rows.values:
-            if not re.fullmatch(r'\d{1,9}', name, re.ASCII):
+            if not re.fullmatch(r'0|[1-9]\d{0,8}', name, re.ASCII):
                 raise SnnetError(f'{rows.where} is damaged: {quoted(name)} is not a stitch id')
             latencies[int(name)] = _read_latency(rows.table(name))
         return cls(_read_setup(table.table('setup')), table.integer('batch', 1, 10**9), weights, latencies, errors)

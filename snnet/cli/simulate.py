@@ -62,9 +62,12 @@ def run(settings: SimulateSettings) -> list[PolicyOutcome]:
     from ..serve.compare_policies import PolicyOutcome, compare_policies, outcome_table
     from ..serve.simulation import World
     from ..serve.stitch_choices import Choices
+    from ..utils.files import check_new_folder
     from ..utils.progress import Progress
 
     folder = locate(settings.folder)
+    output = Path(settings.output or folder / 'simulation')
+    check_new_folder(output)
     records, tables = _known(folder, settings.setup)
     stitches = Choices.of(records, tables)
     anchored = [record for record in records if record.anchor and record.top1 is not None]
@@ -87,20 +90,19 @@ def run(settings: SimulateSettings) -> list[PolicyOutcome]:
         print('\n'.join(lines[1:] if rows else lines), flush=True)
         rows += fresh
     progress.close()
-    _write(Path(settings.output or folder / 'simulation'), rows, settings, deadline)
+    _write(output, rows, settings, deadline)
     return rows
 
 
 def _known(folder: Path, wanted: str) -> tuple[list[Record], list[LatencyTable]]:
     """Records of a saved net, and its latency tables of one setup."""
-    from ..budget.latency_table import LatencyTable
+    from ..budget.read_tables import read_tables
     from ..saving.config_json import read_config
     from ..saving.file_names import PROFILES, WEIGHTS
 
     config = read_config(folder)
     by_setup: dict[str, list[LatencyTable]] = {}
-    for path in sorted((folder / PROFILES).glob('*.json')):
-        table = LatencyTable.read(path)
+    for path, table in read_tables(folder / PROFILES, len(config.records)).items():
         if table.weights != config.sha256.get(WEIGHTS):
             _log.warning('%s is left out: it was measured with other weights', path)
         elif wanted.lower() in str(table.setup).lower():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..anchors.class_names import names_of_table
 from ..config.sections import option
 from ..errors import SnnetError, reason_of
 from ..net.stitchable_net import StitchableNet
-from .folder_checks import check_folders
+from .folder_checks import check_classes, check_split
 from .labels import LabelledImages
 
 GENERATED = 'generated/'
@@ -53,7 +54,7 @@ def open_dataset(data: DataSettings, split: str, net: StitchableNet, classes_mat
         raise SnnetError(f'{net.title} has no classes, it is a net of embeddings: --num-classes gives it classifiers')
     if data.dataset.startswith(GENERATED):
         count = data.dataset.removeprefix(GENERATED)
-        if not count.isdigit() or int(count) < 1:
+        if not re.fullmatch('[0-9]{1,9}', count) or int(count) < 1:
             raise SnnetError(f"'{data.dataset}' needs a number of images, as in {GENERATED}256")
         generated: Dataset[Any] = FakeData(int(count), net.input_size, net.num_classes)
         return generated
@@ -110,8 +111,10 @@ def _found(data: DataSettings, split: str, classes_matter: bool) -> Any:
         raise SnnetError(f"no images in the split '{split}' of {_place(data)}: {reason_of(error)}") from None
     if isinstance(dataset, IterableDataset):
         raise SnnetError(f"'{data.dataset}' is a stream, but images are drawn by number: use a folder or hfds/")
-    if classes_matter and hasattr(getattr(dataset, 'reader', None), 'samples') and Path(data.data_dir).is_dir():
-        check_folders(dataset, Path(data.data_dir), split, data.class_map)
+    if hasattr(getattr(dataset, 'reader', None), 'samples') and Path(data.data_dir).is_dir():
+        check_split(dataset, Path(data.data_dir), split)
+        if classes_matter:
+            check_classes(dataset, Path(data.data_dir), data.class_map)
     if len(dataset) == 0:
         raise SnnetError(f"no images in the split '{split}' of '{data.data_dir}'")
     return dataset

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -100,18 +102,21 @@ def _read(table: Path) -> tuple[list[str], list[tuple[str, list[int]]]]:
             head, *rows = [row for row in csv.reader(file) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise SnnetError(f'the labels {table} cannot be read: {reason_of(error)}') from None
-    if twice := next((name for name in head if head.count(name) > 1), None):
-        raise SnnetError(f"{table}: the first row names '{twice}' twice")
-    if len(head) < 2:
-        raise SnnetError(f"{table}: the first row is 'file' and the names of the classes, not '{','.join(head)}'")
+    if len(head) < 2 or set(head[1:]) <= {'0', '1'} or not all(name.strip() for name in head):
+        raise SnnetError(f"{table}: the first row is 'file' and the names of the classes, not {quoted(','.join(head))}")
+    name, count = Counter(head).most_common(1)[0]
+    if count > 1:
+        raise SnnetError(f"{table}: the first row names '{name}' more than once")
     found = dict[str, list[int]]()
     for row in rows:
-        if len(row) != len(head) or not set(row[1:]) <= {'0', '1'} or Path(row[0]).is_absolute():
+        path = os.path.normpath(row[0])
+        outside = os.path.isabs(path) or path.split(os.sep)[0] == '..'
+        if len(row) != len(head) or not set(row[1:]) <= {'0', '1'} or outside:
             raise SnnetError(
                 f'{table}: a row is the path of an image below --data-dir and {len(head) - 1} times 0 or 1, '
                 f'not {quoted(",".join(row))}'
             )
-        if row[0] in found:
+        if path in found:
             raise SnnetError(f'{table} lists {row[0]} twice: one row holds all labels of an image')
-        found[row[0]] = [int(value) for value in row[1:]]
+        found[path] = [int(value) for value in row[1:]]
     return head[1:], list(found.items())

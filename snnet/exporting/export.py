@@ -15,7 +15,7 @@ import torch
 from ..errors import SnnetError, reason_of
 from ..net.extract import ExtractedStitch
 from ..net.stitchable_net import StitchableNet
-from ..utils.files import write_atomically
+from ..utils.files import check_new_file, write_atomically
 from ..utils.whole_number import whole_number
 from .compare_with_eager import batch_sizes, compare_with_eager, eager_logits
 from .formats import FORMATS, checked_format, data_file, quiet_exporters, trace
@@ -88,8 +88,8 @@ def export(
     Raises:
         MissingExtra: onnx, onnxscript or onnxruntime is missing.
         UnknownStitch: there is no such id.
-        SnnetError: the format or batch size is not possible, the stitch cannot be exported, or the logits of the file
-            differ from those of eager.
+        SnnetError: the format, path or batch size is not possible, the stitch cannot be exported, or the logits of the
+            file differ from those of eager.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -97,6 +97,7 @@ def export(
     batch = None if batch is None else whole_number('batch', batch, least=1)
     if isinstance(net, StitchableNet):
         net.known.verified(net, thorough=True)  # the file says what is known of its weights
+    check_new_file(path)
     return write(PreparedStitch(net, stitch, format, batch), path)
 
 

@@ -13,7 +13,7 @@ from ..budget.frontier import reduce_frontier
 from ..budget.record import Record
 from ..errors import SnnetError
 from ..net.stitchable_net import StitchableNet
-from ..utils.files import clear_temporaries, sha256, write_text
+from ..utils.files import check_new_folder, clear_temporaries, sha256, write_text
 from ..utils.json_lines import JsonLines
 from ..utils.progress import Progress
 from ..utils.typed_json import TypedTable
@@ -63,14 +63,18 @@ def export_set(
 
     Raises:
         MissingExtra: the format needs an extra.
-        SnnetError: nothing has been evaluated, fewer than two points, or the folder holds another set.
+        SnnetError: nothing has been evaluated, the cost is not known, there are fewer than two points, or the folder
+            holds another set.
         OSError: the folder cannot be written.
     """
     folder, points = Path(folder), whole_number('points', points)
     batch = None if batch is None else whole_number('batch', batch, least=1)
     checked_format(format, folder / f'x.{format}')
+    check_new_folder(folder)
     net.known.verified(net, thorough=True)  # the files say what is known of their weights
     records = reduce_frontier(net.frontier(cost), points, cost)
+    if not records and any(record.top1 is not None for record in net.records):
+        raise SnnetError(f'no evaluated stitch has a known {cost}: snnet profile FOLDER measures latency and memory')
     if not records:
         raise SnnetError(
             'no stitch has been evaluated, so there is no frontier to export: eval_stitches.py measures accuracy '
@@ -124,10 +128,16 @@ class _StitchSet:
 
     def _earlier_rows(self, overwrite: bool) -> dict[str, dict[str, Any]]:
         """What an earlier run noted about its files, by name. Files that are no longer wanted are removed."""
-        rows = [_noted(TypedTable(row, str(self.lines.path))) for row in self.lines.read()]
-        if (self.folder / INDEX).exists():
-            table = TypedTable(read_content(self.folder), str(self.folder / INDEX))
-            listed = [_noted(row) for row in table.rows('files', MAX_FILES)]
+        try:
+            rows, listed = self._noted_rows()
+        except SnnetError as error:
+            if not overwrite:
+                raise SnnetError(f'{error} (overwrite replaces the set)') from None
+            _log.warning('%s; it is kept under another name', error)
+            for path in filter(Path.exists, (self.lines.path, self.folder / INDEX)):
+                path.replace(path.with_name(f'{path.name}.damaged'))
+            rows, listed = [], []
+        if listed:
             other = {row['file']: row.get('fingerprint') for row in listed} != self.wanted
             if other and not overwrite:
                 raise SnnetError(
@@ -141,6 +151,14 @@ class _StitchSet:
             for path in (self.folder / name, data_file(self.folder / name)):
                 path.unlink(missing_ok=True)
         return {row['file']: row for row in rows}
+
+    def _noted_rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What an unfinished run noted about its files, and what the index lists."""
+        rows = [_noted(TypedTable(row, str(self.lines.path))) for row in self.lines.read()]
+        if not (self.folder / INDEX).exists():
+            return rows, []
+        table = TypedTable(read_content(self.folder), str(self.folder / INDEX))
+        return rows, [_noted(row) for row in table.rows('files', MAX_FILES)]
 
     def _is_whole(self, name: str, row: dict[str, Any]) -> bool:
         """Whether a file that was noted is still wanted, and is on the disk byte by byte."""

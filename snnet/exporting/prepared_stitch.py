@@ -49,6 +49,8 @@ class PreparedStitch:
         if isinstance(net, StitchableNet):
             chosen = net.active if stitch is None else net.checked(stitch)
             self.record, module, first = net.records[chosen], net.extract(chosen), net.anchor(0)
+        elif not isinstance(net, ExtractedStitch):
+            raise SnnetError(f'a net or an extracted stitch is exported, not a {type(net).__name__}')
         elif stitch is not None:
             raise SnnetError(f'an extracted stitch holds no other stitches, but stitch {stitch} was asked for')
         else:

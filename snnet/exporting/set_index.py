@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ def read_index(folder: str | Path) -> Index:
     rows = TypedTable(content, str(folder / INDEX)).rows('files', MAX_FILES)
     entries = tuple(_entry(folder, row) for row in rows)
     del content['files']
+    name, count = Counter(entry.path.name for entry in entries).most_common(1)[0]
+    if count > 1:
+        raise SnnetError(f'{folder / INDEX} is damaged: it lists {name} more than once')
     missing = [entry.path.name for entry in entries if not entry.path.is_file()]
     if missing:
         raise SnnetError(f'{folder} lacks {" and ".join(missing)}, which its {INDEX} lists')

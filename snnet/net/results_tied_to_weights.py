@@ -114,9 +114,7 @@ class ResultsTiedToWeights:
 
     def add_table(self, net: JoinedAnchors, table: LatencyTable, force: bool) -> None:
         """Adds a latency table (see `StitchableNet.add_table`)."""
-        strange = sorted(set(table.rows) - set(range(len(net.stitches))))
-        if strange:
-            raise ForeignTable(f'the table has a row for stitch {strange[0]}, but this net has {len(net.stitches)}')
+        table.check_rows(len(net.stitches))
         if not force and table.weights != self.verified(net).fingerprint:
             raise ForeignTable(
                 f'the table (batch {table.batch} on {table.setup}) was measured with other weights than this net has: '

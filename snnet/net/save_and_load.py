@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..anchors.class_names import checked_names
 from ..anchors.new_head import mark_new_head
-from ..budget.latency_table import LatencyTable
+from ..budget.read_tables import read_tables
 from ..budget.record import Record
 from ..errors import SnnetError
 from ..reparam import expect_biases, folded
@@ -36,7 +36,7 @@ from ..saving.tensor_files import (
     write_tensors,
 )
 from ..stitching.stitch_layer import merged_state
-from ..utils.files import write_text
+from ..utils.files import check_new_folder, write_text
 from ..utils.typed_json import TypedTable
 from ..utils.whole_number import whole_number
 from .measure_costs import measure_costs
@@ -54,6 +54,7 @@ def save_net(net: MeasuredNet, folder: Path, license: str | None = None) -> None
     """Writes the folder of a net (see `StitchableNet.save_pretrained`)."""
     if folder.exists() and not folder.is_dir():
         raise SnnetError(f"a net is saved as a folder, but '{folder}' is a file")
+    check_new_folder(folder)
     known = net.known.verified(net, thorough=True)
     known.follow_modules(net)
     if not known.costs_hold:
@@ -236,8 +237,8 @@ def _with_new_classifiers(net: Net, num_classes: int, folder: Path) -> Net:
 
 def _load_tables(net: MeasuredNet, folder: Path) -> None:
     """Adds the latency tables in a folder, except those that were measured with other weights."""
-    for path in sorted(folder.glob('*.json')):
+    for path, table in read_tables(folder, len(net.stitches)).items():
         try:
-            net.add_table(LatencyTable.read(path))
+            net.add_table(table)
         except SnnetError as error:
             _log.warning('%s is left out: %s', path, error)

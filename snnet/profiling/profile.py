@@ -177,8 +177,9 @@ class _Profile:
             return self.empty
         try:
             table = LatencyTable.read(self.file)
+            table.check_rows(len(self.net.stitches))
         except SnnetError as error:
-            _log.warning('%s; it is measured again', error)
+            _log.warning('%s: %s; it is measured again', self.file, error)
             return self.empty
         if (table.setup, table.batch, table.weights) == (self.empty.setup, self.empty.batch, self.empty.weights):
             return table

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..anchors.names import split_names
 from ..config.sections import check_ranges
 from ..errors import SnnetError
+from ..utils.files import check_new_folder
 from .cka import ESTIMATORS
 from .dynamic_program import check_blocks
 from .ranking import budget_limit, check_networks
@@ -20,8 +21,7 @@ def check_reassemble_settings(settings: ReassembleSettings) -> None:
         SnnetError: a setting is out of range.
     """
     check_ranges(settings)
-    if Path(settings.output).exists() and not Path(settings.output).is_dir():
-        raise SnnetError(f"the output is a folder, but '{settings.output}' is a file: name another --output")
+    check_new_folder(Path(settings.output))
     assembly = settings.assembly
     for name in ('flops', 'params'):
         budget_limit(name, getattr(assembly, name))

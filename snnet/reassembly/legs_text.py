@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 from ..anchors.anchor import Anchor
 from ..anchors.names import without_file
-from ..errors import CannotStitch, SnnetError
+from ..errors import CannotStitch, SnnetError, excerpt
 from ..stitching.stitch import Leg
 from .line_table import module_names
 
-_SIGN = re.compile(r'>\s*(?:(\d+)\s*>)?')
+_SIGN = re.compile(r'>\s*(?:([0-9]+)\s*>)?')
+_NUMBER = re.compile(r'[0-9]{1,9}')
 _LEG = re.compile(r'(?P<anchor>[^\[\]]+)\[(?P<start>[^:\[\]]*):(?P<stop>[^:\[\]]*)\]')
 
 
@@ -35,7 +36,11 @@ def parse_legs(text: str, zoo: Mapping[str, Anchor]) -> tuple[list[Leg], tuple[i
     """
     pieces = _SIGN.split(text)
     legs = [_parse_leg(piece.strip(), zoo) for piece in pieces[::2]]
-    return legs, tuple(int(stride or 1) for stride in pieces[1::2])
+    strides = [stride or '1' for stride in pieces[1::2]]
+    endless = next((stride for stride in strides if not _NUMBER.fullmatch(stride)), None)
+    if endless is not None:
+        raise SnnetError(f'the stride of a join has {len(endless)} digits')
+    return legs, tuple(map(int, strides))
 
 
 def network_names(text: str) -> list[str]:
@@ -60,7 +65,7 @@ def _parse_leg(text: str, zoo: Mapping[str, Anchor]) -> Leg:
     match = _match_leg(text)
     name, ends = match['anchor'].strip(), (match['start'].strip(), match['stop'].strip())
     name = name if name in zoo else without_file(name)  # a zoo calls networks by their files only to tell them apart
-    if name not in zoo and any(end and not end.isdigit() for end in ends):
+    if name not in zoo and any(end and not _NUMBER.fullmatch(end) for end in ends):
         raise CannotStitch(unknown_network(text, name, zoo))
     return Leg(name, *(_position(end, text, name, zoo) for end in ends))
 
@@ -73,9 +78,11 @@ def unknown_network(leg: object, name: str, zoo: Mapping[str, Anchor]) -> str:
 def _position(end: str, leg: str, name: str, zoo: Mapping[str, Anchor]) -> int | None:
     if not end:
         return None
-    if end.isdigit():
+    if _NUMBER.fullmatch(end):
         return int(end)
     names = module_names(zoo[name])
     if end not in names:
-        raise CannotStitch(f"leg {leg}: '{end}' is not a module of the line of {name}, which has {', '.join(names)}")
+        raise CannotStitch(
+            f"leg {excerpt(leg)}: '{excerpt(end)}' is not a module of the line of {name}, which has {', '.join(names)}"
+        )
     return names.index(end)

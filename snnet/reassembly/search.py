@@ -92,14 +92,18 @@ class Search:
         write_text(self.output / 'config.yaml', to_yaml(settings))
 
     def _refuse_before_the_similarity(self) -> None:
-        """Refuses unknown legs, lines that cannot be cut and heads without classes, which is cheap to find out."""
+        """Refuses legs that do not run, lines that cannot be cut and missing heads, which is cheap to find out."""
         assembly, cutting = self.settings.assembly, self.settings.partition
         if assembly.legs:
             for leg in parse_legs(assembly.legs, self.zoo)[0]:
                 if leg.anchor not in self.zoo:
                     raise CannotStitch(unknown_network(leg, leg.anchor, self.zoo))
+            self._builder.costs(self._builder.build(assembly.legs)[1])
             return
         DynamicProgram(self._unmeasured, cutting.blocks, self.sizes, cutting.epsilon)
+        if assembly.head == 'own' and not self._own_heads:
+            wanted = 'a head' if assembly.num_classes is None else f'a head of {assembly.num_classes} classes'
+            raise SnnetError(f"--head own: no network of the zoo has {wanted}; 'auto' and 'new' make one")
         headless = next((anchor.name for anchor in self.anchors if anchor.num_classes < 1), None)
         if headless and assembly.num_classes is None and assembly.head != 'own':
             raise SnnetError(f'{headless} has no head: give the number of classes of a new one with --num-classes')
@@ -181,16 +185,18 @@ class Search:
 
     def _tables(self, similarity: Similarity, partition: Partition) -> AssemblyTables:
         wanted = self.settings.assembly
-        own_heads = [
-            anchor.name
-            for anchor in self.anchors
-            if wanted.head != 'new' and anchor.num_classes > 0 and wanted.num_classes in (None, anchor.num_classes)
-        ]
         return tabulate(
             partition, self.anchors, similarity, parts=self.parts, join=partial(join_costs, wanted.joins),
             stem=partial(new_stem_costs, self._first.input_size) if wanted.stem == 'new' else None,
-            head=None if wanted.head == 'own' else self._new_head_costs, own_heads=own_heads,
+            head=None if wanted.head == 'own' else self._new_head_costs,
+            own_heads=[] if wanted.head == 'new' else self._own_heads,
         )  # fmt: skip
+
+    @property
+    def _own_heads(self) -> list[str]:
+        """The networks whose head has the classes that were asked for."""
+        classes = self.settings.assembly.num_classes
+        return [a.name for a in self.anchors if a.num_classes > 0 and classes in (None, a.num_classes)]
 
     def _new_head_costs(self, anchor: Anchor, front: Boundary) -> tuple[int, int]:
         return new_head_costs(self.settings.assembly.num_classes or anchor.num_classes, front)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +17,11 @@ from ..budget.latency_table import Latency, LatencyTable
 from ..budget.record import Record, accuracy
 from ..errors import SnnetError
 
+_log = logging.getLogger(__name__)
 _QUANTILE = 1.2816
 """The 90 % quantile of the standard normal distribution; `Latency.high` is a 90 % quantile."""
+LARGEST_BATCH = 1024
+"""Batches above this size never run: the work of a decision grows with it, and no request waits for so many others."""
 STEP = 0.05
 """Corrections of single stitches are rounded to this step of the logarithm, so that few corrected tables are built."""
 
@@ -72,7 +77,7 @@ class Choices:
         self.full = tuple(max(range(1, len(row)), key=lambda size: size / row[size]) for row in self.fast)
         self.slowest = max(row[-1] for row in self.rows)
         self.rates = tuple(_rates(row) for row in self.rows)
-        self._work = tuple(_work(row) for row in self.rows)
+        self._work: dict[int, tuple[float, ...]] = {}
         self._padded: dict[int, tuple[tuple[float, ...], ...]] = {1: self.fast}
         self._padded_arrays: dict[int, NDArray[np.float64]] = {}
 
@@ -84,8 +89,8 @@ class Choices:
         """Builds choices from records and latency tables.
 
         Times between two measured batch sizes are interpolated linearly. Below the smallest size its time is used,
-        and batches above the largest size never run. Stitches without an accuracy, or without a time in some table,
-        are left out.
+        and batches above the largest size never run; neither do those above `LARGEST_BATCH`. Stitches without an
+        accuracy, or without a time in some table, are left out.
 
         Args:
             records: records with an accuracy (`top1`).
@@ -95,14 +100,22 @@ class Choices:
             SnnetError: no stitch is left, two tables have the same batch size, or the tables are of several setups.
         """
         found = sorted(tables, key=lambda table: table.batch)
-        by_batch = {table.batch: table for table in found}
-        if len({table.setup for table in found}) > 1 or len(by_batch) < len(found):
+        if len({table.setup for table in found}) > 1:
             raise SnnetError(f'tables of several setups cannot be mixed: {"; ".join(map(str, found))}')
+        twice = next((a.batch for a, b in pairwise(found) if a.batch == b.batch), None)
+        if twice is not None:
+            raise SnnetError(f'several tables are for batch {twice}: keep one of them')
+        by_batch = {table.batch: table for table in found if table.batch <= LARGEST_BATCH}
+        if len(by_batch) < len(found):
+            what = f'the table for batch {found[-1].batch:,} is not used: batches have at most {LARGEST_BATCH:,} images'
+            if not by_batch:
+                raise SnnetError(f'{what}, and there is no other table')
+            _log.warning('%s', what)
         known = [r for r in records if accuracy(r) > -math.inf]
         return cls(
             Choice(record.stitch, accuracy(record), *_timed(by_batch, record.stitch))
             for record in known
-            if found and all(record.stitch in table.rows for table in found)
+            if by_batch and all(record.stitch in table.rows for table in by_batch.values())
         )
 
     def only(self, index: int) -> Choices:
@@ -124,6 +137,8 @@ class Choices:
     def time(self, level: int, requests: int) -> float:
         """Returns the shortest time in which a level answers this many waiting requests, in any batches."""
         whole, rest = divmod(requests, self.most)
+        if level not in self._work:
+            self._work[level] = _work(self.rows[level])
         return whole * self.rows[level][self.most] + self._work[level][rest]
 
     def rate(self, level: int, longest: float) -> float:

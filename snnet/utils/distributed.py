@@ -93,13 +93,17 @@ def ranks(device: str, timeout: float = 1800) -> Iterator[Ranks]:
     Args:
         device: 'cpu', 'cuda', or '' for a GPU if there is one.
         timeout: seconds after which a rank stops waiting for the others.
+
+    Raises:
+        SnnetError: there is no such device.
+        LostRanks: the ranks do not meet.
     """
     kind = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     world, rank = int(os.environ.get('WORLD_SIZE', '1')), int(os.environ.get('RANK', '0'))
     local = int(os.environ.get('LOCAL_RANK', '0'))
     if kind == 'cuda' and local >= torch.cuda.device_count():
         raise SnnetError(f'rank {rank} needs GPU {local}, but there are {torch.cuda.device_count()}: use --device cpu')
-    chosen = torch.device(kind, local) if kind == 'cuda' else torch.device(kind)
+    chosen = torch.device(kind, local) if kind == 'cuda' else _existing(kind)
     if chosen.type == 'cuda':
         torch.cuda.set_device(chosen)
     if world > 1:
@@ -107,6 +111,19 @@ def ranks(device: str, timeout: float = 1800) -> Iterator[Ranks]:
     yield Ranks(rank, world, chosen)
     if world > 1:  # not after an error, because leaving waits for ranks that may have ended
         dist.destroy_process_group()
+
+
+def _existing(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        SnnetError: torch does not know it, or cannot use it here.
+    """
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch built without CUDA asserts
+        raise SnnetError(f"there is no device '{name}' here: use --device cpu") from None
 
 
 def _join(backend: str, timeout: timedelta) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from ..errors import SnnetError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,6 +36,28 @@ def write_atomically(path: Path, write: Callable[[Path], Result]) -> Result:
         return result
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_new_file(path: Path) -> None:
+    """Refuses a path at which no file can be written, before the work that fills it.
+
+    Raises:
+        SnnetError: it is empty or a folder, or a file stands where a folder of it should be.
+    """
+    if not path.name or path.is_dir():
+        raise SnnetError(f"'{path}' is a folder: name a file in it")
+    check_new_folder(path.parent)
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuses a path at which no folder can be, before the work that fills it.
+
+    Raises:
+        SnnetError: it is a file, or inside of one.
+    """
+    file = next((place for place in (path, *path.parents) if place.is_file()), None)
+    if file is not None:
+        raise SnnetError(f"'{file}' is a file, so there cannot be a folder '{path}': name another one")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

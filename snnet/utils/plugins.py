@@ -15,7 +15,7 @@ def import_plugins(files: Sequence[str]) -> None:
     """Imports the Python files that the user named with `--plugin`. A file that is already imported is skipped.
 
     Raises:
-        SnnetError: a file does not exist, or raises an error.
+        SnnetError: a file does not exist, is not a Python file, or raises an error.
     """
     for file in files:
         path = Path(file)
@@ -24,8 +24,8 @@ def import_plugins(files: Sequence[str]) -> None:
         if path.stem in sys.modules:
             continue
         spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
+        if spec is None or spec.loader is None:
+            raise SnnetError(f"plugin '{file}' is not a Python file: its name ends in .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module  # timm and the processes of a data loader look modules up by name
         try:

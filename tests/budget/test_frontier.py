@@ -290,3 +290,9 @@ def test_a_frontier_without_more_points_stays_whole_and_fewer_than_its_ends_are_
     assert reduce_frontier([], 2) == []
     with pytest.raises(SnnetError, match='at least two points, .* but 1 was'):
         reduce_frontier(records, 1)
+
+
+def test_a_cost_of_nothing_has_a_place_on_the_logarithmic_scale():
+    records = [Record(i, f'a{i}[:]', memory=i, top1=50.0 + i, anchor=True) for i in range(4)]
+    assert [record.stitch for record in reduce_frontier(records, 2, 'memory')] == [0, 3]
+    assert 50.0 <= area(records, 'memory') <= 53.0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import warnings
 from dataclasses import replace
@@ -21,6 +22,7 @@ from snnet import (
     StitchableNet,
     select,
 )
+from snnet.budget.read_tables import read_tables
 from snnet.budget.record import COSTS
 from snnet.budget.select import Chooser
 from snnet.net.hardware import setup_of
@@ -95,6 +97,7 @@ def damaged():
     yield 'a word for truth', {**good, 'rows': {'0': {**row, 'predicted': 'no'}}}
     yield 'a stitch without a number', {**good, 'rows': {'first': row}}
     yield 'a stitch below zero', {**good, 'rows': {'-1': row}}
+    yield 'a stitch in two spellings', {**good, 'rows': {'0': row, '00': {**row, 'ms': 9.0}}}
     yield 'an unknown column', {**good, 'rows': {'0': {**row, 'energy': 3}}}
     yield 'rows in a list', {**good, 'rows': [row]}
     yield 'a batch of none', {**good, 'batch': 0}
@@ -103,6 +106,8 @@ def damaged():
     yield 'threads that are text', {**good, 'setup': {**good['setup'], 'threads': '1'}}
     yield 'a setup of nothing', {**good, 'setup': {}}
     yield 'an error that is text', {**good, 'error': {'mean': 'small'}}
+    yield 'an error without its largest', {**good, 'error': {'mean': 0.1}}
+    yield 'an error of another kind', {**good, 'error': {'mean': 0.1, 'largest': 0.2, 'least': 0.0}}
     yield 'an error without a name', {**good, 'error': [0.1]}
     for name in good:
         yield f'no {name}', {key: value for key, value in good.items() if key != name}
@@ -125,6 +130,24 @@ def test_a_file_that_is_no_json_is_refused(tmp_path, content):
         LatencyTable.read(path)
     with pytest.raises(SnnetError, match='cannot be read'):
         LatencyTable.read(tmp_path / 'none.json')
+
+
+def test_of_two_files_for_one_batch_size_that_of_profile_counts(tmp_path, caplog):
+    ours, copied = table([1.0, 2.0]), table([7.0, 8.0])
+    (tmp_path / ours.file_name).write_text(ours.to_json())
+    (tmp_path / 'a copy.json').write_text(copied.to_json())
+    (tmp_path / 'foreign.json').write_text(table([1.0, 2.0, 3.0], batch=8).to_json())
+    assert read_tables(tmp_path, 2) == {tmp_path / ours.file_name: ours}
+    assert 'a copy.json is left out: it has the setup and the batch size of ' + ours.file_name in caplog.text
+    assert 'foreign.json is left out: the table has a row for stitch 2, but this net has 2' in caplog.text
+    assert read_tables(tmp_path / 'nowhere', 2) == {}
+
+
+@pytest.mark.parametrize('row', [(math.nan, 1, 1, 0), (1, 0, 1, 0), (1, 1, math.inf, 0), ('1', 1, 1, 0), (1, 1, 1, -5)])
+def test_a_table_made_by_hand_is_checked_before_a_net_uses_it(net, row):
+    with pytest.raises(SnnetError, match='the table says that stitch 0 '):
+        net.add_table(LatencyTable(setup_of(net), 1, net.fingerprint, {0: Latency(*row)}), force=True)
+    assert net.latency_tables == ()
 
 
 def test_a_net_chooses_by_latency_and_says_by_which_table(net):

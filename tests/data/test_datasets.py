@@ -173,6 +173,21 @@ def test_a_missing_split_is_refused_where_there_are_others_but_a_plain_folder_is
     assert len(open_dataset(settings_of(tmp_path / 'all' / 'train').data, 'validation', net)) == 4
 
 
+def test_a_symbolic_link_that_leads_back_is_refused(net, tmp_path):
+    write_images(tmp_path / 'train', classes=4, each=1)
+    (tmp_path / 'train' / 'class0' / 'again').symlink_to(tmp_path / 'train')
+    with pytest.raises(SnnetError, match="leads to a folder that is read already: '.*class0' is '.*class0'"):
+        open_dataset(settings_of(tmp_path).data, 'train', net)
+
+
+def test_images_in_a_folder_of_a_class_are_said_to_be_another_class(net, tmp_path, caplog):
+    write_images(tmp_path / 'train', classes=3, each=1)
+    write_images(tmp_path / 'train' / 'class1', classes=1, each=1)
+    (tmp_path / 'train' / 'class1' / 'class0').rename(tmp_path / 'train' / 'class1' / 'other')
+    assert len(open_dataset(settings_of(tmp_path).data, 'train', net)) == 4
+    assert "inside of class folders, each a class by itself: 'class1/other'" in caplog.text
+
+
 def test_classes_in_nested_folders_are_the_leaves(net, tmp_path):
     write_images(tmp_path / 'train' / 'animals', classes=4, each=1)
     assert len(open_dataset(settings_of(tmp_path).data, 'train', net)) == 4

@@ -327,11 +327,20 @@ def test_the_terminal_stays_clean(tmp_path, capfd):
         ('a.pt2', {'format': 'onnx'}, "'.*a.pt2' has the suffix of another format than onnx: name it .onnx"),
         ('a', {'format': 'jit'}, "to pt2 or onnx, not to 'jit'"),
         ('a.pt2', {'batch': 0}, 'batch is at least 1, but 0 was given'),
+        ('.', {'format': 'pt2'}, "'.*' is a folder: name a file in it"),
+        (f'{__file__}/a.pt2', {}, r"'.*test_export.py' is a file, so there cannot be a folder '.*test_export.py'"),
     ],
 )
 def test_impossible_wishes_are_refused_in_a_sentence(name, options, message, tmp_path):
     with pytest.raises(snnet.SnnetError, match=message):
         export(shared_net('vit'), 0, tmp_path / name, **options)
+
+
+def test_something_else_than_a_net_and_no_name_are_refused():
+    with pytest.raises(snnet.SnnetError, match='a net or an extracted stitch is exported, not a Linear'):
+        export(torch.nn.Linear(2, 2), 0, 'a.pt2')
+    with pytest.raises(snnet.SnnetError, match=r"'\.' is a folder: name a file in it"):
+        export(shared_net('vit'), 0, '', format='pt2')
 
 
 def test_without_the_extra_onnx_is_refused_with_its_name(tmp_path, monkeypatch):

@@ -113,6 +113,14 @@ def test_a_net_that_was_not_evaluated_has_no_set(tmp_path):
     assert not (tmp_path / 'set').exists()
 
 
+def test_a_set_over_an_unknown_cost_or_inside_a_file_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(snnet.SnnetError, match='no evaluated stitch has a known latency_ms: snnet profile FOLDER'):
+        export_set(evaluated(), tmp_path / 'set', 2, cost='latency_ms')
+    with pytest.raises(snnet.SnnetError, match=r"test_export_set\.py' is a file, so there cannot be a folder"):
+        export_set(evaluated(), f'{__file__}/set', 2)
+    assert not (tmp_path / 'set').exists()
+
+
 def test_a_server_picks_by_budget_what_the_net_would_choose(tmp_path, written):
     made = export_set(evaluated(), tmp_path, 4)
     for entry in made.entries:
@@ -146,9 +154,23 @@ print(pick(read_index({str(tmp_path)!r}), flops=1e9).path)
         ('{"format": 1, "files": [3]}', 'is damaged: '),
     ],
 )
-def test_a_damaged_index_is_refused_in_a_sentence(damage, message, tmp_path):
+def test_a_damaged_index_is_refused_in_a_sentence_and_replaced_on_demand(damage, message, tmp_path, written):
     (tmp_path / INDEX).write_text(damage)
     with pytest.raises(snnet.SnnetError, match=message):
+        read_index(tmp_path)
+    with pytest.raises(snnet.SnnetError, match=rf'{message}.* \(overwrite replaces the set\)'):
+        export_set(evaluated(), tmp_path, 3)
+    assert written == []
+    assert len(export_set(evaluated(), tmp_path, 3, overwrite=True).entries) == 3
+    assert (tmp_path / f'{INDEX}.damaged').read_text() == damage
+
+
+def test_an_index_that_lists_a_file_twice_is_refused(tmp_path, written):
+    export_set(evaluated(), tmp_path, 3)
+    content = json.loads((tmp_path / INDEX).read_text())
+    content['files'][1]['file'] = content['files'][0]['file']
+    (tmp_path / INDEX).write_text(json.dumps(content))
+    with pytest.raises(snnet.SnnetError, match=f'is damaged: it lists {written[0]} more than once'):
         read_index(tmp_path)
 
 

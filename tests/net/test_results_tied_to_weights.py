@@ -149,7 +149,7 @@ def profile_one(net, folder):
 
 def export_one(net, folder):
     (folder / 'file').touch()
-    with pytest.raises(OSError, match='file'):  # after the look at the weights
+    with pytest.raises(SnnetError, match='is a file'):  # after the look at the weights
         snnet.export(net, 3, folder / 'file' / 'stitch.pt2')
 
 

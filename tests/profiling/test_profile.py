@@ -245,6 +245,16 @@ def test_a_damaged_or_foreign_beginning_is_measured_again(net, tmp_path, content
     assert again.rows[4].ms == pytest.approx(table.rows[4].ms)
 
 
+def test_a_table_with_a_row_of_another_net_is_measured_again(net, tmp_path, caplog):
+    net.save_pretrained(tmp_path)
+    (table,) = profile(net, stitches=[4], predict=False, folder=tmp_path, quiet=True)
+    foreign = replace(table, rows={99: table.rows[4]})
+    (tmp_path / 'profiles' / table.file_name).write_text(foreign.to_json())
+    (again,) = profile(net, stitches=[4], predict=False, folder=tmp_path, quiet=True)
+    assert again.rows.keys() == {4}
+    assert 'the table has a row for stitch 99, but this net has' in caplog.text
+
+
 def test_a_table_of_earlier_weights_is_made_again(net, tmp_path, caplog):
     net.save_pretrained(tmp_path)
     (old,) = profile(net, stitches=[4], predict=False, folder=tmp_path, quiet=True)

@@ -196,6 +196,13 @@ def test_networks_without_weights_are_drawn_by_the_seed(tmp_path):
         ({'init_ridge': -1.0}, 'init_ridge is at least 0, not -1'),
         ({'legs': 'test_vit[:1] > test_vit2[1:]'}, "no network 'test_vit2' in the zoo"),
         ({'legs': 'test_vit[:blocks.7] > test_resnet[1:]'}, "'blocks.7' is not a module of the line of test_vit"),
+        ({'legs': f'test_vit[:{"9" * 5000}] > test_resnet[1:]'}, r"'9+\.\.\.' is not a module of the line of test_vit"),
+        ({'legs': 'test_vit[:²] > test_resnet[1:]'}, "'²' is not a module of the line of test_vit"),
+        ({'legs': f'test_vit[:1] >{"9" * 5000}> test_resnet[1:]'}, 'the stride of a join has 5000 digits'),
+        ({'dataset': 'generated/²'}, "'generated/²' needs a number of images"),
+        ({'device': 'nope'}, "there is no device 'nope' here"),
+        ({'plugin': str(ROOT / 'LICENSE')}, 'is not a Python file: its name ends in .py'),
+        ({'head': 'own', 'num_classes': 7}, '--head own: no network of the zoo has a head of 7 classes'),
         ({'zoo': 'test_vit,test_vit'}, "'test_vit' is named twice"),
         ({'zoo': 'test_vit,test_rexnet'}, "unknown network 'test_rexnet'; did you mean test_resnet"),
         after_a_pass(
@@ -223,10 +230,29 @@ def test_bad_input_gets_one_sentence(script, tmp_path, capsys, changes, sentence
     assert re.search(sentence, told), told
 
 
-def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(monkeypatch):
+@pytest.mark.parametrize('output', [__file__, f'{__file__}/deeper/still'])
+def test_an_output_that_is_a_file_is_refused_before_anything_is_loaded(monkeypatch, output):
     monkeypatch.setattr('snnet.reassembly.search.load_zoo', lambda *_, **__: pytest.fail('networks are loaded'))
-    with pytest.raises(SnnetError, match=r"the output is a folder, but '.*test_search\.py' is a file: name another --"):
-        shop(__file__)
+    with pytest.raises(SnnetError, match=r"'.*test_search\.py' is a file, so there cannot be a folder"):
+        shop(output)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'legs': 'test_vit[:99] > test_resnet[1:]'}, 'positions of test_vit run from 0 to 6'),
+        ({'legs': 'test_vit[:1] >0> test_resnet[1:]'}, 'the stride of a join must be 1 to 16, not 0'),
+        ({'legs': 'test_vit[:1] > test_resnet[1:]', 'params': 10}, 'has params = .* times the budget'),
+        ({'dataset': '', 'data_dir': 'split', 'split': 'nosuch'}, "has no split 'nosuch', but 'train'"),
+    ],
+)
+def test_legs_that_do_not_run_and_a_missing_split_are_refused_before_anything_is_written(tmp_path, changes, sentence):
+    write_images(tmp_path / 'images' / 'train', classes=2, each=4)
+    if 'data_dir' in changes:
+        changes = {**changes, 'data_dir': str(tmp_path / 'images')}
+    with pytest.raises(SnnetError, match=sentence):
+        shop(tmp_path / 'out', **{'zoo': 'test_vit,test_resnet', **changes})
+    assert not (tmp_path / 'out').exists()
 
 
 def test_one_checkpoint_under_two_names_is_refused(tmp_path):

@@ -84,6 +84,12 @@ def test_only_stitches_that_are_best_for_some_batch_size_stay():
     assert [c.stitch for c in kept.choices] == [0, 2, 3]
 
 
+def test_a_table_of_a_batch_that_no_service_waits_for_is_left_out(caplog):
+    found = Choices.of(records(70.0), [table(2, {0: 5.0}), table(10**9, {0: 6.0})])
+    assert found.choices[0].seconds == (0.0, 0.005, 0.005)
+    assert 'the table for batch 1,000,000,000 is not used: batches have at most 1,024 images' in caplog.text
+
+
 @pytest.mark.parametrize(
     ('known', 'tables', 'told'),
     [
@@ -91,6 +97,8 @@ def test_only_stitches_that_are_best_for_some_batch_size_stay():
         (records(70.0), [], 'nothing to choose from'),
         (records(70.0), [table(1, {0: 1.0}), table(2, {0: 1.0}, replace(SETUP, dtype='bfloat16'))], 'several setups'),
         (records(70.0), [table(1, {0: 0.0})], 'cannot have been measured'),
+        (records(70.0), [table(4, {0: 1.0}), table(4, {0: 2.0})], 'several tables are for batch 4'),
+        (records(70.0), [table(10**9, {0: 1.0})], 'batch 1,000,000,000 is not used: .* and there is no other table'),
     ],
 )
 def test_what_cannot_be_chosen_from_is_refused(known, tables, told):
