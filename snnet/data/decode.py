@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..utils.read_rgb import Unreadable, to_rgb, why_unreadable
+from ..utils.read_rgb import Unreadable, check_regular, to_rgb, why_unreadable
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,9 @@ class Pictures:
             if reader is None:
                 image, target = self.dataset[index]
                 return to_rgb(image), target
+            samples = getattr(reader, 'samples', None)
+            if samples and isinstance(samples[index][0], str):
+                check_regular(samples[index][0])
             file, target, *_ = reader[index]
             with file:
                 return to_rgb(Image.open(file)), -1 if target is None else target

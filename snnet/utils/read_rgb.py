@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import IO
 
@@ -22,12 +23,24 @@ def read_rgb(file: str | Path | IO[bytes]) -> Image.Image:
         Unreadable: the file is missing, damaged, not an image, or has more pixels than Pillow's limit.
     """
     try:
+        if isinstance(file, str | Path):
+            check_regular(file)
         with Image.open(file) as image:
             return to_rgb(image)
     except MemoryError:  # says something about the machine, not about the image
         raise
     except Exception as error:  # decoders raise what they like: SyntaxError, struct.error, zlib.error ...
         raise Unreadable(why_unreadable(error)) from None
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuses what might never end; a missing file shows when it is opened.
+
+    Raises:
+        OSError: it is a folder, a pipe or a device.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError('not a regular file')
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

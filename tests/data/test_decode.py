@@ -22,7 +22,7 @@ from snnet.data.decode import Pictures
 from snnet.data.quarantine import Quarantine
 from snnet.data.unaugmented_images import clean_loader, initialization_images
 from snnet.utils.distributed import Ranks
-from snnet.utils.read_rgb import Unreadable
+from snnet.utils.read_rgb import Unreadable, read_rgb
 from tests.helpers.runs import train_images, train_settings, write_images
 
 CPU = torch.device('cpu')
@@ -292,3 +292,14 @@ def test_paths_of_any_characters_are_read_and_recorded(net, tmp_path):
     assert len(lines) == 3
     assert Quarantine(Pictures(dataset), 0.9, ALONE, tmp_path / 'quarantine.jsonl').bad == quarantine.bad
     assert {os.fsencode(os.path.basename(json.loads(line)['path'])) for line in lines} == set(odd)
+
+
+def test_a_pipe_among_images_is_unreadable_instead_of_a_wait_without_end(tmp_path):
+    write_images(tmp_path, classes=1, each=2)
+    pipe = tmp_path / 'class0' / 'pipe.png'
+    os.mkfifo(pipe)
+    pictures = Pictures(create_dataset('', root=str(tmp_path)))
+    index = next(i for i in range(len(pictures)) if pictures.path(i) == str(pipe))
+    for read in (lambda: pictures.read(index), lambda: read_rgb(pipe)):
+        with pytest.raises(Unreadable, match='not a regular file'):
+            read()
