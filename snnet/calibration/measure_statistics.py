@@ -109,7 +109,7 @@ class StatisticsMeter:
     def _run_in_chunks(
         self, node: PartNode, part: Callable[[Tensor], Tensor], chunks: list[Tensor], table: Table, give_up: bool
     ) -> list[Tensor]:
-        chunks[:] = [piece for chunk in chunks for piece in chunk.split(_CHUNK)]
+        chunks[:] = [piece for chunk in chunks for piece in torch.split(chunk, _CHUNK)]
         outputs: list[Tensor] = []
         while not outputs:
             self._known, self._measured, self._sums = table, None, None
