@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import timm
 import torch
@@ -25,6 +25,11 @@ _FAMILIES = ('deit_tiny', 'resnet18', 'swin_tiny', 'levit_128s', 'convnext_tiny'
 """A network of each of some common families."""
 _HEAD_TENSORS = 8
 """So many tensors of a file may be those of heads."""
+_PREFIXES = 6
+"""Beginnings of names under which a network may lie: those that most tensors have."""
+
+_Sizes = Mapping[str, tuple[int, ...]]
+"""Sizes of tensors by their names."""
 
 
 def nearest_network(state: Mapping[str, Tensor], model: str) -> str:
@@ -34,24 +39,36 @@ def nearest_network(state: Mapping[str, Tensor], model: str) -> str:
         state: the tensors, by the names of the file.
         model: timm's name of the network that they do not fit.
     """
-    held = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    tables = list(_under_prefixes({name: tuple(tensor.shape) for name, tensor in state.items()}))
     named = model.partition('.')[0]
-    if _likeness(held, _shapes(named)) > _NEARLY:
+    if max(_likeness(held, _shapes(named)) for held in tables) > _NEARLY:
         return ''  # it is the network that was named, damaged or changed
     end, best = time.process_time() + _SECONDS, (_ALIKE, '')
-    for name in _candidates(held, named):
+    for name in _candidates(tables, named):
         if best[0] == 1 or time.process_time() > end:
             break
-        likeness = _likeness(held, _shapes(ALIASES.get(name, name).partition('.')[0]))
-        best = max(best, (likeness, name), key=lambda found: found[0])
+        own = _shapes(ALIASES.get(name, name).partition('.')[0])
+        best = max(best, (max(_likeness(held, own) for held in tables), name), key=lambda found: found[0])
     return best[1]
 
 
-def _candidates(held: Mapping[str, Any], named: str) -> Iterator[str]:
+def _under_prefixes(held: _Sizes) -> Iterator[_Sizes]:
+    """The tensors of a file, and those under the prefixes that most of them have, without it.
+
+    Self-supervised checkpoints hold a network as `module.encoder_q.` or `backbone.`, sometimes beside others.
+    """
+    yield held
+    prefixes = Counter(name[: place + 1] for name in held for place, letter in enumerate(name) if letter == '.')
+    for prefix, count in prefixes.most_common(_PREFIXES):
+        if count > _HEAD_TENSORS:
+            yield {name.removeprefix(prefix): size for name, size in held.items() if name.startswith(prefix)}
+
+
+def _candidates(tables: Sequence[_Sizes], named: str) -> Iterator[str]:
     """Names to try: of the families whose tensors have names as in the file, the papers' networks first."""
     for first in [named, *_FAMILIES]:
         own = _shapes(ALIASES.get(first, first).partition('.')[0])
-        if len(own.keys() & held.keys()) > _NAMES_ALIKE * len(own):
+        if any(len(own.keys() & held.keys()) > _NAMES_ALIKE * len(own) for held in tables):
             module = timm.models.model_entrypoint(ALIASES.get(first, first).partition('.')[0]).__module__
             yield from (name for name in ALIASES if name.partition('_')[0] == first.partition('_')[0])
             yield from sorted(list_models(module=module.rpartition('.')[2]), key=len)

@@ -134,15 +134,15 @@ def start_net(settings: NetSettings, classes: int | None) -> StitchableNet:
             window=settings.window, step=settings.step, nearest=settings.nearest, direction=settings.direction,
             drop_path_rate=settings.drop_path,
         )  # fmt: skip
-    defaults = {field.name: field.default for field in fields(settings)}
-    for name in _OF_THE_SPACE:
-        if getattr(settings, name) != defaults[name]:
-            flag = name.replace('_', '-')
-            raise SnnetError(f'{settings.from_} is a whole net, which has decided that already: leave --{flag} out')
+    file = os.path.isfile(settings.from_)  # of a whole net, or of a single network that has to be named
+    if not file:
+        _refuse_decided_settings(settings)
     try:
-        return open_net(settings.from_, classes)
+        net = open_net(settings.from_, classes)
+        _refuse_decided_settings(settings)
+        return net
     except NoWeights as error:
-        if os.path.isfile(settings.from_):
+        if file:
             network = network_of_file(Path(settings.from_))
             if network:
                 raise NoWeights(
@@ -153,6 +153,19 @@ def start_net(settings: NetSettings, classes: int | None) -> StitchableNet:
                 f'it is a whole net ({error})'
             ) from None
         raise
+
+
+def _refuse_decided_settings(settings: NetSettings) -> None:
+    """Refuses settings that a whole net has decided.
+
+    Raises:
+        SnnetError: names the flag.
+    """
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name in _OF_THE_SPACE:
+        if getattr(settings, name) != defaults[name]:
+            flag = name.replace('_', '-')
+            raise SnnetError(f'{settings.from_} is a whole net, which has decided that already: leave --{flag} out')
 
 
 def choose_trained_weights(settings: NetSettings, net: StitchableNet, seed: int) -> None:

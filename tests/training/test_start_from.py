@@ -265,7 +265,8 @@ def test_a_saved_net_has_decided_its_space(data, weights, tmp_path):
         train(settings_of(tmp_path / 'run', data, '', anchors=named(weights), img_size=32))
 
 
-def test_a_file_of_a_single_network_asks_for_its_name(data, weights, tmp_path):
+def test_a_file_of_a_single_network_asks_for_its_name(data, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr('snnet.anchors.network_of_weights._SECONDS', 0.5)
     with pytest.raises(NoWeights, match=r'name the network .* as NAME=.*ssl\.pth, unless it is a whole net'):
         train(settings_of(tmp_path / 'run', data, weights / 'ssl.pth', img_size=None))
 
@@ -274,6 +275,14 @@ def test_a_file_of_a_network_that_is_found_says_which(data, tmp_path):
     save_file(timm.create_model('deit_tiny_patch16_224').state_dict(), tmp_path / 'mine.safetensors')
     with pytest.raises(NoWeights, match=r'holds weights of deit_tiny: name it, as in --from deit_tiny=.*mine\.saf'):
         train(settings_of(tmp_path / 'run', data, tmp_path / 'mine.safetensors', img_size=None))
+
+
+def test_a_file_with_two_encoders_says_which_network_they_are_whatever_the_image_size(data, tmp_path):
+    own = timm.create_model('resnet18').state_dict()
+    held = {f'{side}.{name}': x.clone() for side in ('encoder_q', 'encoder_k') for name, x in own.items()}
+    save_file({name: x for name, x in held.items() if '.fc.' not in name}, tmp_path / 'moco.safetensors')
+    with pytest.raises(NoWeights, match=r'holds weights of resnet18: name it, as in --from resnet18=.*moco\.saf'):
+        train(settings_of(tmp_path / 'run', data, tmp_path / 'moco.safetensors', img_size=64))
 
 
 def test_a_class_with_one_image_is_refused_by_name(data, weights, tmp_path):
