@@ -34,9 +34,10 @@ from snnet.utils.plugins import import_plugins
 
 ROOT = Path(__file__).parents[1]
 import_plugins(
-    [str(ROOT / 'benchmarks' / 'recalibration.py')]
+    [str(ROOT / 'benchmarks' / f'{name}.py') for name in ('adaptation_picture', 'recalibration')]
     + [str(ROOT / 'examples' / f'{name}.py') for name in ('cifar10_family', 'digits', 'mobilenet_v1')]
 )
+from adaptation_picture import draw  # type: ignore[import-not-found]  # noqa: E402
 from cifar10_family import TRAIN, VALIDATION, load  # noqa: E402
 from digits import MEAN, SIZES, STD, load_digits  # noqa: E402
 from mobilenet_v1 import FILES, MULTIPLIERS  # noqa: E402
@@ -47,6 +48,20 @@ from recalibration import (  # type: ignore[import-not-found]  # noqa: E402
     photographs,
     sprites,
 )
+
+
+def with_mixtures(images: Tensor, count: int, seed: int) -> Tensor:
+    """Images with `count` more: mixtures of two of them, half of them mirrored, with uniform shares."""
+    draw = torch.Generator().manual_seed(seed)
+    parts = [images]
+    for size in [10000] * (count // 10000) + [count % 10000] * (count % 10000 > 0):
+        one, other = torch.randint(len(images), (2, size), generator=draw)
+        share = torch.rand(size, 1, 1, 1, generator=draw)
+        flip = torch.rand(size, generator=draw) < 0.5
+        mixed = share * images[one] + (1 - share) * images[other]
+        mixed[flip] = mixed[flip].flip(3)
+        parts.append(mixed)
+    return torch.cat(parts)
 
 
 def initialize(net: snnet.StitchableNet, images: Tensor) -> None:
@@ -199,6 +214,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=192, help='photographs: pixels')
     parser.add_argument('--swap', action='store_true', help='photographs: exchange the halves')
     parser.add_argument('--samples', type=int, default=4000, help='images to adapt with')
+    parser.add_argument('--mixtures', type=int, default=0, help='mixtures of two images each, to adapt with as well')
     parser.add_argument('--stitches', default='', help="ids, such as '3-9,24' (default: all)")
     parser.add_argument('--minutes', type=float, default=10.0)
     parser.add_argument('--steps', type=int)
@@ -210,6 +226,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument('--lr', type=float, default=2e-3)
     parser.add_argument('--temperature', type=float, default=2.0)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--picture', type=Path, help='file without suffix, for a picture')
     return parser.parse_args()
 
 
@@ -220,6 +237,7 @@ def main() -> None:
     net, (images, _), test = FAMILIES[args.family](args)
     anchors, chosen = list(range(len(net.anchors))), parse_ids(args.stitches, len(net.stitches))
     ids = [i for i in chosen if i not in anchors]
+    images = with_mixtures(images, args.mixtures, args.seed)
     plain, before = copy.deepcopy(net), measure(net, test, anchors + ids)
     begin = time.process_time()
     done = snnet.adapt(
@@ -232,13 +250,12 @@ def main() -> None:
     (old, was), (new, now) = summarize(net, before, ids), summarize(net, after, ids)
     print(done)
     print('  id    MFLOPs  mixing  top-1: before  after  change  cross entropy: change  stitch')
-    tops = {record.stitch: record.top1 or 0 for record in new}
+    first_tops, tops = ({record.stitch: record.top1 or 0 for record in records} for records in (old, new))
     for record in sorted(new, key=lambda record: record.flops or 0):
         i, mixing = record.stitch, baseline(new, record)
-        first = next(r.top1 for r in old if r.stitch == i) or 0
         change = paired(100 * after[i][0], 100 * before[i][0])
         entropy = paired(after[i][1], before[i][1])
-        line = f'{i:>4} {(record.flops or 0) / 1e6:>9.4g}  {mixing:>6.2f}  {first:>13.2f}  {tops[i]:>5.2f}'
+        line = f'{i:>4} {(record.flops or 0) / 1e6:>9.4g}  {mixing:>6.2f}  {first_tops[i]:>13.2f}  {tops[i]:>5.2f}'
         print(f'{line}  {change:>14}  {entropy:>14}  {record.legs}{" *" if record.anchor else ""}')
     predicted = set(done.worth_having)
     right = sum((tops[i] > baseline(new, net.records[i])) == (i in predicted) for i in ids)
@@ -247,6 +264,14 @@ def main() -> None:
     for last in (True, False):
         print(f'kept by one half of the test images, judged by the other: {kept(net, after, ids, last)}')
     print(f'the report without labels was right on {right} of {len(ids)} stitches')
+    for direction in done.gains:
+        some = [row.stitch for row in done.stitches if row.direction == direction]
+        means = [sum(top[i] - baseline(new, net.records[i]) for i in some) / len(some) for top in (first_tops, tops)]
+        print(
+            f'from {direction[0]} to {direction[1]}: {means[0]:+.2f} before, {means[1]:+.2f} after, points over mixing'
+        )
+    if args.picture:
+        print(*draw(old, new, args.picture, f'{args.family}: {done.steps} steps per stitch'))
     print(f'anchors the same bit by bit: {same}; {seconds:.0f} CPU seconds, {done.steps} steps per stitch')
 
 
