@@ -50,20 +50,6 @@ from recalibration import (  # type: ignore[import-not-found]  # noqa: E402
 )
 
 
-def with_mixtures(images: Tensor, count: int, seed: int) -> Tensor:
-    """Images with `count` more: mixtures of two of them, half of them mirrored, with uniform shares."""
-    draw = torch.Generator().manual_seed(seed)
-    parts = [images]
-    for size in [10000] * (count // 10000) + [count % 10000] * (count % 10000 > 0):
-        one, other = torch.randint(len(images), (2, size), generator=draw)
-        share = torch.rand(size, 1, 1, 1, generator=draw)
-        flip = torch.rand(size, generator=draw) < 0.5
-        mixed = share * images[one] + (1 - share) * images[other]
-        mixed[flip] = mixed[flip].flip(3)
-        parts.append(mixed)
-    return torch.cat(parts)
-
-
 def initialize(net: snnet.StitchableNet, images: Tensor) -> None:
     """Least squares; prints how much of the features behind the joins it does not explain."""
     residuals = [fit.residual for fit in snnet.initialize(net, [images], samples=len(images))]
@@ -214,7 +200,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=192, help='photographs: pixels')
     parser.add_argument('--swap', action='store_true', help='photographs: exchange the halves')
     parser.add_argument('--samples', type=int, default=4000, help='images to adapt with')
-    parser.add_argument('--mixtures', type=int, default=0, help='mixtures of two images each, to adapt with as well')
+    parser.add_argument('--mixtures', type=int, default=0, help='of two images each, to adapt with as well')
     parser.add_argument('--stitches', default='', help="ids, such as '3-9,24' (default: all)")
     parser.add_argument('--minutes', type=float, default=10.0)
     parser.add_argument('--steps', type=int)
@@ -237,12 +223,12 @@ def main() -> None:
     net, (images, _), test = FAMILIES[args.family](args)
     anchors, chosen = list(range(len(net.anchors))), parse_ids(args.stitches, len(net.stitches))
     ids = [i for i in chosen if i not in anchors]
-    images = with_mixtures(images, args.mixtures, args.seed)
     plain, before = copy.deepcopy(net), measure(net, test, anchors + ids)
     begin = time.process_time()
     done = snnet.adapt(
         net, [images], args.minutes, steps=args.steps, samples=len(images), stitches=ids, blocks=args.blocks,
-        batch_size=args.batch_size, lr=args.lr, temperature=args.temperature, storage=args.storage, seed=args.seed,
+        batch_size=args.batch_size, lr=args.lr, temperature=args.temperature, mixtures=args.mixtures,
+        storage=args.storage, seed=args.seed,
     )  # fmt: skip
     seconds, after = time.process_time() - begin, measure(net, test, anchors + ids)
     with torch.inference_mode():
