@@ -25,7 +25,7 @@ def mixed_images(images: Tensor, count: int, seed: int) -> Tensor:
         (count, C, H, W).
     """
     found = images.new_empty(count, *images.shape[1:])
-    for number, chunk in enumerate(found.split(_CHUNK)):
+    for number, chunk in enumerate(torch.split(found, _CHUNK)):
         draw, size = generator(seed, 'mixtures', number), len(chunk)
         one, other = torch.randint(len(images), (2, size), generator=draw).to(images.device)
         share = torch.rand(size, 1, 1, 1, generator=draw).to(images)
