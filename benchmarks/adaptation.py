@@ -200,7 +200,6 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=192, help='photographs: pixels')
     parser.add_argument('--swap', action='store_true', help='photographs: exchange the halves')
     parser.add_argument('--samples', type=int, default=4000, help='images to adapt with')
-    parser.add_argument('--mixtures', type=int, default=0, help='of two images each, to adapt with as well')
     parser.add_argument('--stitches', default='', help="ids, such as '3-9,24' (default: all)")
     parser.add_argument('--minutes', type=float, default=10.0)
     parser.add_argument('--steps', type=int)
@@ -227,8 +226,7 @@ def main() -> None:
     begin = time.process_time()
     done = snnet.adapt(
         net, [images], args.minutes, steps=args.steps, samples=len(images), stitches=ids, blocks=args.blocks,
-        batch_size=args.batch_size, lr=args.lr, temperature=args.temperature, mixtures=args.mixtures,
-        storage=args.storage, seed=args.seed,
+        batch_size=args.batch_size, lr=args.lr, temperature=args.temperature, storage=args.storage, seed=args.seed,
     )  # fmt: skip
     seconds, after = time.process_time() - begin, measure(net, test, anchors + ids)
     with torch.inference_mode():

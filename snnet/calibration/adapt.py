@@ -16,8 +16,7 @@ from ..net.predict import refuse_without_classes
 from ..net.stitchable_net import StitchableNet
 from ..utils.whole_number import whole_number
 from .adaptation import Adaptation
-from .adaptation_images import images_to_adapt_with
-from .adaptation_work import AdaptationWork
+from .adaptation_work import AdaptationWork, collect_images
 from .finished_stitches import FinishedStitches
 from .fit_stitch import FitSettings, fitted_names
 
@@ -26,8 +25,8 @@ from .fit_stitch import FitSettings, fitted_names
 def adapt(
     net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]], minutes: float = 10.0, *,
     steps: int | None = None, samples: int = 2000, stitches: Iterable[int] | None = None, blocks: int = 0,
-    batch_size: int = 64, lr: float = 2e-3, temperature: float = 2.0, mixtures: int = 0, storage: float = 1.0,
-    cache_gb: float = 2.0, seed: int = 0, folder: str | Path | None = None, quiet: bool = False,
+    batch_size: int = 64, lr: float = 2e-3, temperature: float = 2.0, storage: float = 1.0, cache_gb: float = 2.0,
+    seed: int = 0, folder: str | Path | None = None, quiet: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Adaptation:  # fmt: skip
     """Brings stitches closer to the largest anchor: each gets a few parameters of its own, and no anchor changes.
@@ -54,7 +53,6 @@ def adapt(
         batch_size: images per step.
         lr: highest learning rate.
         temperature: by which logits are divided in the loss.
-        mixtures: this many images more to fit to, each a mixture of two (`mixed_images`).
         storage: most own parameters of all stitches together, as a multiple of the parameters of the net.
         cache_gb: most gigabytes of features to keep; fronts that give more run at every step.
         seed: of the order of images.
@@ -72,12 +70,10 @@ def adapt(
     """
     steps = None if steps is None else whole_number('steps', steps, 0)
     batch_size, samples = whole_number('batch_size', batch_size, 1), whole_number('samples', samples, 1)
-    mixtures = whole_number('mixtures', mixtures, 0)
     check_positive(minutes=minutes, lr=lr, temperature=temperature, storage=storage, cache_gb=cache_gb or None)
     ids = adaptable(net, stitches, blocks, storage)
     net.eval()
-    images, judges = images_to_adapt_with(net, batches, samples, mixtures, seed)
-    work = AdaptationWork(net, images, judges, cache_gb, quiet, progress)
+    work = AdaptationWork(net, collect_images(net, batches, samples), cache_gb, quiet, progress)
     if steps == 0:
         return work.report([work.unchanged(stitch) for stitch in ids], 0)
     settings = FitSettings(steps or 0, batch_size, lr, temperature, blocks, seed)

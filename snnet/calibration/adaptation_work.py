@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import SnnetError
 from ..net.own_parameters import OwnParameters
 from ..net.stitchable_net import StitchableNet
 from ..stitching.stitch import Leg
@@ -21,10 +22,13 @@ from .adaptation import Adaptation, AdaptedStitch
 from .agreement import agreement_of, agreements, compare, mixed_agreements
 from .finished_stitches import FinishedStitches
 from .fit_stitch import FitSettings, StitchFit
+from .image_chunks import image_chunks
 
 _log = logging.getLogger(__name__)
 _CHUNK = 100
 """Images that run at a time without gradients."""
+_JUDGES = 4
+"""Every so many images one judges."""
 _SHARE = 0.9
 """Of the time that is given, what the updates may take; fronts, judging and reports take the rest."""
 
@@ -35,12 +39,12 @@ class AdaptationWork:
     Args:
         net: receives what is kept.
         images: all of them (n, C, H, W).
-        judges: which images judge (n,); stitches are fitted to the others.
         cache_gb: most gigabytes of features to keep.
         quiet: show no progress.
         note: called with the number of updates after each.
 
     Attributes:
+        judges: which images judge (n,).
         answers: of the largest anchor (n, classes).
         before: agreement of every stitch.
     """
@@ -49,13 +53,12 @@ class AdaptationWork:
         self,
         net: StitchableNet,
         images: Tensor,
-        judges: Tensor,
         cache_gb: float,
         quiet: bool,
         note: Callable[[int], object] | None = None,
     ) -> None:
-        self.net, self.images, self.judges = net, images, judges
-        self.cache_gb, self.quiet, self.note = cache_gb, quiet, note
+        self.net, self.images, self.cache_gb, self.quiet, self.note = net, images, cache_gb, quiet, note
+        self.judges = torch.arange(len(images)) % _JUDGES == _JUDGES - 1
         self.answers = torch.cat([_largest(net, chunk) for chunk in torch.split(images, _CHUNK)])
         chunks = torch.split(images[self.judges], _CHUNK)
         answers = torch.split(self.answers[self.judges], _CHUNK)
@@ -174,6 +177,23 @@ class AdaptationWork:
                 return self.images
             self._front = key, torch.cat([fit.front(chunk) for chunk in torch.split(self.images, _CHUNK)])
         return self._front[1]
+
+
+def collect_images(net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]], samples: int) -> Tensor:
+    """At most so many images (n, C, H, W) of batches, on the net's device and in its type.
+
+    Raises:
+        SnnetError: too few, or images of other channels than the net takes or with values that are not finite.
+    """
+    weight = next(net.parameters())
+    found = image_chunks(batches, samples, samples, net.input_size[0])
+    chunks = [images.to(weight.device, weight.dtype) for images, _ in found]
+    count = sum(map(len, chunks))
+    if count < 2 * _JUDGES:
+        raise SnnetError(f'stitches are adapted with at least {2 * _JUDGES} images, some of which judge, not {count}')
+    if not all(bool(chunk.isfinite().all()) for chunk in chunks):
+        raise SnnetError('images hold values that are not finite, so nothing can be adapted to them')
+    return torch.cat(chunks)
 
 
 @torch.no_grad()

@@ -26,7 +26,6 @@ class AdaptSettings:
     stitches: str = option('', "ids to adapt, such as '3-9,24' (default: all that have a join)")
     blocks: int = option(0, 'modules behind each join whose whole weights belong to the stitch, too', least=0)
     storage: float = option(1.0, 'most own parameters of all stitches, as a multiple of those of the net')
-    mixtures: int = option(0, 'this many images more to fit to, each a mixture of two', least=0)
     batch_size: int = option(64, 'images per step', least=1)
     lr: float = option(2e-3, 'highest learning rate')
     seed: int = option(0, 'seed of the choice and of the order of images')
@@ -70,7 +69,6 @@ def run(settings: AdaptSettings) -> None:
         stitches=parse_ids(settings.stitches, len(net.stitches)) if settings.stitches else None,
         blocks=settings.blocks,
         storage=settings.storage,
-        mixtures=settings.mixtures,
         batch_size=settings.batch_size,
         lr=settings.lr,
         seed=settings.seed,

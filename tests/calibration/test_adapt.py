@@ -13,10 +13,8 @@ from torch.nn import functional as F
 import snnet
 from snnet import SnnetError, UnknownStitch
 from snnet.calibration.adaptation import Adaptation, AdaptedStitch
-from snnet.calibration.adaptation_images import images_to_adapt_with
 from snnet.calibration.agreement import Agreement, compare
 from snnet.calibration.fit_stitch import StitchFit
-from snnet.calibration.mixed_images import mixed_images
 from snnet.net.own_parameters import names_behind
 from tests.helpers.families import _NETS, family_net, images
 
@@ -156,32 +154,6 @@ def test_an_interrupted_call_goes_on_bit_for_bit(vit, plain, tmp_path, monkeypat
         adapted(copy.deepcopy(plain), folder=tmp_path, lr=1e-4)
 
 
-def test_mixtures_lie_between_two_images_and_hold_none_that_judges():
-    some = torch.eye(8).view(8, 1, 8, 1)  # each image is one of eight axes, so a mixture shows its two
-    found = mixed_images(some, 2500, seed=1).view(2500, 8)
-    assert ((found > 0).sum(1) <= 2).all()
-    assert torch.allclose(found.sum(1), torch.ones(2500), atol=2e-7)
-    assert torch.equal(found[:2000], mixed_images(some, 2000, seed=1).view(2000, 8))  # more of them change none
-    assert not torch.equal(found, mixed_images(some, 2500, seed=2).view(2500, 8))
-    net = family_net('vit')
-    images, judges = images_to_adapt_with(net, [IMAGES], 48, 100, seed=3)
-    assert torch.equal(images[:48], IMAGES)
-    assert torch.equal(images[judges], JUDGES)
-    assert torch.equal(images[48:], mixed_images(IMAGES[~judges[:48]], 100, seed=3))
-
-
-@pytest.mark.slow  # a second
-def test_stitches_are_fitted_to_mixtures_and_judged_without_them(plain):
-    net = copy.deepcopy(plain)
-    done = adapted(net, stitches=[3], mixtures=64)
-    assert done.images == (100, 12)
-    [row] = done.stitches
-    assert row.after.divergence == pytest.approx(divergence(net, 3), rel=1e-3)
-    other = copy.deepcopy(plain)
-    adapted(other, stitches=[3])
-    assert net.own_parameters.digest() != other.own_parameters.digest()
-
-
 def test_features_that_are_not_kept_give_the_same_stitch_up_to_rounding(vit, plain):
     net, _ = vit
     again, stitch = copy.deepcopy(plain), net.own_parameters.stitches[0]
@@ -267,8 +239,6 @@ def test_what_cannot_be_adapted_is_refused_in_one_sentence(plain, tmp_path):
         snnet.adapt(plain, [IMAGES], steps=2.5)
     with pytest.raises(SnnetError, match='samples is at least 1, but 0 was given'):
         snnet.adapt(plain, [IMAGES], steps=1, samples=0)
-    with pytest.raises(SnnetError, match='mixtures is at least 0, but -1 was given'):
-        snnet.adapt(plain, [IMAGES], steps=1, mixtures=-1)
     with pytest.raises(SnnetError, match='images hold values that are not finite'):
         snnet.adapt(plain, [IMAGES * float('nan')], steps=1)
     with pytest.raises(SnnetError, match='takes images of 3 channels, not 1'):
