@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,7 @@ def main() -> None:
     for stitch, share in shares.items():
         print(f'  {stitch:>3}  {net.records[stitch].flops or 0:>13,}  {share:>6.1%}  {net.stitches[stitch]}')
     (table,) = snnet.profile(net, minutes=args.minutes, folder=args.output / 'net')
-    show(net, table, shares, [*(str(path) for path in shipped if path.stem in SHOWN), *own[:20]])
+    show(net, shares, [*(str(path) for path in shipped if path.stem in SHOWN), *own[:20]])
     fastest = 1.05 * min(row.ms for row in table.rows.values())
     print(f'\nmore of it: snnet predict {args.output / "net"} FOLDER --latency-ms {fastest:.1f}')
 
@@ -152,17 +153,16 @@ def agreement(net: snnet.StitchableNet, files: Sequence[str], count: int) -> dic
     return {stitch: float(same[stitch]) / count for stitch in range(len(net.stitches))}
 
 
-def show(
-    net: snnet.StitchableNet, table: snnet.LatencyTable, shares: Mapping[int, float], files: Sequence[str]
-) -> None:
-    """What the net says of photographs under three budgets: a little above its fastest, middle and slowest stitch.
+def show(net: snnet.StitchableNet, shares: Mapping[int, float], files: Sequence[str]) -> None:
+    """What the net says of photographs under three budgets: those that both ends and the middle of its frontier need.
 
-    There are no labels, so agreement with the largest network stands in for accuracy where a budget leaves a choice.
+    There are no labels, so agreement with the largest network stands in for accuracy. A stitch off the frontier sets no
+    budget: on a busy machine some calls take ten times as long.
     """
     records = [replace(record, top1=100 * shares[record.stitch]) for record in net.records]
-    times = sorted(row.ms for row in table.rows.values())
-    for time in (times[0], (times[0] + times[-1]) / 2, times[-1]):
-        budget = round(1.05 * time, 1)
+    best = snnet.frontier(records, 'latency_ms')
+    for chosen in (best[0], best[len(best) // 2], best[-1]):
+        budget = math.ceil(10 * (chosen.latency_ms or 0)) / 10
         record = snnet.select(records, latency_ms=budget).record
         print(f'\nat most {budget} ms: stitch {record.stitch}, {record.legs}, {record.latency_ms:.1f} ms')
         for file, prediction in zip(files, net.predict(files, stitch=record.stitch, topk=2), strict=True):
