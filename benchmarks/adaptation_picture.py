@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import snnet
-from snnet.budget.frontier import frontier
 from snnet.utils.figures import make_figure, save_figure
 
 
 def draw(before: Sequence[snnet.Record], after: Sequence[snnet.Record], path: Path, title: str) -> list[Path]:
-    """Draws an arrow for each stitch, from its accuracy before adapting to that after it.
+    """Draws a line for each stitch, from its accuracy before adapting to that after it.
 
     Args:
         before, after: records of the same stitches with FLOPs and top-1, the anchors among them.
@@ -23,9 +22,9 @@ def draw(before: Sequence[snnet.Record], after: Sequence[snnet.Record], path: Pa
     """
     figure = make_figure(6.4, 4)
     axes = figure.subplots()
-    best = frontier([record for record in after if record.anchor])
-    axes.plot(*_points(best), color='0.45', linestyle='--', label='mixing the anchors')
-    axes.plot(*_points([r for r in after if r.anchor]), 'D', color='black', markersize=5, label='anchors')
+    anchors = [record for record in after if record.anchor]
+    axes.plot(*_points(snnet.frontier(anchors)), color='0.45', linestyle='--', label='mixing the anchors')
+    axes.plot(*_points(anchors), 'D', color='black', markersize=5, label='anchors')
     pairs = [(old, new) for old, new in zip(before, after, strict=True) if not new.anchor]
     for old, new in pairs:
         axes.plot(*_points([old, new]), color='tab:blue', linewidth=0.7, alpha=0.5)

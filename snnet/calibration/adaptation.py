@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from ..stitching.stitch import Leg
 from .agreement import Agreement
 
 
@@ -37,8 +38,8 @@ class AdaptedStitch:
     @property
     def direction(self) -> tuple[str, str]:
         """Names of the anchors of its first and its last leg."""
-        legs = self.legs.split(' > ')
-        return legs[0].partition('[')[0], legs[-1].partition('[')[0]
+        first, *_, last = map(Leg.parse, self.legs.split('>'))
+        return first.anchor, last.anchor
 
     @property
     def is_worth_having(self) -> bool:
