@@ -4,6 +4,7 @@
     python benchmarks/adaptation.py cifar SOURCE            # ResNet-20 and ResNet-56 on CIFAR-10
     python benchmarks/adaptation.py lite SOURCE WEIGHTS...  # EfficientNet-Lite on photographs
     python benchmarks/adaptation.py mobilenet SOURCE        # the public MobileNetV1 0.25, 0.5 and 0.75 on photographs
+    python benchmarks/adaptation.py mixed SOURCE WEIGHTS    # MobileNetV1 0.25 and an EfficientNet-Lite on photographs
     python benchmarks/adaptation.py vit SOURCE FOLDER       # the transformers of examples/cifar10_family.py, in FOLDER
 
 FOLDER is what examples/digits.py wrote, SOURCE holds the networks and sprites (see examples/cifar10_resnet.py) or the
@@ -19,9 +20,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,98 +31,9 @@ from snnet.stitching.stitch import parse_ids
 from snnet.utils.log import set_up_logging
 from snnet.utils.plugins import import_plugins
 
-ROOT = Path(__file__).parents[1]
-import_plugins(
-    [str(ROOT / 'benchmarks' / f'{name}.py') for name in ('adaptation_picture', 'recalibration')]
-    + [str(ROOT / 'examples' / f'{name}.py') for name in ('cifar10_family', 'digits', 'mobilenet_v1')]
-)
+import_plugins([str(Path(__file__).with_name(f'{name}.py')) for name in ('adaptation_families', 'adaptation_picture')])
+from adaptation_families import FAMILIES, Labeled  # type: ignore[import-not-found]  # noqa: E402
 from adaptation_picture import draw  # type: ignore[import-not-found]  # noqa: E402
-from cifar10_family import TRAIN, VALIDATION, load  # noqa: E402
-from digits import MEAN, SIZES, STD, load_digits  # noqa: E402
-from mobilenet_v1 import FILES, MULTIPLIERS  # noqa: E402
-from recalibration import (  # type: ignore[import-not-found]  # noqa: E402
-    TEST_SPRITE,
-    Labeled,
-    cifar_net,
-    photographs,
-    sprites,
-)
-
-
-def initialize(net: snnet.StitchableNet, images: Tensor) -> None:
-    """Least squares; prints how much of the features behind the joins it does not explain."""
-    residuals = [fit.residual for fit in snnet.initialize(net, [images], samples=len(images))]
-    print(f'least squares: residuals {min(residuals):.2f} to {max(residuals):.2f} over {len(residuals)} stitch layers')
-
-
-def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
-    """The demo: 1,000 images to adapt, 797 to test."""
-    pictures, digits = load_digits()
-    images = (torch.from_numpy(pictures / 255).float()[:, None].expand(-1, 3, -1, -1) - MEAN) / STD
-    labels = torch.from_numpy(digits)
-    if args.net:
-        net = snnet.StitchableNet.from_pretrained(args.net)
-    else:
-        names = ','.join(f'{name}={args.paths[0]}/{name}.safetensors' for name in SIZES)
-        net = snnet.create_stitchable_net(names, pretrained=False, direction=args.direction).eval()
-        initialize(net, images[:1000])
-    return net, (images[:1000], labels[:1000]), (images[1000:], labels[1000:])
-
-
-def cifar(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
-    """Training sprites to adapt, the test sprite to test."""
-    net = cifar_net(args.paths[0], (args.anchors or 'cifar_resnet20,cifar_resnet56').split(','), args.direction)
-    images, labels = sprites(args.paths[0], range(-(-args.samples // 1000)))
-    initialize(net, images[:1000])
-    return net, (images[: args.samples], labels[: args.samples]), sprites(args.paths[0], (TEST_SPRITE,))
-
-
-def vit(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
-    """Training sprites to adapt, the 4,000 validation images of that script to test."""
-    names = args.anchors or 'cifar_vit32,cifar_vit64'
-    listed = ','.join(f'{name}={args.paths[1]}/{name}.safetensors' for name in names.split(','))
-    net = snnet.create_stitchable_net(listed, pretrained=False, direction=args.direction).eval()
-    images, labels = load(args.paths[0], TRAIN)
-    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: args.samples]
-    initialize(net, images[some[:1000]])
-    return net, (images[some], labels[some]), load(args.paths[0], VALIDATION)
-
-
-def lite(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
-    """Half of the photographs to adapt, the other half to test; --swap exchanges them."""
-    anchors = []
-    for weights in args.paths[1:]:
-        state = torch.load(weights, map_location='cpu', weights_only=True)
-        name = f'tf_efficientnet_lite{weights.stem.partition("lite")[2][0]}'
-        model = timm.create_model(name)
-        model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
-        anchors.append(snnet.as_anchor(model.eval(), name.removeprefix('tf_'), input_size=(3, args.size, args.size)))
-    return halves(args, anchors)
-
-
-def mobilenet(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
-    """As `lite`, with networks from the folder of the photographs."""
-    anchors = []
-    for name, file in zip(MULTIPLIERS, FILES, strict=True):
-        model = timm.create_model(name)
-        model.load_state_dict(load_file(args.paths[0] / f'mobilenet_v1_{file}_quant.safetensors'))
-        anchors.append(snnet.as_anchor(model.eval(), name, input_size=(3, args.size, args.size)))
-    return halves(args, anchors)
-
-
-def halves(args: argparse.Namespace, anchors: list[snnet.Anchor]) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
-    """A net initialized on half of the photographs, that half, and the other half with its classes."""
-    images, labels = photographs(args.paths[0], args.size)
-    net = snnet.create_stitchable_net(anchors, pretrained=False, direction=args.direction).eval()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    first, second = order[: len(order) // 2], order[len(order) // 2 :]
-    fit, test = (second, first) if args.swap else (first, second)
-    initialize(net, images[fit])
-    fit = fit[: args.samples]
-    return net, (images[fit], labels[fit]), (images[test], labels[test])
-
-
-FAMILIES = {'digits': digits, 'cifar': cifar, 'lite': lite, 'mobilenet': mobilenet, 'vit': vit}
 
 
 @torch.inference_mode()
@@ -195,7 +105,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument('family', choices=tuple(FAMILIES))
     parser.add_argument('paths', type=Path, nargs='+')
     parser.add_argument('--net', type=Path, help='digits: folder of a saved net')
-    parser.add_argument('--anchors', default='', help='cifar and vit: names')
+    parser.add_argument('--anchors', default='', help='cifar, vit and mixed: names')
     parser.add_argument('--direction', default='fast_to_slow', choices=('fast_to_slow', 'slow_to_fast', 'two_way'))
     parser.add_argument('--size', type=int, default=192, help='photographs: pixels')
     parser.add_argument('--swap', action='store_true', help='photographs: exchange the halves')

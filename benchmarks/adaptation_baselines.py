@@ -28,15 +28,14 @@ from snnet.stitching.stitch import parse_ids
 from snnet.utils.log import set_up_logging
 from snnet.utils.plugins import import_plugins
 
-import_plugins([str(Path(__file__).with_name('adaptation.py'))])
+import_plugins([str(Path(__file__).with_name(f'{name}.py')) for name in ('adaptation', 'adaptation_families')])
 from adaptation import (  # type: ignore[import-not-found]  # noqa: E402
-    FAMILIES,
-    Labeled,
     baseline,
     measure,
     parse_arguments,
     summarize,
 )
+from adaptation_families import FAMILIES, Labeled  # type: ignore[import-not-found]  # noqa: E402
 
 
 def train(

@@ -73,7 +73,7 @@ def adapt(
     check_positive(minutes=minutes, lr=lr, temperature=temperature, storage=storage, cache_gb=cache_gb or None)
     ids = adaptable(net, stitches, blocks, storage)
     net.eval()
-    work = AdaptationWork(net, collect_images(net, batches, samples), cache_gb, quiet, progress)
+    work = AdaptationWork(net, collect_images(net, batches, samples), ids, cache_gb, quiet, progress)
     if steps == 0:
         return work.report([work.unchanged(stitch) for stitch in ids], 0)
     settings = FitSettings(steps or 0, batch_size, lr, temperature, blocks, seed)

@@ -39,6 +39,7 @@ class AdaptationWork:
     Args:
         net: receives what is kept.
         images: all of them (n, C, H, W).
+        ids: of the stitches that are looked at.
         cache_gb: most gigabytes of features to keep.
         quiet: show no progress.
         note: called with the number of updates after each.
@@ -46,13 +47,14 @@ class AdaptationWork:
     Attributes:
         judges: which images judge (n,).
         answers: of the largest anchor (n, classes).
-        before: agreement of every stitch.
+        before: agreement of these stitches and of the anchors.
     """
 
     def __init__(
         self,
         net: StitchableNet,
         images: Tensor,
+        ids: Sequence[int],
         cache_gb: float,
         quiet: bool,
         note: Callable[[int], object] | None = None,
@@ -62,7 +64,8 @@ class AdaptationWork:
         self.answers = torch.cat([_largest(net, chunk) for chunk in torch.split(images, _CHUNK)])
         chunks = torch.split(images[self.judges], _CHUNK)
         answers = torch.split(self.answers[self.judges], _CHUNK)
-        self.before = agreements(net, range(len(net.stitches)), chunks, answers, quiet)
+        anchors = [record.stitch for record in net.records if record.anchor]
+        self.before = agreements(net, {*anchors, *ids}, chunks, answers, quiet)
         self.mixed = mixed_agreements(net, self.before)
         self._front: tuple[Any, Tensor] | None = None
 
