@@ -58,6 +58,7 @@ teacher is the largest anchor with its fitted head.
 
 ADAPT: dict[str, Any] = {
     **SNNET,
+    'direction': 'two_way',
     'epochs': 0,
     'freeze_anchors': True,
     'model_ema': False,
@@ -68,7 +69,8 @@ ADAPT: dict[str, Any] = {
 }
 """Anchors stay as they are, bit for bit: stitch layers by least squares, then each stitch adapts (`snnet.adapt`).
 
-No step trains stitches together, so this takes minutes on a CPU (docs/adapt.md).
+No step trains stitches together, so this takes minutes on a CPU. Stitches lead both ways, because it is not known
+beforehand which way is better; `snnet keep` leaves those that are worth having (docs/adapt.md).
 """
 
 IMPLIED = {'from_': 'own'}

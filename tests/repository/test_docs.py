@@ -38,6 +38,7 @@ STAND_INS = {
     '--grow-every 500': '--grow-every 1',
     '--images 5000': '--images 6',
     'batches, minutes=10)': 'batches, steps=1)',
+    '--recipe adapt': '--recipe adapt --adapt-steps 1 --adapt-samples 12',
 }
 """What pages write, and what runs here in its place: networks of 10 to 48 channels, random weights and images."""
 
