@@ -39,7 +39,7 @@ import torch
 import uvloop
 
 import snnet
-from snnet.serve import Choice, Choices, World, best_fixed, draw_arrivals, simulate
+from snnet.serve import Choice, Choices, World, draw_arrivals, simulate
 
 ANCHORS = 'mobilenetv3_small_050,mobilenetv3_small_100,mobilenetv3_large_100'
 MEASUREMENTS = ('overhead', 'throughput', 'load', 'overload', 'soak')
@@ -111,7 +111,7 @@ class Server:
                 os.sched_setaffinity(int(task.name), own)
 
     def memory(self) -> tuple[float, int, int]:
-        """Resident megabytes, threads and open files of its processes."""
+        """Megabytes (without pages of files), threads and open files of its processes."""
         found = [_memory(Path(f'/proc/{pid}')) for pid in (self.process.pid, *self.children())]
         return sum(row[0] for row in found), sum(row[1] for row in found), sum(row[2] for row in found)
 
@@ -130,9 +130,10 @@ class Server:
 
 
 def _memory(folder: Path) -> tuple[float, int, int]:
-    pages = int((folder / 'statm').read_text().split()[1])
-    megabytes = pages * os.sysconf('SC_PAGE_SIZE') / 1e6
-    return megabytes, len([*(folder / 'task').iterdir()]), len([*(folder / 'fd').iterdir()])
+    """What a process holds itself: the kernel takes back pages of files, which a leak has none of, when it likes."""
+    status = dict(line.split(':', 1) for line in (folder / 'status').read_text().splitlines())
+    kilobytes = sum(int(status[name].split()[0]) for name in ('RssAnon', 'RssShmem', 'VmSwap'))
+    return kilobytes / 1000, len([*(folder / 'task').iterdir()]), len([*(folder / 'fd').iterdir()])
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -272,11 +273,16 @@ class Bench:
         if self.sleep:  # its tables always hold
             self.capacity = self.choices.capacity
             return World()
-        self.capacity = most / self.bare(self.choices.choices[0].stitch, most, 1.0)
-        return World(factor=self.choices.capacity / self.capacity)
+        times = self.bare_times(self.choices.choices[0].stitch, most, 1.0)
+        self.capacity = most / statistics.median(times)
+        return World(self.choices.capacity / self.capacity, spread=float(np.std(np.log(times))))
 
     def bare(self, stitch: int, batch: int, seconds: float) -> float:
         """Median seconds of a call of the net in this process."""
+        return statistics.median(self.bare_times(stitch, batch, seconds))
+
+    def bare_times(self, stitch: int, batch: int, seconds: float) -> list[float]:
+        """Seconds of each call of the net in this process."""
         images, times = torch.stack([self.image] * batch), list[float]()
         with torch.inference_mode():
             end = time.perf_counter() + seconds
@@ -284,7 +290,7 @@ class Bench:
                 begin = time.perf_counter()
                 self.net(images, stitch=stitch)
                 times.append(time.perf_counter() - begin)
-        return statistics.median(times)
+        return times
 
     async def overhead(self) -> str:
         """What a request takes beside the bare call."""
@@ -314,22 +320,41 @@ class Bench:
         return f'{100 * rate / bare:.1f} % ({rate:.0f} of {bare:.0f} images per second)'
 
     async def load(self, load: float) -> str:
-        """Attainment and accuracy at a load, beside fixed stitches and the simulator at the same arrivals."""
+        """Attainment and accuracy at a load, beside the best fixed stitch and the simulator at the same arrivals."""
         world = self.measure_capacity()
-        moments = draw_arrivals('poisson', load * self.capacity, self.seconds, self.seed)
+        before, rate = self.capacity, load * self.capacity
+        moments = draw_arrivals('poisson', rate, self.seconds, self.seed)
         replies = await self.client.send(moments)
-        right = [r for r in replies if r.status == 200 and r.seconds <= self.deadline]
-        attained = 100 * len(right) / len(replies)
-        top1 = statistics.fmean(r.top1 or 0.0 for r in right) if right else float('nan')
-        simulated = simulate(self.choices, moments, self.deadline, world)
-        fixed, _ = best_fixed(self.choices, moments, self.deadline, world)
+        attained, top1 = self.in_time(replies)
         late = sum(r.status == 200 and r.seconds > self.deadline for r in replies)
-        smallest = self.choices.choices[0].top1
+        simulated = simulate(self.choices, moments, self.deadline, world)
+        fixed, share = await self.best_fixed(moments, attained)
+        self.measure_capacity()
         return (
-            f'{attained:.2f} % in time with a mean top-1 of {top1:.2f} (smallest {smallest:.2f}, best fixed '
-            f'{fixed.top1:.2f}, simulator {simulated.attainment:.2f} % with {simulated.accuracy:.2f}); '
-            f'{len(replies)} requests at {load * self.capacity:.0f} per second, {late} late'
+            f'{attained:.2f} % in time with a mean top-1 of {top1:.2f} (smallest {self.choices.choices[0].top1:.2f}, '
+            f'best fixed {fixed.top1:.2f} with {share:.2f} %, simulator {simulated.attainment:.2f} % with '
+            f'{simulated.accuracy:.2f}); {len(replies)} requests at {rate:.0f} per second, {late} late; the capacity was '
+            f'{before:.0f} before and {self.capacity:.0f} after'
         )
+
+    def in_time(self, replies: list[Reply]) -> tuple[float, float]:
+        """The percentage answered in time, and the mean accuracy of these answers."""
+        right = [r.top1 or 0.0 for r in replies if r.status == 200 and r.seconds <= self.deadline]
+        return 100 * len(right) / len(replies), statistics.fmean(right) if right else float('nan')
+
+    async def best_fixed(self, moments: np.ndarray, attained: float) -> tuple[Choice, float]:
+        """The most accurate stitch that, alone, answers as many of these arrivals in time; the fastest if none does."""
+        found = self.choices.choices[0], float('nan')
+        low, high = 0, len(self.choices) - 1
+        while low <= high:
+            middle = (low + high) // 2
+            choice = self.choices.choices[middle]
+            share, _ = self.in_time(await self.client.send(moments, f'stitch={choice.stitch}'))
+            if share >= min(attained, 99.9):
+                found, low = (choice, share), middle + 1
+            else:
+                high = middle - 1
+        return found
 
     async def overload(self) -> str:
         """Goodput and refusals at twice the capacity, and the recovery behind it."""

@@ -129,6 +129,11 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
             self._timer.stop()
             super().on_headers_complete()
 
+        def on_response_complete(self) -> None:
+            """Notes that a reply was written, which takes time."""
+            turns.worked(self.loop)
+            super().on_response_complete()
+
         def connection_lost(self, exc: Exception | None) -> None:
             """Forgets the connection."""
             self._timer.stop()

@@ -10,6 +10,8 @@ from typing import Protocol
 
 MOST = 8
 """Most requests that begin in a turn: reading and admitting them takes some milliseconds."""
+IDLE = 0.0003
+"""A loop that comes round in fewer seconds than this has nothing to do, and waits for what comes next."""
 
 
 class Reader(Protocol):
@@ -27,6 +29,9 @@ class ReadTurns:
     newest come first, because they can still be answered in time. One of each turn is the oldest, so that none waits
     for ever.
 
+    A loop looks for new data once per turn, so what it finds may have been there since its last look. Of a loop that
+    waits, that is no time at all; of one that works, some milliseconds, which count as the age of what it finds.
+
     Args:
         most: most requests that begin in a turn.
         clock: monotonic seconds.
@@ -35,18 +40,26 @@ class ReadTurns:
     def __init__(self, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._clock = most, clock
         self._moment: float | None = None
+        self._now = 0.0
+        self._looked: float | None = None
+        """When the loop looked for data the last time but one; None where it waits for some."""
+        self._watches = False
         self._begun = 0
         self._held: deque[Reader] = deque()
 
     def moment(self, loop: asyncio.AbstractEventLoop) -> float:
-        """The time of the first call in this turn, from which the age of what is read in it counts.
-
-        Whoever is read last has waited for all the work that the others caused.
-        """
+        """The time from which the age of what is read in this turn counts: none of it was there before."""
         if self._moment is None:
-            self._moment = self._clock()
+            self._now = self._clock()
+            self._moment = self._now if self._looked is None else self._looked
             loop.call_soon(self._end_turn, loop)
         return self._moment
+
+    def worked(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Notes that this turn does something else than reading, so that the next one may find what waited for it."""
+        if self._looked is None:
+            self._looked = self._clock()
+            self._watch(loop)
 
     def may_begin(self, reader: Reader, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether a request may be read now; if not, its connection keeps it until `read_held` is called."""
@@ -58,10 +71,24 @@ class ReadTurns:
         return True
 
     def _end_turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._moment = None
+        self._moment, self._looked = None, self._now
+        self._watch(loop)
         self._begun = min(len(self._held), self._most)
         if self._begun:
             self.moment(loop)  # another turn follows
         for number in range(self._begun):
             reader = self._held.popleft() if number == 0 else self._held.pop()
             reader.read_held()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._watches:
+            self._watches = True
+            loop.call_soon(self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Notes that the loop has looked for data again, unless it had nothing to do since it did the last time."""
+        now, before = self._clock(), self._looked
+        self._watches, self._looked = False, None
+        if before is not None and now - before > IDLE:
+            self._looked = now
+            self._watch(loop)
