@@ -333,7 +333,7 @@ class Bench:
         return (
             f'{attained:.2f} % in time with a mean top-1 of {top1:.2f} (smallest {self.choices.choices[0].top1:.2f}, '
             f'best fixed {fixed.top1:.2f} with {share:.2f} %, simulator {simulated.attainment:.2f} % with '
-            f'{simulated.accuracy:.2f}); {len(replies)} requests at {rate:.0f} per second, {late} late; the capacity was '
+            f'{simulated.accuracy:.2f}); {len(replies)} requests at {rate:.0f} per second, {late} late; capacity '
             f'{before:.0f} before and {self.capacity:.0f} after'
         )
 

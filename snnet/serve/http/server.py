@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 SWITCH_SECONDS = 0.0001
 """How long a thread may keep Python's lock while another one waits: the worker needs it often between two batches."""
+ACCEPTED = 16
+"""Connections that are accepted in a turn of the loop."""
 _POLL = 0.02
 
 
@@ -48,6 +50,11 @@ def bind(host: str, port: int) -> socket.socket:
         reason = 'is in use by another program' if error.errno == 98 else f'cannot be used: {reason_of(error)}'
         raise SnnetError(f'port {port} of {host} {reason}; choose others with --host and --port') from None
     return bound
+
+
+def listeners(bound: socket.socket) -> list[socket.socket]:
+    """A socket and copies of it. uvloop accepts one connection of each in a turn, so others would wait unseen."""
+    return [bound, *(bound.dup() for _ in range(ACCEPTED - 1))]
 
 
 def serve(
@@ -107,7 +114,7 @@ async def _run(server: uvicorn.Server, service: Service, bound: socket.socket, d
     if hasattr(signal, 'SIGHUP'):
         loop.add_signal_handler(signal.SIGHUP, lambda: threading.Thread(target=_reload_all, args=(service,)).start())
     threading.Thread(target=_start, args=(service, bound), name='snnet start', daemon=True).start()
-    serving = asyncio.create_task(server.serve(sockets=[bound]))
+    serving = asyncio.create_task(server.serve(sockets=listeners(bound)))
     try:
         await _until_drained(server, service, ending, drain_seconds)
         await serving

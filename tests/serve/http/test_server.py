@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import socket
 import threading
 import time
+from contextlib import ExitStack
 from http.client import HTTPException
+from itertools import pairwise
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -17,7 +21,7 @@ import pytest
 from snnet.cli.main import main
 from snnet.errors import SnnetError
 from snnet.serve.build_service import named_sources
-from snnet.serve.http.server import bind
+from snnet.serve.http.server import ACCEPTED, bind, listeners
 from tests.helpers.scripts import Script, free_port
 from tests.helpers.served import picture, save_net
 
@@ -197,3 +201,29 @@ def test_a_deadline_below_the_fastest_stitch_ends_the_start_with_one_sentence(fo
     done = Script('snnet', 'serve', folder, '--port', free_port(), '--deadline-ms', 0.001).end()
     assert done.returncode == 2
     assert "no stitch of 'net' meets a deadline of 0.001 ms: the fastest takes" in done.stderr.splitlines()[-1]
+
+
+def test_a_turn_of_the_loop_accepts_several_connections():
+    uvloop = pytest.importorskip('uvloop')
+    accepted: list[asyncio.Protocol] = []
+
+    class Connection(asyncio.Protocol):
+        def connection_made(self, transport):
+            accepted.append(self)
+            transport.close()
+
+    async def accept(bound) -> list[int]:
+        loop, counts = asyncio.get_running_loop(), [0]
+        servers = [await loop.create_server(Connection, sock=one) for one in listeners(bound)]
+        for _ in range(2 * ACCEPTED):  # the kernel answers, so this waits for nobody
+            closing.enter_context(socket.create_connection(bound.getsockname()))
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            counts.append(len(accepted))
+        for server in servers:
+            server.close()
+        return counts
+
+    with ExitStack() as closing:
+        counts = uvloop.run(accept(bind('127.0.0.1', 0)))
+    assert max(after - before for before, after in pairwise(counts)) == ACCEPTED
