@@ -107,6 +107,9 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument('--net', type=Path, help='digits: folder of a saved net')
     parser.add_argument('--anchors', default='', help='cifar, vit and mixed: names')
     parser.add_argument('--direction', default='fast_to_slow', choices=('fast_to_slow', 'slow_to_fast', 'two_way'))
+    parser.add_argument(
+        '--everywhere', action='store_true', help='cifar: join all positions with one grid, not only those of the rule'
+    )
     parser.add_argument('--size', type=int, default=192, help='photographs: pixels')
     parser.add_argument('--swap', action='store_true', help='photographs: exchange the halves')
     parser.add_argument('--samples', type=int, default=4000, help='images to adapt with')

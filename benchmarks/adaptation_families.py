@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import timm
@@ -56,6 +57,8 @@ def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labe
 def cifar(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
     """Training sprites to adapt, the test sprite to test."""
     net = cifar_net(args.paths[0], (args.anchors or 'cifar_resnet20,cifar_resnet56').split(','), args.direction)
+    if args.everywhere:
+        net = joined_everywhere([net.anchor(i) for i in range(len(net.anchors))], args.direction).eval()
     images, labels = sprites(args.paths[0], range(-(-args.samples // 1000)))
     initialize(net, images[:1000])
     return net, (images[: args.samples], labels[: args.samples]), sprites(args.paths[0], (TEST_SPRITE,))
@@ -87,9 +90,14 @@ def mixed(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Label
     names = (args.anchors or 'mobilenet_v1_025').split(',')
     anchors = [mobilenet_v1(args, name) for name in names]
     anchors += [efficientnet_lite(weights, args.size) for weights in args.paths[1:]]
-    pairs = [(anchors[i], anchors[i + 1]) for i in range(len(anchors) - 1)]
+    return halves(args, joined_everywhere(anchors, args.direction))
+
+
+def joined_everywhere(anchors: list[snnet.Anchor], direction: str) -> snnet.StitchableNet:
+    """A net of neighboring anchors, joined at every pair of positions with one grid, each by its own stitch layer."""
+    pairs = list(pairwise(anchors))
     turned = [(end, front) for front, end in pairs]
-    chosen = {'fast_to_slow': pairs, 'slow_to_fast': turned, 'two_way': pairs + turned}[args.direction]
+    chosen = {'fast_to_slow': pairs, 'slow_to_fast': turned, 'two_way': pairs + turned}[direction]
     stitches = [Stitch((Leg(anchor.name),)) for anchor in anchors]
     for front, end in chosen:
         for stop in range(1, len(front.line())):
@@ -97,7 +105,7 @@ def mixed(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Label
                 if front.boundaries[stop].joins(end.boundaries[start]):
                     layer = len(stitches) - len(anchors)
                     stitches.append(Stitch((Leg(front.name, None, stop), Leg(end.name, start, None)), (layer,)))
-    return halves(args, measure_costs(snnet.StitchableNet(anchors, stitches)))
+    return measure_costs(snnet.StitchableNet(anchors, stitches))
 
 
 def efficientnet_lite(weights: Path, size: int) -> snnet.Anchor:
