@@ -100,8 +100,8 @@ def joined_everywhere(anchors: list[snnet.Anchor], direction: str) -> snnet.Stit
     chosen = {'fast_to_slow': pairs, 'slow_to_fast': turned, 'two_way': pairs + turned}[direction]
     stitches = [Stitch((Leg(anchor.name),)) for anchor in anchors]
     for front, end in chosen:
-        for stop in range(1, len(front.line())):
-            for start in range(1, len(end.line())):
+        for stop in range(1, len(front.line()) + 1):
+            for start in range(len(end.line())):
                 if front.boundaries[stop].joins(end.boundaries[start]):
                     layer = len(stitches) - len(anchors)
                     stitches.append(Stitch((Leg(front.name, None, stop), Leg(end.name, start, None)), (layer,)))
