@@ -13,8 +13,6 @@ from torch import Tensor
 
 import snnet
 from snnet.anchors.normalization import Normalization, Renormalize
-from snnet.net.measure_costs import measure_costs
-from snnet.stitching.stitch import Leg, Stitch
 from snnet.utils.plugins import import_plugins
 
 ROOT = Path(__file__).parents[1]
@@ -98,14 +96,15 @@ def joined_everywhere(anchors: list[snnet.Anchor], direction: str) -> snnet.Stit
     pairs = list(pairwise(anchors))
     turned = [(end, front) for front, end in pairs]
     chosen = {'fast_to_slow': pairs, 'slow_to_fast': turned, 'two_way': pairs + turned}[direction]
-    stitches = [Stitch((Leg(anchor.name),)) for anchor in anchors]
+    stitches = [snnet.Stitch((snnet.Leg(anchor.name),)) for anchor in anchors]
     for front, end in chosen:
         for stop in range(1, len(front.line()) + 1):
             for start in range(len(end.line())):
                 if front.boundaries[stop].joins(end.boundaries[start]):
                     layer = len(stitches) - len(anchors)
-                    stitches.append(Stitch((Leg(front.name, None, stop), Leg(end.name, start, None)), (layer,)))
-    return measure_costs(snnet.StitchableNet(anchors, stitches))
+                    legs = snnet.Leg(front.name, None, stop), snnet.Leg(end.name, start, None)
+                    stitches.append(snnet.Stitch(legs, (layer,)))
+    return snnet.measure_costs(snnet.StitchableNet(anchors, stitches))
 
 
 def efficientnet_lite(weights: Path, size: int) -> snnet.Anchor:
