@@ -12,6 +12,7 @@ before, of a process of its own. The ways are repeated in turn; the medians of t
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import resource
 import statistics
@@ -24,13 +25,17 @@ import snnet
 from snnet.calibration.initialize import CHUNK, initialize
 
 ANCHORS = 'deit_tiny,deit_small,deit_base'
-Way = Callable[[snnet.StitchableNet, torch.Tensor], None]
+Way = Callable[[snnet.StitchableNet, torch.Tensor], object]
 
 
 @torch.no_grad()
-def straightforward(net: snnet.StitchableNet, images: torch.Tensor) -> None:
-    """All features kept, one float32 pseudo-inverse per position, solutions averaged over a shared layer."""
-    features = {}
+def straightforward(net: snnet.StitchableNet, images: torch.Tensor, seconds: float = math.inf) -> tuple[int, int]:
+    """All features kept, one float32 pseudo-inverse per position, solutions averaged over a shared layer.
+
+    Returns:
+        How many positions were solved before the seconds were up, and how many there are.
+    """
+    begin, features = time.monotonic(), {}
     for anchor in map(net.anchor, range(len(net.anchors))):
         x, kept = anchor.run_stem(images), []
         for module in anchor.line():
@@ -38,12 +43,18 @@ def straightforward(net: snnet.StitchableNet, images: torch.Tensor) -> None:
             x = module(x)
         features[anchor.name] = [*kept, x.reshape(-1, x.shape[-1])]
     weights: dict[int, list[torch.Tensor]] = {}
-    for stitch in net.stitches:
-        for layer, front, end in zip(stitch.layers, stitch.legs, stitch.legs[1:], strict=False):
-            a, b = features[front.anchor][front.stop or 0], features[end.anchor][end.start or 0]
-            weights.setdefault(layer, []).append(torch.linalg.pinv(a) @ b)
+    positions = [
+        (layer, features[front.anchor][front.stop or 0], features[end.anchor][end.start or 0])
+        for stitch in net.stitches
+        for layer, front, end in zip(stitch.layers, stitch.legs, stitch.legs[1:], strict=False)
+    ]
+    for done, (layer, a, b) in enumerate(positions):
+        if time.monotonic() - begin > seconds:
+            return done, len(positions)
+        weights.setdefault(layer, []).append(torch.linalg.pinv(a) @ b)
     for layer, found in weights.items():
         net.layer(layer).weight.copy_(torch.stack(found).mean(0).T)
+    return len(positions), len(positions)
 
 
 def ours(net: snnet.StitchableNet, images: torch.Tensor) -> None:
@@ -59,9 +70,7 @@ def forward_alone(net: snnet.StitchableNet, images: torch.Tensor) -> None:
             net(chunk, stitch=anchor)
 
 
-def measure(
-    way: Callable[[snnet.StitchableNet, torch.Tensor], None], images: int, results: multiprocessing.Queue
-) -> None:
+def measure(way: Way, images: int, results: multiprocessing.Queue) -> None:
     """Processor seconds and peak megabytes of one way."""
     torch.manual_seed(0)
     net = snnet.create_stitchable_net(ANCHORS, pretrained=False).eval()

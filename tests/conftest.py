@@ -19,8 +19,8 @@ _COMPARES = re.compile(r'assert_close|allclose|approx\(|distance\(|farthest\(|ro
 def pytest_addoption(parser):
     parser.addoption(
         '--device',
-        choices=('cuda', 'cpu'),
-        help='of the tests marked gpu (default: a GPU; without one, skipped)',
+        choices=('cuda', 'cpu', 'pretended'),
+        help='of the tests marked gpu: a GPU (the default; without one, skipped), the CPU, or helpers/pretend_gpu.py',
     )
 
 

@@ -14,12 +14,20 @@ FIRST, LAST = ['test_running.py', 'test_training.py'], 'test_compiling.py'
 """Files of tests in the order of their worth; what compiles may take the rest of the time."""
 
 
+COMPILING = 30.0
+"""Seconds that a test which compiles is given at least; with fewer it is skipped, so that the part ends by itself."""
+
+
 class _Watch:
     """Passes the outcome of every test on as soon as it is known."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.counts = {'passed': 0, 'failed': 0, 'skipped': 0}
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if item.path.name == LAST and self.report.seconds_left < COMPILING:
+            pytest.skip(f'{self.report.seconds_left:.0f} s are left, too few to compile')
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != 'call' and report.passed:

@@ -71,6 +71,13 @@ class Report:
         """Until the part is cut."""
         return self.end - time.monotonic()
 
+    def enough_for(self, what: str, seconds: float) -> bool:
+        """Whether so many seconds are left; notes otherwise that something is left out."""
+        left = self.seconds_left
+        if left < seconds:
+            self.note(f'{what}: left out, because {left:.0f} s are left and it may take {seconds:.0f} s')
+        return left >= seconds
+
     def facts(self, **facts: Any) -> None:
         """About the machine."""
         self.pipe.send({'facts': facts})

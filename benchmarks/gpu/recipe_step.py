@@ -73,10 +73,11 @@ class Bench:
 
     Args:
         options: of the command line.
+        report: of the part.
     """
 
-    def __init__(self, options: Options) -> None:
-        self.options, self.device = options, torch.device(options.device)
+    def __init__(self, options: Options, report: Report) -> None:
+        self.options, self.report, self.device = options, report, torch.device(options.device)
         own: dict[str, Any] = {'anchors': 'test_vit,test_vit2', 'img_size': 32} if options.tiny else {}
         self.flat = {**RECIPE, 'anchors': 'deit_tiny,deit_small,deit_base', **own, 'device': options.device}
         torch.manual_seed(0)
@@ -115,6 +116,7 @@ class Bench:
         )
         step.compute = replace(step.compute, channels_last=variant.channels_last)
         if variant.compiled:
+            self.report.note(f'{variant.name}: blocks are being compiled')  # what a cut part was busy with
             snnet.compile_blocks(net, 'inductor' if self.device.type == 'cuda' else 'eager')
             with step.compute.autocast(self.device):
                 snnet.warm_up(net, self.images[0], quiet=True)
@@ -151,15 +153,17 @@ def run(options: Options, report: Report) -> None:
     peak = matrix_peak(device, 256 if options.tiny else 8192)
     report.note(f'a large bfloat16 matrix product runs at {peak / 1e12:.4g} TMAC/s, the limit of the card here')
     with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group(
-            'nccl' if device.type == 'cuda' else 'gloo', f'file://{folder}/store', rank=0, world_size=1
-        )
+        with report.trying('the process group of plain DDP'):  # nothing else needs it
+            backend = 'nccl' if device.type == 'cuda' else 'gloo'
+            dist.init_process_group(backend, f'file://{folder}/store', rank=0, world_size=1)
         rates: dict[str, float] = {}
-        bench = Bench(options)
+        bench = Bench(options, report)
         for place, (batch, steps, variants) in enumerate(plan(options)):
             with report.trying(f'batch {batch}'):
                 bench.choose(batch, steps)
                 for variant in variants:
+                    if variant.compiled and not report.enough_for(variant.name, 5 if options.tiny else 30):
+                        continue
                     with report.trying(f'{variant.name} at batch {batch}'):
                         rate = fitting(bench, variant, Path(folder) / f'answers{batch}', peak, report)
                         rates[variant.name] = max(rate, rates.get(variant.name, 0.0))
@@ -169,7 +173,8 @@ def run(options: Options, report: Report) -> None:
                 with report.trying('the loader'):
                     rates['the loader alone'] = loader(options, Path(folder), report)
                 state_bound(rates, report)
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def plan(options: Options) -> tuple[tuple[int, int, Sequence[Variant]], ...]:

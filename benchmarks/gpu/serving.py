@@ -51,8 +51,10 @@ def run(options: Options, report: Report) -> None:
             throughput(net, listed, batches[-1], options, report)
         with report.trying('profile'):
             against_stopwatch(net, listed, batches[1], options, report)
-        with report.trying('compiled blocks'):  # last, because compiling may take the rest of the time
-            compiled(listed, batches[-1], options, report)
+        # last, because compiling may take the rest of the time
+        if report.enough_for('compiled blocks', 5 if options.tiny else 30):
+            with report.trying('compiled blocks'):
+                compiled(listed, batches[-1], options, report)
 
 
 def overhead(net: snnet.StitchableNet, images: Tensor, rounds: int, report: Report) -> None:
@@ -106,8 +108,10 @@ def throughput(net: snnet.StitchableNet, listed: Sequence[int], batch: int, opti
     measure('float32', net, images)
     with report.trying('TF32'):
         torch.set_float32_matmul_precision('high')
-        measure('TF32', net, images)
-        torch.set_float32_matmul_precision('highest')
+        try:
+            measure('TF32', net, images)
+        finally:
+            torch.set_float32_matmul_precision('highest')
     measure('bf16 autocast', net, images, autocast=True)
     with report.trying('bfloat16 weights'):
         lean = build(options).to(half)
@@ -132,6 +136,7 @@ def compiled(listed: Sequence[int], batch: int, options: Options, report: Report
     images = torch.randn(batch, *net.input_size, device=device, dtype=half)
     eager = {i: per_second(partial(net, images, stitch=i), device, batch, seconds) for i in listed}
     snnet.compile_blocks(net, 'inductor' if device.type == 'cuda' else 'eager')
+    report.note('blocks are being compiled')  # what a cut part was busy with
     begin = time.monotonic()
     graphs = snnet.warm_up(net, images, quiet=True)
     report.note(f'{graphs} graphs compiled in {time.monotonic() - begin:.0f} s')

@@ -20,7 +20,8 @@ class GraphedStitches:
     """Stitches of a net on a GPU as CUDA graphs for batches of up to N images; they may run in any order.
 
     The graphs share their memory, so together they need as much as the largest one. They run one at a time, however
-    many threads call them. Weights that change in place take effect; after `net.to` or a replaced block, capture again.
+    many threads call them. Weights that change in place take effect; after `net.to`, `net.train` or a replaced block,
+    capture again. Under `torch.autocast`, the graphs keep the precision of their capture.
 
     Args:
         net: in eval mode, on a GPU, in inference use (no gradients).
@@ -42,17 +43,20 @@ class GraphedStitches:
             raise SnnetError(f'CUDA graphs need a net on a GPU in eval mode, but this is on {device} in {mode} mode')
         ids = [net.checked(i) for i in (range(len(net.stitches)) if stitches is None else stitches)]
         self.net = net
+        self._device = device
         self._images = images.to(device, copy=True)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._lock = threading.Lock()
-        self._pool = torch.cuda.graph_pool_handle()
-        progress = Progress(len(ids), 'stitches captured', quiet=quiet)
-        for i in ids:
-            self._graphs[i] = self._capture(i)
-            progress.update(1)
-        progress.close()
-        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        self._done.record()
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
+            self._aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not annotate it
+            progress = Progress(len(ids), 'stitches captured', quiet=quiet)
+            for i in ids:
+                self._graphs[i] = self._capture(i)
+                progress.update(1)
+            progress.close()
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch does not annotate it
+            self._done.record()
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, stitch: int | None = None) -> Tensor:
@@ -72,7 +76,7 @@ class GraphedStitches:
             )
         graph, logits = self._graphs[index]
         with self._lock:  # the graphs share memory: each call waits for the one before, on whatever stream that ran
-            stream = torch.cuda.current_stream()
+            stream = torch.cuda.current_stream(self._device)
             stream.wait_event(self._done)
             self._images[:count].copy_(x)
             graph.replay()
@@ -82,13 +86,13 @@ class GraphedStitches:
 
     @torch.inference_mode()
     def _capture(self, stitch: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        self._aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._aside):
             for _ in range(_WARM_UP):
                 self.net(self._images, stitch=stitch)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # always the same stream: torch's own belongs to the GPU of the first capture of the process
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._aside):
             logits = self.net(self._images, stitch=stitch)
         return graph, logits

@@ -24,7 +24,7 @@ def test_a_profile_names_the_device_and_chooses_by_its_milliseconds(device):
     assert net.choose(latency_ms=slowest, batch=2).record.stitch in (0, 1, 4)
 
 
-def test_the_peak_memory_of_a_call_grows_with_the_batch_and_holds_its_result(device):
+def test_the_peak_memory_of_a_call_grows_with_the_batch_and_holds_its_result(device, true_memory):
     net = moved('vit', device)
 
     @torch.inference_mode()

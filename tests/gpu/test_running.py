@@ -74,7 +74,7 @@ def test_threads_on_streams_of_their_own_get_what_one_thread_gets(gpu):
 def test_graphs_give_what_plain_calls_give_in_any_order_and_for_smaller_batches(name, gpu):
     net = moved(name, gpu)
     x = images(net.input_size[1], 4).to(gpu)
-    graphs = GraphedStitches(net, x, quiet=True)
+    graphs = GraphedStitches(net, torch.zeros_like(x), quiet=True)  # what it gave in the capture must not remain
     ids = list(range(len(net.stitches)))
     with torch.inference_mode():
         wanted = [net(x, stitch=i) for i in ids]
@@ -87,7 +87,7 @@ def test_graphs_give_what_plain_calls_give_in_any_order_and_for_smaller_batches(
 def test_graphs_take_weights_that_change_in_place(gpu):
     net = moved('vit', gpu)
     x = images(32, 4).to(gpu)
-    graphs = GraphedStitches(net, x, [3], quiet=True)
+    graphs = GraphedStitches(net, torch.zeros_like(x), [3], quiet=True)
     before = graphs(x, 3)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -98,11 +98,28 @@ def test_graphs_take_weights_that_change_in_place(gpu):
     assert not near(before, wanted)
 
 
+def test_graphs_captured_under_autocast_cast_the_weights_of_today(gpu):
+    net = moved('vit', gpu)
+    x = images(32, 4).to(gpu)
+    with torch.autocast('cuda', torch.bfloat16):
+        with torch.inference_mode():
+            net(x, stitch=3)  # leaves weights in autocast's cache
+        graphs = GraphedStitches(net, torch.zeros_like(x), [3], quiet=True)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.1)
+    with torch.inference_mode(), torch.autocast('cuda', torch.bfloat16):
+        wanted = net(x, stitch=3)
+    found = graphs(x, 3)
+    assert found.dtype == wanted.dtype == torch.bfloat16
+    assert torch.equal(found.cpu(), wanted.cpu())
+
+
 @pytest.mark.parametrize('name', ['vit', 'resnet', 'levit'])
 def test_graphs_give_what_plain_calls_give_from_many_threads_on_streams_of_their_own(name, gpu):
     net = moved(name, gpu)
     x = images(net.input_size[1], 4).to(gpu)
-    graphs = GraphedStitches(net, x, quiet=True)
+    graphs = GraphedStitches(net, torch.zeros_like(x), quiet=True)  # what it gave in the capture must not remain
     with torch.inference_mode():
         wanted = [net(x, stitch=i) for i in range(len(net.stitches))]
     torch.cuda.synchronize()
@@ -121,7 +138,7 @@ def test_graphs_give_what_plain_calls_give_from_many_threads_on_streams_of_their
     assert [i for i, logits in pairs if not near(logits, wanted[i][: len(logits)])] == []
 
 
-def test_a_thousand_switches_leave_no_memory_behind(gpu):
+def test_a_thousand_switches_leave_no_memory_behind(gpu, true_memory):
     net = moved('vit', gpu)
     x = images(32, 4).to(gpu)
     graphs = GraphedStitches(net, x, quiet=True)

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import threading
 
 import pytest
 import torch
 
 import snnet
-from snnet.net.cuda_graphs import GraphedStitches
 from tests.helpers.crowd import in_threads
 from tests.helpers.families import every_net, images, shared_net
 
@@ -93,25 +91,3 @@ def test_sixteen_threads_choose_within_their_own_budgets():
 
     count = len(costs)
     assert in_threads(work) == [[expected[(i + turn) % count] for turn in range(50)] for i in range(16)]
-
-
-def test_cuda_graphs_are_refused_without_a_gpu():
-    with pytest.raises(snnet.SnnetError, match='on a GPU in eval mode, but this is on cpu'):
-        GraphedStitches(shared_net('vit'), images(32))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-@pytest.mark.parametrize('name', ['vit', 'resnet', 'levit'])
-def test_cuda_graphs_give_what_plain_calls_give_from_many_threads_and_for_smaller_batches(name):
-    net = copy.deepcopy(shared_net(name)).to('cuda')
-    x = images(net.input_size[1], 4).cuda()
-    graphs = GraphedStitches(net, x, quiet=True)
-    with torch.inference_mode():
-        expected = {i: net(x, stitch=i) for i in range(len(net.stitches))}
-
-    def work(offset):
-        stitch, count = offset % len(net.stitches), 1 + offset % 4
-        return stitch, count, graphs(x[:count], stitch)
-
-    for stitch, count, logits in in_threads(work):
-        torch.testing.assert_close(logits, expected[stitch][:count], rtol=1e-4, atol=1e-4)

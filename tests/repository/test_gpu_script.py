@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import time
 
@@ -9,9 +10,10 @@ import torch
 import snnet
 from benchmarks.gpu.book import Book
 from benchmarks.gpu.cifar_images import augmented, batches, generated
-from benchmarks.gpu.part import PARTS, Options, Part, run_part
+from benchmarks.gpu.part import PARTS, Options, Part, Report, run_part
 from benchmarks.gpu.pieces import save_in_pieces
 from tests.helpers.families import images, shared_net
+from tests.helpers.pretend_gpu import pretended_gpu
 from tests.helpers.scripts import run_script
 
 
@@ -50,6 +52,31 @@ def test_the_whole_script_runs_on_a_cpu_with_tiny_networks(tmp_path):
     assert len(tables) >= 15
     assert len(list(tmp_path.glob('curve_*.svg'))) == 4
     assert {path.name for path in (tmp_path / 'net_ours').iterdir()} >= {'config.json', 'model.safetensors.00'}
+
+
+class Notebook:
+    """Takes in what a part reports."""
+
+    def __init__(self) -> None:
+        self.entries = []
+        self.send = self.entries.append
+
+
+CANNOT_BE_PRETENDED = ('plain DDP', 'compiled')
+"""What asks the driver itself: DDP, and the compiler."""
+
+
+@pytest.mark.slow  # every operation passes through Python
+@pytest.mark.parametrize('part', PARTS[1:], ids=lambda part: part.module.rpartition('.')[2])
+def test_the_lines_for_a_gpu_run_on_a_pretended_one(tmp_path, part):
+    """Tensors on two devices at once, and what a CUDA graph cannot capture, fail there as on CUDA."""
+    book = Notebook()
+    with pretended_gpu():
+        run = getattr(importlib.import_module(part.module), part.function)
+        run(Options('cuda', True, str(tmp_path), ''), Report(book, time.monotonic() + 600))
+    failed = [entry['note'] for entry in book.entries if ' failed: ' in entry.get('note', '')]
+    assert [note for note in failed if not any(what in note for what in CANNOT_BE_PRETENDED)] == []
+    assert sum('row' in entry for entry in book.entries) > 5
 
 
 def test_bad_arguments_of_the_script_end_with_a_sentence(tmp_path):
