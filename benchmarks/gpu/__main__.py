@@ -12,6 +12,7 @@ that a part leaves over goes to the later ones.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> int:
         parser.error(f'--data {args.data} is not a folder')
     if args.minutes <= 0:
         parser.error(f'--minutes is a positive number, not {args.minutes:g}')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the part under way is ended and noted
     args.out.mkdir(parents=True, exist_ok=True)
     options = Options(args.device, args.tiny, str(args.out.resolve()), str(args.data.resolve()) if args.data else '')
     chosen = sorted(set(args.parts or range(1, len(PARTS) + 1)))

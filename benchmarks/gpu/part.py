@@ -133,10 +133,14 @@ def run_part(number: int, part: Part, options: Options, book: Book, limit: float
     except EOFError:
         process.join()
         state, sentence = 'failed', f'Its process ended without a word, with exit code {process.exitcode}.'
-    _end(process.pid)
-    process.kill()
-    process.join()
-    book.close(state, sentence)
+    except (KeyboardInterrupt, SystemExit):
+        sentence = 'The run was ended from outside; what it had found by then is here.'
+        raise
+    finally:
+        _end(process.pid)
+        process.kill()
+        process.join()
+        book.close(state, sentence)
 
 
 def _end(pid: int | None) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import time
 
 import pytest
@@ -37,6 +38,26 @@ def test_a_part_that_fails_hangs_or_dies_is_noted_and_the_others_keep_what_they_
     assert '| images per s | way |\n|---|---|\n| 12346 | a/b |' in text
     assert book.failures == 3
     assert 'part 3 cut' in capsys.readouterr().out
+
+
+@pytest.mark.slow  # waits until the part runs
+def test_an_interrupted_run_ends_its_part_and_keeps_what_it_found(tmp_path):
+    book, options = Book(tmp_path, 'the command'), Options('cpu', True, str(tmp_path), '')
+    add = book.add
+
+    def interrupting(entry):
+        add(entry)
+        if 'row' in entry:
+            raise KeyboardInterrupt
+
+    book.add = interrupting
+    with pytest.raises(KeyboardInterrupt):
+        run_part(1, Part('endless', 1, 'tests.helpers.gpu_parts', 'endless'), options, book, 60)
+    (part,) = json.loads((tmp_path / 'gpu.json').read_text())['parts']
+    assert part['state'] == 'cut'
+    assert part['sentence'] == 'The run was ended from outside; what it had found by then is here.'
+    assert part['tables'] == {'numbers': [{'one': 1}]}
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.slow
