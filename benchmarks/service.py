@@ -132,7 +132,7 @@ class Server:
 def _memory(folder: Path) -> tuple[float, int, int]:
     """What a process holds itself: the kernel takes back pages of files, which a leak has none of, when it likes."""
     status = dict(line.split(':', 1) for line in (folder / 'status').read_text().splitlines())
-    kilobytes = sum(int(status[name].split()[0]) for name in ('RssAnon', 'RssShmem', 'VmSwap'))
+    kilobytes = sum(int(status.get(name, '0').split()[0]) for name in ('RssAnon', 'RssShmem', 'VmSwap'))
     return kilobytes / 1000, len([*(folder / 'task').iterdir()]), len([*(folder / 'fd').iterdir()])
 
 
