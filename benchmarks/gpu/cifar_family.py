@@ -70,12 +70,17 @@ class Family:
         """In bfloat16 on a GPU."""
         return torch.autocast('cuda', torch.bfloat16) if self.device.type == 'cuda' else nullcontext()
 
-    def network(self, width: int) -> nn.Module:
-        """A plain vision transformer of depth 12, patch 4."""
+    def source(self, width: int) -> snnet.Source:
+        """How timm makes a plain vision transformer of depth 12, patch 4."""
         small = {'depth': 2, 'patch_size': 8} if self.options.tiny else {'depth': 12, 'patch_size': 4}
         width = width // 6 if self.options.tiny else width
         shape = {'img_size': 32, 'embed_dim': width, 'num_heads': max(1, width // 32), 'num_classes': 10}
-        model: Any = timm.create_model('vit_tiny_patch16_224', **shape, **small)
+        return snnet.Source('vit_tiny_patch16_224', {**shape, **small})
+
+    def network(self, width: int) -> nn.Module:
+        """It, with normalization for these images."""
+        source = self.source(width)
+        model: Any = timm.create_model(source.model, **source.args)
         model.pretrained_cfg = {**model.pretrained_cfg, 'mean': MEAN, 'std': STD, 'crop_pct': 1.0}
         moved: nn.Module = model.to(self.device)
         return moved
@@ -129,7 +134,11 @@ class Family:
     def build(self, anchors: list[nn.Module], recipe: dict[str, Any]) -> snnet.StitchableNet:
         """The stitched net, initialized by least squares on clean training images."""
         names = [f'vit{width}' for width in WIDTHS]
-        lines = [snnet.as_anchor(copy.deepcopy(m).cpu(), n) for m, n in zip(anchors, names, strict=True)]
+        sources = [self.source(width) for width in WIDTHS]  # older releases of timm note nothing in a network
+        lines = [
+            snnet.as_anchor(copy.deepcopy(model).cpu(), name, source=source)
+            for model, name, source in zip(anchors, names, sources, strict=True)
+        ]
         net = snnet.create_stitchable_net(lines, pretrained=False, direction=recipe['direction']).to(self.device)
         samples = 8 if self.options.tiny else recipe['init_samples']
         order = torch.randperm(len(self.train.images), generator=torch.Generator().manual_seed(0))[:samples]

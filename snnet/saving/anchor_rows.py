@@ -141,8 +141,8 @@ def describe_anchor(anchor: Anchor) -> AnchorRow:
     source = anchor.recipe()
     if source is None:
         raise SnnetError(
-            f'{anchor.name} cannot be saved: timm.create_model did not make it, so nothing says how to build it again '
-            f'(as_anchor(..., source=Source(model, args)) does)'
+            f'{anchor.name} cannot be saved: timm.create_model did not make it, or a release of timm that notes nothing. '
+            f'as_anchor(..., source=Source(model, args)) says how to build it again'
         )
     try:
         args = json.loads(json.dumps(source.args))
