@@ -74,6 +74,11 @@ class ReadsInTurns:
         self._read(b''.join(held))
         self._seen = None
 
+    def on_response_complete(self) -> None:
+        """Notes that a reply was written, which takes time."""
+        self._turns.worked(self.loop)
+        super().on_response_complete()  # type: ignore[misc]
+
     def _read(self, data: bytes) -> None:
         raise NotImplementedError
 
@@ -128,11 +133,6 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
             self._header = -1
             self._timer.stop()
             super().on_headers_complete()
-
-        def on_response_complete(self) -> None:
-            """Notes that a reply was written, which takes time."""
-            turns.worked(self.loop)
-            super().on_response_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             """Forgets the connection."""
