@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -26,17 +27,21 @@ def run(options: Options, report: Report) -> None:
         f'{len(net.stitches)} stitches: {single / 1e9:.4g} GMACs per image one by one, {shared / 1e9:.4g} shared, so '
         f'sharing allows {single / shared:.2f} times as fast'
     )
-    sizes = ((4, 2), (8, 4)) if options.tiny else ((256, 8), (2000, 100))
+    squares(net, ours, options, report)
+    sizes = ((4, 2), (8, 4)) if options.tiny else ((32, 8), (2000, 100))
     for count, batch in sizes:
         images = torch.randn(count, *net.input_size, device=device)
         with report.trying(f'evaluation in batches of {batch}'):
             evaluate(net, images, batch, report)
         del images
-    counts = (8, 16) if options.tiny else (100, 1000)
-    for way in (ours, published):  # all of ours first: the pseudo-inverses may take the rest of the time
-        for count in counts:
-            with report.trying(f'{way.__name__}: least squares from {count} images'):
-                way(net, torch.randn(count, *net.input_size, device=device), report)
+    squares(net, published, options, report)  # the pseudo-inverses may take the rest of the time
+
+
+def squares(net: snnet.StitchableNet, way: Callable[..., None], options: Options, report: Report) -> None:
+    """Least squares from 100 and 1,000 images."""
+    for count in (8, 16) if options.tiny else (100, 1000):
+        with report.trying(f'{way.__name__}: least squares from {count} images'):
+            way(net, torch.randn(count, *net.input_size, device=torch.device(options.device)), report)
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ PARTS = (
     Part('Tests on the device', 1.6, 'benchmarks.gpu.device_tests'),
     Part('Switching and serving', 1.2, 'benchmarks.gpu.serving'),
     Part('The training step of the DeiT recipe', 1.3, 'benchmarks.gpu.recipe_step'),
-    Part('All stitches, and least squares', 0.6, 'benchmarks.gpu.all_stitches'),
+    Part('All stitches, and least squares', 1.0, 'benchmarks.gpu.all_stitches'),
     Part('A family trained from scratch', 2.4, 'benchmarks.gpu.cifar_family'),
 )
 """In the order of their worth."""
