@@ -40,6 +40,7 @@ import uvloop
 
 import snnet
 from snnet.serve import Choice, Choices, World, draw_arrivals, simulate
+from snnet.serve.simulation import ATTAINMENT
 
 ANCHORS = 'mobilenetv3_small_050,mobilenetv3_small_100,mobilenetv3_large_100'
 MEASUREMENTS = ('overhead', 'throughput', 'load', 'overload', 'soak')
@@ -273,13 +274,14 @@ class Bench:
         Returns:
             How batches differ from the tables now.
         """
-        size = max(1, sum(second <= self.deadline / 2 for second in self.choices.fast[0][1:]))
         if self.sleep:  # its tables always hold
             self.capacity = self.choices.capacity
             return World()
+        row = self.choices.fast[0]
+        size = max(1, sum(second <= self.deadline / 2 for second in row[1:]))
         times = self.bare_times(self.choices.choices[0].stitch, size, 1.0)
         self.capacity = size / statistics.median(times)
-        return World(size / self.choices.rows[0][size] / self.capacity, spread=float(np.std(np.log(times))))
+        return World(size / row[size] / self.capacity, spread=float(np.std(np.log(times))))
 
     def bare(self, stitch: int, batch: int, seconds: float) -> float:
         """Median seconds of a call of the net in this process."""
@@ -354,7 +356,7 @@ class Bench:
             middle = (low + high) // 2
             choice = self.choices.choices[middle]
             share, _ = self.in_time(await self.client.send(moments, f'stitch={choice.stitch}'))
-            if share >= min(attained, 99.9):
+            if share >= min(attained, 100 * ATTAINMENT):
                 found, low = (choice, share), middle + 1
             else:
                 high = middle - 1

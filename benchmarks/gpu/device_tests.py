@@ -7,15 +7,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.part import Options, Report
+from benchmarks.gpu.part import COMPILING, Options, Report
 
 ROOT = Path(__file__).parents[2]
 FIRST, LAST = ['test_running.py', 'test_training.py'], 'test_compiling.py'
 """Files of tests in the order of their worth; what compiles may take the rest of the time."""
-
-
-COMPILING = 30.0
-"""Seconds that a test which compiles is given at least; with fewer it is skipped, so that the part ends by itself."""
 
 
 class _Watch:

@@ -36,6 +36,8 @@ PARTS = (
     Part('A family trained from scratch', 2.4, 'benchmarks.gpu.cifar_family'),
 )
 """In the order of their worth."""
+COMPILING = 30.0
+"""Seconds that what compiles is given at least; with fewer it is left out, so that a part ends by itself."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ class Report:
         """Until the part is cut."""
         return self.end - time.monotonic()
 
-    def enough_for(self, what: str, seconds: float) -> bool:
-        """Whether so many seconds are left; notes otherwise that something is left out."""
-        left = self.seconds_left
+    def can_compile(self, what: str, tiny: bool) -> bool:
+        """Whether there is time to compile; notes otherwise that something is left out."""
+        left, seconds = self.seconds_left, COMPILING / 6 if tiny else COMPILING
         if left < seconds:
             self.note(f'{what}: left out, because {left:.0f} s are left and it may take {seconds:.0f} s')
         return left >= seconds

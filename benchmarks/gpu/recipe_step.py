@@ -162,7 +162,7 @@ def run(options: Options, report: Report) -> None:
             with report.trying(f'batch {batch}'):
                 bench.choose(batch, steps)
                 for variant in variants:
-                    if variant.compiled and not report.enough_for(variant.name, 5 if options.tiny else 30):
+                    if variant.compiled and not report.can_compile(variant.name, options.tiny):
                         continue
                     with report.trying(f'{variant.name} at batch {batch}'):
                         rate = fitting(bench, variant, Path(folder) / f'answers{batch}', peak, report)

@@ -52,7 +52,7 @@ def run(options: Options, report: Report) -> None:
         with report.trying('profile'):
             against_stopwatch(net, listed, batches[1], options, report)
         # last, because compiling may take the rest of the time
-        if report.enough_for('compiled blocks', 5 if options.tiny else 30):
+        if report.can_compile('compiled blocks', options.tiny):
             with report.trying('compiled blocks'):
                 compiled(listed, batches[-1], options, report)
 

@@ -141,7 +141,7 @@ def describe_anchor(anchor: Anchor) -> AnchorRow:
     source = anchor.recipe()
     if source is None:
         raise SnnetError(
-            f'{anchor.name} cannot be saved: timm.create_model did not make it, or a release that notes nothing. '
+            f'{anchor.name} cannot be saved: timm.create_model did not make it, or noted nothing (older releases). '
             f'as_anchor(..., source=Source(model, args)) says how to build it again'
         )
     try:

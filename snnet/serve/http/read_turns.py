@@ -42,7 +42,7 @@ class ReadTurns:
         self._moment: float | None = None
         self._now = 0.0
         self._looked: float | None = None
-        """When the loop looked for data, before it does so next; None where it waits for some."""
+        """When the loop last looked for data; None where it waits for some."""
         self._watches = False
         self._begun = 0
         self._held: deque[Reader] = deque()
