@@ -37,6 +37,7 @@ def create_stitchable_net(
     step: int = 1,
     nearest: bool = True,
     direction: str = 'fast_to_slow',
+    stage_ends: bool = False,
     official: bool = False,
     drop_path_rate: float | None = None,
 ) -> StitchableNet:
@@ -54,6 +55,7 @@ def create_stitchable_net(
         nearest: stitch only anchors next to each other in cost.
         direction: 'fast_to_slow', 'slow_to_fast' or 'two_way'; or 'snnetv2', the space of SN-Netv2
             for two networks (see `list_stitches`).
+        stage_ends: also join anchors where their stages end, not only within stages.
         official: follow the published implementation where it deviates (docs/exactness.md).
         drop_path_rate: stochastic depth while training.
 
@@ -61,7 +63,7 @@ def create_stitchable_net(
         SnnetError: with a sentence that says what was asked and what is possible.
     """
     named = _named(anchors)
-    _check_options(nearest, drop_path_rate)
+    _check_options({'nearest': nearest, 'stage_ends': stage_ends}, drop_path_rate)
     drop_path_rate = None if drop_path_rate is None else float(drop_path_rate)
     num_classes = None if num_classes is None else whole_number('num_classes', num_classes)
     img_size = _common_size(named) if img_size is None else whole_number('img_size', img_size, least=1)
@@ -82,14 +84,18 @@ def create_stitchable_net(
         )
     parts = {anchor.name: part_flops(anchor) for anchor in built}
     ordered = _sorted_by_cost(built, parts)
-    stitches = list_stitches(ordered, window=window, step=step, nearest=nearest, direction=direction, official=official)
+    stitches = list_stitches(
+        ordered, window=window, step=step, nearest=nearest, direction=direction, stage_ends=stage_ends,
+        official=official,
+    )  # fmt: skip
     return measure_costs(StitchableNet(ordered, stitches), parts)
 
 
-def _check_options(nearest: object, drop_path_rate: object) -> None:
-    """Refuses a `nearest` that is not a bool, and a rate out of range."""
-    if not isinstance(nearest, bool | np.bool_):
-        raise SnnetError(f'nearest is True or False, not {nearest!r}')
+def _check_options(switches: dict[str, object], drop_path_rate: object) -> None:
+    """Refuses switches that are not bools, and a rate out of range."""
+    for name, value in switches.items():
+        if not isinstance(value, bool | np.bool_):
+            raise SnnetError(f'{name} is True or False, not {value!r}')
     if drop_path_rate is not None and not (isinstance(drop_path_rate, Real) and 0 <= float(drop_path_rate) < 1):
         raise SnnetError(f'drop_path_rate is a share of at least 0 and below 1, not {drop_path_rate!r}')
 

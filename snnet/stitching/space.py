@@ -28,6 +28,7 @@ def list_stitches(
     step: int = 1,
     nearest: bool = True,
     direction: str = 'fast_to_slow',
+    stage_ends: bool = False,
     official: bool = False,
 ) -> tuple[Stitch, ...]:
     """All stitches of anchors given from small to large, in the published order of ids.
@@ -38,8 +39,8 @@ def list_stitches(
     'two_way' lists all of these from small to large, then from large to small with separate stitch layers. Without the
     nearest-anchor rule, chains that leave an anchor for another one and return to it come last.
 
-    'snnetv2' is the space of SN-Netv2, which follows another rule (see `snnetv2_stitches`) and ignores window, step and
-    nearest.
+    'snnetv2' is the space of SN-Netv2, which follows another rule (see `snnetv2_stitches`) and ignores window, step,
+    nearest and stage_ends.
 
     Args:
         anchors: from small to large, with distinct names; a single anchor makes one stitch, itself.
@@ -48,6 +49,9 @@ def list_stitches(
         nearest: stitch only neighbors in cost.
         direction: 'fast_to_slow' goes from the smaller anchor to the larger, 'slow_to_fast' the other way, 'two_way'
             both ways; 'snnetv2' for the space of SN-Netv2.
+        stage_ends: also leave the front where a stage ends, for an end that begins with its next stage; the rules join
+            blocks within a stage only. Such stitches follow the others of a direction, and each join has a stitch
+            layer of its own. A network of one stage, such as a ViT, has none.
         official: follow the published implementation in how the unpaired rule shares stitch layers, and in steps wider
             than the window.
 
@@ -68,7 +72,7 @@ def list_stitches(
         _log.warning(
             'step %d would leave out the blocks between two windows of %d: windows advance by %d', step, window, window
         )
-    space = _Space(list(anchors), window, step, official)
+    space = _Space(list(anchors), window, step, stage_ends, official)
     pairs = sorted(combinations(range(len(anchors)), 2), key=lambda pair: pair[1] - pair[0])
     near, apart = pairs[: len(anchors) - 1], pairs[len(anchors) - 1 :]
     triples = list(combinations(range(len(anchors)), 3))
@@ -164,14 +168,14 @@ def _stages_in_words(span: Sequence[Sequence[int]]) -> str:
 class _Space:
     """Numbers the stitch layers while the stitches of a list of anchors, from small to large, are listed."""
 
-    def __init__(self, anchors: list[Anchor], window: int, step: int, official: bool) -> None:
+    def __init__(self, anchors: list[Anchor], window: int, step: int, stage_ends: bool, official: bool) -> None:
         self.anchors = anchors
-        self.window, self.step, self.official = window, step, official
+        self.window, self.step, self.stage_ends, self.official = window, step, stage_ends, official
         self.joins: dict[tuple[int, ...], list[_PlacedJoin]] = {}
         self.layers: dict[tuple[Hashable, ...], int] = {}
 
     def two_legs(self, pairs: Sequence[tuple[int, ...]]) -> list[Stitch]:
-        """Stitches of the pairs (front, end): stage by stage, pair by pair, join by join."""
+        """Stitches of the pairs (front, end): stage by stage, pair by pair, join by join; then those of stage ends."""
         matched = {pair: matching_stages(self.anchors[pair[0]], self.anchors[pair[1]]) for pair in pairs}
         placed: list[_PlacedJoin] = []
         for turn in range(max((len(stages) for stages in matched.values()), default=0)):
@@ -180,6 +184,10 @@ class _Space:
                     found = list(self._joins_of(pair, *matched[pair][turn]))
                     self.joins.setdefault(pair, []).extend(found)
                     placed += found
+        for pair in pairs if self.stage_ends else ():
+            found = list(self._stage_ends_of(pair))
+            self.joins.setdefault(pair, []).extend(found)
+            placed += found
         for front, end in pairs:
             if abs(end - front) == 1 and not self.joins.get((front, end)):
                 raise CannotStitch(_why_not(self.anchors[front], self.anchors[end]))
@@ -212,6 +220,12 @@ class _Space:
                 layer = self.layers.setdefault(key, len(self.layers))
                 yield _PlacedJoin(pair[0], pair[1], stop, start, layer)
 
+    def _stage_ends_of(self, pair: tuple[int, ...]) -> Iterator[_PlacedJoin]:
+        front, end = self.anchors[pair[0]], self.anchors[pair[1]]
+        for stop, start in matching_stage_ends(front, end):
+            layer = self.layers.setdefault((*pair, 'stage end', stop, start), len(self.layers))
+            yield _PlacedJoin(pair[0], pair[1], stop, start, layer)
+
 
 def matching_stages(front: Anchor, end: Anchor) -> list[tuple[int, int]]:
     """Pairs of stitched stages that run on the same grid with the same prefix, in order."""
@@ -224,6 +238,15 @@ def matching_stages(front: Anchor, end: Anchor) -> list[tuple[int, int]]:
             matches.append((stage, match))
             free = [other for other in free if other > match]
     return matches
+
+
+def matching_stage_ends(front: Anchor, end: Anchor) -> list[tuple[int, int]]:
+    """Positions (stop, start) at which a stage of each ends on the same grid with the same prefix, in order.
+
+    The last stage of a network does not count: only the head is behind it.
+    """
+    stops, starts = ([span[-1] + 1 for span in anchor.blocks()[:-1]] for anchor in (front, end))
+    return [(a, b) for a in stops for b in starts if front.boundaries[a].joins(end.boundaries[b])]
 
 
 def _inside(anchor: Anchor, stage: int) -> Boundary:

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 EACH = 'each'
 TUNED = ('heads', 'stitches', 'lora', 'all', EACH)
 """What may be trained of a net, from little to all."""
-_OF_THE_SPACE = ('window', 'step', 'nearest', 'direction', 'drop_path', 'img_size')
+_OF_THE_SPACE = ('window', 'step', 'nearest', 'direction', 'stage_ends', 'drop_path', 'img_size')
 """Settings that a net which is there already has decided."""
 
 
@@ -60,6 +60,7 @@ class NetSettings:
     step: int = option(1, 'advance of the sliding window')
     nearest: bool = option(True, 'stitch only anchors next to each other in cost')
     direction: str = option('fast_to_slow', 'fast_to_slow, slow_to_fast or two_way')
+    stage_ends: bool = option(False, 'also join networks where their stages end, not only within stages')
     drop_path: float | None = option(None, 'rate of stochastic depth')
     freeze_anchors: bool = option(False, 'train stitch layers only; of a reassembled network seams, head, new stem')
     freeze_bn: bool = option(False, 'keep the BatchNorm statistics of the anchors; scale and shift are trained')
@@ -114,6 +115,7 @@ def _built(settings: NetSettings, data: TrainDataSettings | None) -> StitchableN
         step=settings.step,
         nearest=settings.nearest,
         direction=settings.direction,
+        stage_ends=settings.stage_ends,
         drop_path_rate=settings.drop_path,
     )
 
@@ -132,7 +134,7 @@ def start_net(settings: NetSettings, classes: int | None) -> StitchableNet:
         return create_stitchable_net(
             settings.from_, pretrained=settings.pretrained, num_classes=classes, img_size=settings.img_size,
             window=settings.window, step=settings.step, nearest=settings.nearest, direction=settings.direction,
-            drop_path_rate=settings.drop_path,
+            stage_ends=settings.stage_ends, drop_path_rate=settings.drop_path,
         )  # fmt: skip
     file = os.path.isfile(settings.from_)  # of a whole net, or of a single network that has to be named
     if not file:

@@ -12,7 +12,18 @@ from hypothesis import given, strategies as st
 import snnet
 from snnet import CannotStitch, Leg, SnnetError, list_stitches
 from snnet.stitching.pairing import Join, paired, unpaired
-from tests.helpers.families import FAMILIES, build, every_net, images, shared_net, swin, three_vits, vit
+from tests.helpers.families import (
+    FAMILIES,
+    build,
+    every_net,
+    family_net,
+    images,
+    resnet,
+    shared_net,
+    swin,
+    three_vits,
+    vit,
+)
 
 depths = st.integers(1, 24)
 
@@ -130,6 +141,62 @@ def test_networks_that_the_rule_of_snnetv2_does_not_fit_are_refused_saying_what_
         list_stitches(plain_pair(2, 3), direction='snnetv2')
     with pytest.raises(CannotStitch, match=r'small \(4 stages\)'):
         list_stitches(anchors_of(shared_net('resnet')), direction='snnetv2')
+
+
+def stage_ends_of(front, end):
+    """Every pair of positions where both networks leave a stage of one grid, as legs: by the meaning of the words."""
+    ends = [span[-1] + 1 for span in front.blocks()[:-1]]
+    begins = [span[-1] + 1 for span in end.blocks()[:-1]]
+    return {
+        (Leg(front.name, None, stop), Leg(end.name, start, None))
+        for stop in ends
+        for start in begins
+        if front.boundaries[stop].grid == end.boundaries[start].grid
+    }
+
+
+@pytest.mark.parametrize('direction', ['fast_to_slow', 'slow_to_fast', 'two_way'])
+@pytest.mark.parametrize('family', ['resnet', 'swin', 'levit', 'convnext', 'maps to windows'])
+def test_stage_ends_are_joined_on_demand_each_with_a_layer_of_its_own(family, direction):
+    small, large = anchors_of(shared_net(family))
+    plain = list_stitches([small, large], direction=direction)
+    more = list_stitches([small, large], direction=direction, stage_ends=True)
+    old = {stitch.legs for stitch in plain}
+    assert [stitch.legs for stitch in more if stitch.legs in old] == [stitch.legs for stitch in plain]
+    expected = {'fast_to_slow': [(small, large)], 'slow_to_fast': [(large, small)]}
+    expected['two_way'] = [pair for pairs in list(expected.values()) for pair in pairs]
+    added = [stitch for stitch in more if stitch.legs not in old]
+    assert {stitch.legs for stitch in added} == set().union(*(stage_ends_of(*pair) for pair in expected[direction]))
+    assert len(added) >= len(expected[direction]), 'there are some'
+    used = [stitch.layers for stitch in more]
+    assert all(used.count(stitch.layers) == 1 for stitch in added)
+
+
+def test_stage_ends_run_the_cheaper_the_later_the_front_ends():
+    net = family_net('resnet', stage_ends=True)
+    plain = {stitch.legs for stitch in shared_net('resnet').stitches}
+    added = [i for i, stitch in enumerate(net.stitches) if stitch.legs not in plain]
+    assert [str(net.stitches[i]) for i in added] == [
+        'small[:2] > large[2:]',
+        'small[:4] > large[5:]',
+        'small[:6] > large[9:]',
+    ]
+    with torch.no_grad():
+        assert all(net(images(64), stitch=i).isfinite().all() for i in added)
+    costs = [net.records[i].flops for i in added]
+    assert costs == sorted(costs, reverse=True), 'the earlier the front ends, the more of the large network runs'
+
+
+def test_stages_of_a_single_block_can_be_joined_where_they_end_only():
+    makers = [(name, partial(resnet, 'resnet18', (1, 1, 1, 1), width)) for name, width in (('a', 8), ('b', 16))]
+    with pytest.raises(CannotStitch, match='share grids but are too shallow there'):
+        build(*makers, size=64)
+    net = build(*makers, size=64, stage_ends=True)
+    assert [str(s) for s in net.stitches[2:]] == ['a[:1] > b[1:]', 'a[:2] > b[2:]', 'a[:3] > b[3:]']
+
+
+def test_networks_of_one_stage_have_no_stage_ends(vits):
+    assert list_stitches(vits, stage_ends=True) == list_stitches(vits)
 
 
 @given(front=depths, end=depths, official=st.booleans())
