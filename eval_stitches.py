@@ -11,7 +11,7 @@ import sys
 from snnet.budget.frontier import frontier_table
 from snnet.budget.plot import draw_curve
 from snnet.config.parse import parse
-from snnet.errors import MissingExtra, SnnetError
+from snnet.errors import MissingExtra, SnnetError, in_words
 from snnet.evaluation.eval_settings import EvalSettings
 from snnet.evaluation.evaluate import evaluate
 from snnet.evaluation.hits import HITS, read_hits
@@ -23,7 +23,7 @@ def main() -> int:
     try:
         net, output = evaluate(parse(EvalSettings, positional='net'))
     except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
-        print(f'eval_stitches.py: {error}', file=sys.stderr)
+        print(f'eval_stitches.py: {in_words(error)}', file=sys.stderr)
         return 2
     if os.environ.get('RANK', '0') == '0':
         print(frontier_table(net.records))

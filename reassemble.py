@@ -7,7 +7,7 @@ python train.py --from output/reassemble/net --data-dir /imagenet
 import sys
 
 from snnet.config.parse import parse
-from snnet.errors import MissingExtra, SnnetError
+from snnet.errors import MissingExtra, SnnetError, in_words
 from snnet.reassembly.candidate import format_candidates
 from snnet.reassembly.reassemble_settings import ReassembleSettings
 from snnet.reassembly.search import Search
@@ -31,7 +31,7 @@ def main() -> int:
         except MissingExtra as error:
             print(f'no pictures: {error}', file=sys.stderr)
     except (SnnetError, OSError) as error:  # OSError: a full disk, a folder without write permission
-        print(f'reassemble.py: {error}', file=sys.stderr)
+        print(f'reassemble.py: {in_words(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('reassemble.py: interrupted; the same command reuses a similarity that is finished', file=sys.stderr)

@@ -8,7 +8,7 @@ torchrun --nproc_per_node=8 train.py --anchors deit_tiny,deit_small,deit_base --
 import sys
 
 from snnet.config.parse import parse
-from snnet.errors import SnnetError
+from snnet.errors import SnnetError, in_words
 from snnet.training.recipes import IMPLIED, RECIPES
 from snnet.training.train_settings import TrainSettings
 from snnet.training.trainer import train
@@ -19,7 +19,7 @@ def main() -> int:
     try:
         train(parse(TrainSettings, recipes=RECIPES, implied=IMPLIED))
     except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
-        print(f'train.py: {error}', file=sys.stderr)
+        print(f'train.py: {in_words(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # Ctrl-C pressed twice
         print('train.py: interrupted; the same command continues from the last checkpoint', file=sys.stderr)

@@ -95,3 +95,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that names up to three known words like `word`, or nothing if none is similar."""
     near = get_close_matches(word, list(dict.fromkeys(known)), n=3)
     return f'; did you mean {" or ".join(near)}?' if near else ''
+
+
+def in_words(error: SnnetError | OSError) -> str:
+    """What a script shows of an error: its sentence, or the path and the reason where the system refused something.
+
+    Args:
+        error: an `OSError` is a disk that is full, a folder without write permission, and the like.
+    """
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"'{error.filename}' cannot be used: {error.strerror}"
+    return str(error)

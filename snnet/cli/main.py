@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: Sequence[str]) -> int:
     from ..config.parse import parse
-    from ..errors import SnnetError
+    from ..errors import SnnetError, in_words
     from ..utils.log import set_up_logging
 
     command = import_module(f'.{name}', __package__)
@@ -63,7 +63,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     try:
         done = command.run(parse(kind, arguments, positional=positional, prog=f'snnet {name}'))
     except (SnnetError, OSError) as error:  # OSError: the disk is full, or the folder may not be written
-        print(f'snnet {name}: {error}', file=sys.stderr)
+        print(f'snnet {name}: {in_words(error)}', file=sys.stderr)
         return 2
     return done if isinstance(done, int) else 0
 

@@ -65,3 +65,14 @@ def test_named_stitches_stay_without_accuracies(folder, tmp_path):
     net, smaller = (StitchableNet.from_pretrained(path) for path in (source, tmp_path / 'out'))
     assert {str(stitch) for stitch in smaller.stitches} >= {str(net.stitches[i]) for i in (3, 5)}
     assert main(['keep', source, '--output', str(tmp_path / 'out'), '--stitches', '3']) == 2
+
+
+def test_a_folder_that_the_system_refuses_is_named_without_an_error_number(folder, tmp_path, capsys):
+    (tmp_path / 'link').symlink_to('nowhere')
+    output = tmp_path / 'link' / 'out'
+    assert main(['keep', folder(1.0), '--output', str(output), '--stitches', '3']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"snnet keep: '{tmp_path / 'link'}")
+    assert 'cannot be used: ' in error
+    assert 'Errno' not in error
+    assert not output.exists()
