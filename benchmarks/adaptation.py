@@ -110,9 +110,11 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument(
         '--everywhere', action='store_true', help='cifar: join all positions with one grid, not only those of the rule'
     )
+    parser.add_argument('--stage-ends', action='store_true', help='also join networks where their stages end')
     parser.add_argument('--size', type=int, default=192, help='photographs: pixels')
     parser.add_argument('--swap', action='store_true', help='photographs: exchange the halves')
     parser.add_argument('--samples', type=int, default=4000, help='images to adapt with')
+    parser.add_argument('--blends', type=int, default=3, help='blends of two images to adapt with, beside each image')
     parser.add_argument('--stitches', default='', help="ids, such as '3-9,24' (default: all)")
     parser.add_argument('--minutes', type=float, default=10.0)
     parser.add_argument('--steps', type=int)
@@ -138,8 +140,9 @@ def main() -> None:
     plain, before = copy.deepcopy(net), measure(net, test, anchors + ids)
     begin = time.process_time()
     done = snnet.adapt(
-        net, [images], args.minutes, steps=args.steps, samples=len(images), stitches=ids, blocks=args.blocks,
-        batch_size=args.batch_size, lr=args.lr, temperature=args.temperature, storage=args.storage, seed=args.seed,
+        net, [images], args.minutes, steps=args.steps, samples=len(images), blends=args.blends, stitches=ids,
+        blocks=args.blocks, batch_size=args.batch_size, lr=args.lr, temperature=args.temperature,
+        storage=args.storage, seed=args.seed,
     )  # fmt: skip
     seconds, after = time.process_time() - begin, measure(net, test, anchors + ids)
     with torch.inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -47,14 +48,14 @@ def digits(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labe
         net = snnet.StitchableNet.from_pretrained(args.net)
     else:
         names = ','.join(f'{name}={args.paths[0]}/{name}.safetensors' for name in SIZES)
-        net = snnet.create_stitchable_net(names, pretrained=False, direction=args.direction).eval()
+        net = snnet.create_stitchable_net(names, pretrained=False, **space(args)).eval()
         initialize(net, images[:1000])
     return net, (images[:1000], labels[:1000]), (images[1000:], labels[1000:])
 
 
 def cifar(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled]:
     """Training sprites to adapt, the test sprite to test."""
-    net = cifar_net(args.paths[0], (args.anchors or 'cifar_resnet20,cifar_resnet56').split(','), args.direction)
+    net = cifar_net(args.paths[0], (args.anchors or 'cifar_resnet20,cifar_resnet56').split(','), **space(args))
     if args.everywhere:
         net = joined_everywhere([net.anchor(i) for i in range(len(net.anchors))], args.direction).eval()
     images, labels = sprites(args.paths[0], range(-(-args.samples // 1000)))
@@ -66,7 +67,7 @@ def vit(args: argparse.Namespace) -> tuple[snnet.StitchableNet, Labeled, Labeled
     """Training sprites to adapt, the 4,000 validation images of that script to test."""
     names = args.anchors or 'cifar_vit32,cifar_vit64'
     listed = ','.join(f'{name}={args.paths[1]}/{name}.safetensors' for name in names.split(','))
-    net = snnet.create_stitchable_net(listed, pretrained=False, direction=args.direction).eval()
+    net = snnet.create_stitchable_net(listed, pretrained=False, **space(args)).eval()
     images, labels = load(args.paths[0], TRAIN)
     some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: args.samples]
     initialize(net, images[some[:1000]])
@@ -126,7 +127,12 @@ def mobilenet_v1(args: argparse.Namespace, name: str) -> snnet.Anchor:
 
 def stitched(args: argparse.Namespace, anchors: list[snnet.Anchor]) -> snnet.StitchableNet:
     """A net of all stitches of one design."""
-    return snnet.create_stitchable_net(anchors, pretrained=False, direction=args.direction)
+    return snnet.create_stitchable_net(anchors, pretrained=False, **space(args))
+
+
+def space(args: argparse.Namespace) -> dict[str, Any]:
+    """Which stitches the net has."""
+    return {'direction': args.direction, 'stage_ends': args.stage_ends}
 
 
 def halves(args: argparse.Namespace, net: snnet.StitchableNet) -> tuple[snnet.StitchableNet, Labeled, Labeled]:

@@ -16,6 +16,7 @@ import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -67,10 +68,16 @@ def sprites(source: Path, numbers: Sequence[int]) -> Labeled:
     return (images - mean) / std, torch.tensor([label for _, labels in parts for label in labels])
 
 
-def cifar_net(source: Path, names: Sequence[str], direction: str = 'fast_to_slow') -> snnet.StitchableNet:
-    """CIFAR-10 ResNets of some depths, stitched; a name may bring its own weights (NAME=FILE)."""
+def cifar_net(source: Path, names: Sequence[str], **options: Any) -> snnet.StitchableNet:
+    """CIFAR-10 ResNets of some depths, stitched; a name may bring its own weights (NAME=FILE).
+
+    Args:
+        source: folder of the networks.
+        names: of the networks.
+        options: of `create_stitchable_net`.
+    """
     anchors = [snnet.as_anchor(cifar_resnet(source, name), name.partition('=')[0]) for name in names]
-    return snnet.create_stitchable_net(anchors, pretrained=False, direction=direction).eval()
+    return snnet.create_stitchable_net(anchors, pretrained=False, **options).eval()
 
 
 def cifar_resnet(source: Path, name: str) -> nn.Module:

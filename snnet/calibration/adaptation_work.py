@@ -20,6 +20,7 @@ from ..utils.digest import digest_of_tensors
 from ..utils.progress import Progress
 from .adaptation import Adaptation, AdaptedStitch
 from .agreement import agreement_of, agreements, compare, mixed_agreements
+from .blended_images import BlendedImages
 from .finished_stitches import FinishedStitches
 from .fit_stitch import FitSettings, StitchFit
 from .image_chunks import image_chunks
@@ -40,13 +41,17 @@ class AdaptationWork:
         net: receives what is kept.
         images: all of them (n, C, H, W).
         ids: of the stitches that are looked at.
+        blends: of two images, to fit to beside each image that does not judge.
+        seed: of the blends.
         cache_gb: most gigabytes of features to keep.
         quiet: show no progress.
         note: called with the number of updates after each.
 
     Attributes:
-        judges: which images judge (n,).
-        answers: of the largest anchor (n, classes).
+        images: those given, followed by blends of those that do not judge.
+        judges: indices of the images that judge; blends never do.
+        learners: indices of the others, blends among them.
+        answers: of the largest anchor (len(images), classes).
         before: agreement of these stitches and of the anchors.
     """
 
@@ -55,14 +60,19 @@ class AdaptationWork:
         net: StitchableNet,
         images: Tensor,
         ids: Sequence[int],
+        blends: int,
+        seed: int,
         cache_gb: float,
         quiet: bool,
         note: Callable[[int], object] | None = None,
     ) -> None:
-        self.net, self.images, self.cache_gb, self.quiet, self.note = net, images, cache_gb, quiet, note
-        self.judges = torch.arange(len(images)) % _JUDGES == _JUDGES - 1
-        self.answers = torch.cat([_largest(net, chunk) for chunk in torch.split(images, _CHUNK)])
-        chunks = torch.split(images[self.judges], _CHUNK)
+        self.net, self.cache_gb, self.quiet, self.note = net, cache_gb, quiet, note
+        judging = torch.arange(len(images)) % _JUDGES == _JUDGES - 1
+        self.judges = judging.nonzero().squeeze(1)
+        self.images = BlendedImages(images, (~judging).nonzero().squeeze(1), blends, seed)
+        self.learners = torch.cat([(~judging).nonzero().squeeze(1), torch.arange(len(images), len(self.images))])
+        self.answers = torch.cat([_largest(net, chunk) for chunk in self.images.chunks(_CHUNK)])
+        chunks = [self.images[rows] for rows in torch.split(self.judges, _CHUNK)]
         answers = torch.split(self.answers[self.judges], _CHUNK)
         anchors = [record.stitch for record in net.records if record.anchor]
         self.before = agreements(net, {*anchors, *ids}, chunks, answers, quiet)
@@ -79,7 +89,7 @@ class AdaptationWork:
             done: what an earlier call has done.
         """
         kind = ('several labels',) if self.net.several_labels else ()
-        about = repr((settings, ids, None if settings.steps else minutes, *kind))
+        about = repr((settings, len(self.images), ids, None if settings.steps else minutes, *kind))
         done.open(hashlib.sha256(f'{about}{self._digest()}'.encode()).hexdigest()[:16])
         settings = replace(settings, steps=settings.steps or done.steps or self._affordable(ids, settings, minutes))
         done.begin(settings.steps)
@@ -95,25 +105,26 @@ class AdaptationWork:
 
     def report(self, rows: Sequence[AdaptedStitch], steps: int) -> Adaptation:
         """What was done, with the storage that it takes."""
-        own, judging = self.net.own_parameters, int(self.judges.sum())
+        own, judging = self.net.own_parameters, len(self.judges)
         held = sum(parameter.numel() for parameter in self.net.parameters())
-        return Adaptation(rows, (len(self.judges) - judging, judging), steps, own.count() if own else 0, held)
+        return Adaptation(rows, (len(self.images.images) - judging, judging), steps, own.count() if own else 0, held)
 
     def _digest(self) -> str:
         """Tells apart what a fit depends on beside its settings: the net, with what stitches have, and the images."""
-        return digest_of_tensors({**self.net.state_dict(), 'images': self.images})
+        return digest_of_tensors({**self.net.state_dict(), 'images': self.images.images})
 
     @torch.enable_grad()
     def _affordable(self, ids: Sequence[int], settings: FitSettings, minutes: float) -> int:
         """Steps of each stitch that fit into the time, by a timed step of each."""
         seconds = 0.0
-        batch = self.images[~self.judges][: settings.batch_size]
+        batch = self.images[self.learners[: settings.batch_size]]
+        answers = self.answers[self.learners[: settings.batch_size]]
         for stitch in ids:
             fit = StitchFit(self.net, stitch, settings.blocks)
             x, optimizer = fit.front(batch), fit.optimizer(0.0)
             for _ in range(2):  # the first one is slower
                 begin = time.perf_counter()
-                fit.step(optimizer, x, self.answers[~self.judges][: len(batch)], settings.temperature)
+                fit.step(optimizer, x, answers, settings.temperature)
             seconds += time.perf_counter() - begin
         return max(1, int(_SHARE * 60 * minutes / seconds))
 
@@ -145,14 +156,13 @@ class AdaptationWork:
         fit = StitchFit(self.net, stitch, settings.blocks)
         features = self._features(fit)
         old = self._judged(fit, features)
-        rows = (~self.judges).nonzero().squeeze(1)
 
         def note(steps: int) -> None:
             progress.update(steps, f'stitch {stitch}')
             if self.note is not None:
                 self.note(steps)
 
-        fit.fit(features, self.answers, rows, settings, note)
+        fit.fit(features, self.answers, self.learners, settings, note)
         new = self._judged(fit, features)
         kept = bool(new.isfinite().all()) and float(new[1].mean()) < float(old[1].mean())
         after = agreement_of(new if kept else old)
@@ -162,23 +172,23 @@ class AdaptationWork:
         return AdaptedStitch(stitch, record.legs, record.flops or 0, before, after, mixed, kept, count), values
 
     @torch.no_grad()
-    def _judged(self, fit: StitchFit, features: Tensor) -> Tensor:
+    def _judged(self, fit: StitchFit, features: Tensor | BlendedImages) -> Tensor:
         """What `compare` says of each image that judges (2, n)."""
-        rows = torch.split(self.judges.nonzero().squeeze(1), _CHUNK)
+        rows = torch.split(self.judges, _CHUNK)
         several = self.net.several_labels
         return torch.cat([compare(fit.behind(features[chunk]), self.answers[chunk], several) for chunk in rows], 1)
 
-    def _features(self, fit: StitchFit) -> Tensor:
-        """Features at the first join of all images, kept for the next stitch with the same front."""
+    def _features(self, fit: StitchFit) -> Tensor | BlendedImages:
+        """Features at the first join of all images and blends, kept for the next stitch with the same front."""
         tables = self.net.tables(fit.stitch)
         key = fit.legs[0], fit.stitch if tables is not None and tables[0] else None
         if self._front is None or self._front[0] != key:
             self._front = None  # first, so that two are never held
-            first = fit.front(self.images[:1])
+            first = fit.front(self.images[[0]])
             if first.numel() * first.element_size() * len(self.images) > 1e9 * self.cache_gb:
                 fit.from_images = True
                 return self.images
-            self._front = key, torch.cat([fit.front(chunk) for chunk in torch.split(self.images, _CHUNK)])
+            self._front = key, torch.cat([fit.front(chunk) for chunk in self.images.chunks(_CHUNK)])
         return self._front[1]
 
 

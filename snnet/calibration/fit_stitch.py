@@ -16,6 +16,7 @@ from ..net.extract import ExtractedStitch
 from ..net.own_parameters import names_behind
 from ..net.stitchable_net import StitchableNet
 from ..utils.seeds import generator
+from .blended_images import BlendedImages
 from .divergence import divergence
 
 _WARM_UP = 0.1
@@ -108,7 +109,7 @@ class StitchFit:
     @torch.enable_grad()
     def fit(
         self,
-        features: Tensor,
+        features: Tensor | BlendedImages,
         answers: Tensor,
         rows: Tensor,
         settings: FitSettings,
@@ -117,7 +118,7 @@ class StitchFit:
         """Runs all steps.
 
         Args:
-            features: at the first join (n, ...), or images with `from_images`.
+            features: at the first join (n, ...), or the images themselves with `from_images`.
             answers: logits of the largest anchor (n, classes).
             rows: indices of the images that fit.
             settings: how.

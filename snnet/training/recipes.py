@@ -59,6 +59,7 @@ teacher is the largest anchor with its fitted head.
 ADAPT: dict[str, Any] = {
     **SNNET,
     'direction': 'two_way',
+    'stage_ends': True,
     'epochs': 0,
     'freeze_anchors': True,
     'model_ema': False,
@@ -70,7 +71,8 @@ ADAPT: dict[str, Any] = {
 """Anchors stay as they are, bit for bit: stitch layers by least squares, then each stitch adapts (`snnet.adapt`).
 
 No step trains stitches together, so this takes minutes on a CPU. Stitches lead both ways, because it is not known
-beforehand which way is better; `snnet keep` leaves those that are worth having (docs/adapt.md).
+beforehand which way is better, and networks of several stages are also joined where stages end, which was best for
+residual ones; `snnet keep` leaves those that are worth having (docs/adapt.md).
 """
 
 IMPLIED = {'from_': 'own'}

@@ -102,3 +102,4 @@ def test_the_recipe_moves_no_anchor_and_takes_no_step():
     assert settings.net.freeze_anchors
     assert settings.schedule.epochs == 0
     assert settings.adaptation.wanted
+    assert (settings.net.direction, settings.net.stage_ends) == ('two_way', True)
