@@ -121,7 +121,8 @@ class AdaptationWork:
         answers = self.answers[self.learners[: settings.batch_size]]
         for stitch in ids:
             fit = StitchFit(self.net, stitch, settings.blocks)
-            x, optimizer = fit.front(batch), fit.optimizer(0.0)
+            fit.from_images = not self._is_kept(fit)
+            x, optimizer = batch if fit.from_images else fit.front(batch), fit.optimizer(0.0)
             for _ in range(2):  # the first one is slower
                 begin = time.perf_counter()
                 fit.step(optimizer, x, answers, settings.temperature)
@@ -184,12 +185,16 @@ class AdaptationWork:
         key = fit.legs[0], fit.stitch if tables is not None and tables[0] else None
         if self._front is None or self._front[0] != key:
             self._front = None  # first, so that two are never held
-            first = fit.front(self.images[[0]])
-            if first.numel() * first.element_size() * len(self.images) > 1e9 * self.cache_gb:
+            if not self._is_kept(fit):
                 fit.from_images = True
                 return self.images
             self._front = key, torch.cat([fit.front(chunk) for chunk in self.images.chunks(_CHUNK)])
         return self._front[1]
+
+    def _is_kept(self, fit: StitchFit) -> bool:
+        """Whether features at the first join of all images are few enough to be kept."""
+        first = fit.front(self.images[[0]])
+        return first.numel() * first.element_size() * len(self.images) <= 1e9 * self.cache_gb
 
 
 def collect_images(net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]], samples: int) -> Tensor:

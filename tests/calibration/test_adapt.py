@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -179,6 +180,19 @@ def test_minutes_become_steps_that_a_resumed_call_takes_over(plain, tmp_path):
     assert done.steps >= 1
     assert adapted(second, **options).steps == done.steps
     assert (first.own_parameters is None) == (second.own_parameters is None)
+
+
+def test_minutes_count_the_front_where_its_features_are_not_kept(plain, monkeypatch):
+    front = StitchFit.front
+
+    def slow_front(self, x):
+        time.sleep(0.1)
+        return front(self, x)
+
+    monkeypatch.setattr(StitchFit, 'front', slow_front)
+    options = {'steps': None, 'minutes': 0.01, 'stitches': [2], 'blends': 0}  # 0.6 seconds
+    kept, not_kept = (adapted(copy.deepcopy(plain), cache_gb=cache, **options).steps for cache in (1.0, 1e-9))
+    assert not_kept < 0.6 / 0.1 <= kept
 
 
 @pytest.mark.slow  # seconds
