@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.service import Client, Reply, Server
+from benchmarks.service import Client, Held, Reply, Server
 
 served: Any = import_module('tests.helpers.served')  # by name, because tests are not checked by mypy
 fuzz: Any = import_module('tests.serve.http.test_fuzz')
@@ -82,15 +82,15 @@ async def attack(server: Server, count: int, seed: int) -> str:
     async def one_after_the_other() -> None:
         for number in left:
             if number in (count // 5, count // 2):
-                sizes.append(server.memory())
+                sizes.append(Held.by(server.process.pid, *server.children()))
             statuses[await send_malformed(server.port, draw)] += 1
 
     await asyncio.gather(*(one_after_the_other() for _ in range(8)))
     await asyncio.sleep(6)  # headers may take five seconds
-    sizes.append(server.memory())
+    sizes.append(Held.by(server.process.pid, *server.children()))
     good = await Client(server.port, served.npy(np.zeros(SIZE, np.float32))).ask('deadline_ms=10000')
     failed = sum(number for status, number in statuses.items() if status >= 500)
-    grown = ', '.join(f'{size[0]:.0f} MB, {size[1]} threads, {size[2]} files' for size in sizes)
+    grown = ', '.join(f'{size.megabytes:.0f} MB, {size.threads} threads, {size.files} files' for size in sizes)
     return (
         f'{count} malformed requests: {failed} of status 500 and above, {dict(sorted(statuses.items()))} (0: closed); '
         f'after a fifth, half and all: {grown}; the next good request: {good.status}'

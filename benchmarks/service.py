@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,33 @@ def make_net(anchors: str, folder: Path) -> Path:
     net.records = [replace(r, top1=60 + 8 * float(np.log((r.flops or 1) / least)), n=1000) for r in net.records]
     net.save_pretrained(folder)
     return folder
+
+
+class Held(NamedTuple):
+    """What processes hold: megabytes, threads and open files.
+
+    Pages of files are left out: the kernel takes them back when it likes, and a leak has none of them.
+    """
+
+    megabytes: float
+    threads: int
+    files: int
+
+    @classmethod
+    def by(cls, *pids: int) -> Held:
+        """What these processes hold together."""
+        return cls.sum(_memory(Path(f'/proc/{pid}')) for pid in pids)
+
+    @classmethod
+    def sum(cls, parts: Iterable[Held]) -> Held:
+        """What several of them hold together."""
+        return cls(*map(sum, zip((0.0, 0, 0), *parts, strict=True)))
+
+
+def _memory(folder: Path) -> Held:
+    status = dict(line.split(':', 1) for line in (folder / 'status').read_text().splitlines())
+    kilobytes = sum(int(status.get(name, '0').split()[0]) for name in ('RssAnon', 'RssShmem', 'VmSwap'))
+    return Held(kilobytes / 1000, len([*(folder / 'task').iterdir()]), len([*(folder / 'fd').iterdir()]))
 
 
 @dataclass
@@ -113,10 +140,9 @@ class Server:
             for task in Path(f'/proc/{pid}/task').iterdir():
                 os.sched_setaffinity(int(task.name), own)
 
-    def memory(self) -> tuple[float, int, int]:
-        """Megabytes (without pages of files), threads and open files of its processes."""
-        found = [_memory(Path(f'/proc/{pid}')) for pid in (self.process.pid, *self.children())]
-        return sum(row[0] for row in found), sum(row[1] for row in found), sum(row[2] for row in found)
+    def held(self) -> dict[str, Held]:
+        """What the process that reads requests holds, and the one that computes."""
+        return {'reading': Held.by(self.process.pid), 'computing': Held.by(*self.children())}
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds of the process that reads requests, and of the one that computes."""
@@ -130,13 +156,6 @@ class Server:
         """Ends it; its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
-
-
-def _memory(folder: Path) -> tuple[float, int, int]:
-    """What a process holds itself: the kernel takes back pages of files, which a leak has none of, when it likes."""
-    status = dict(line.split(':', 1) for line in (folder / 'status').read_text().splitlines())
-    kilobytes = sum(int(status.get(name, '0').split()[0]) for name in ('RssAnon', 'RssShmem', 'VmSwap'))
-    return kilobytes / 1000, len([*(folder / 'task').iterdir()]), len([*(folder / 'fd').iterdir()])
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -382,23 +401,37 @@ class Bench:
         )
 
     async def soak(self, minutes: float, loads: list[float]) -> str:
-        """Memory, threads and files at a mixed load."""
-        rows, statuses, end = [], Counter[int](), time.monotonic() + 60 * minutes
+        """Memory by process, threads and files at a mixed load."""
+        rows, statuses, end = list[tuple[float, dict[str, Held]]](), Counter[int](), time.monotonic() + 60 * minutes
         while time.monotonic() < end:
             for load in loads:
                 arrivals = draw_arrivals('bursts', load * self.capacity, 5.0, self.seed, period=1.0)
                 statuses.update(reply.status for reply in await self.client.send(arrivals))
-                rows.append((time.monotonic() / 60, *self.server.memory()))
-        kept = np.array(rows[len(rows) // 4 :])  # allocators grow at first
-        x = kept[:, 0] - kept[:, 0].mean()
-        slope = (x @ kept[:, 1]) / (x @ x)
-        rest = kept[:, 1] - kept[:, 1].mean() - slope * x
-        error = float(np.sqrt(rest @ rest / max(1, len(x) - 2) / (x @ x)))
-        ends = [f'{rows[i][2]} and {rows[i][3]}' for i in (len(rows) // 4, -1)]
+                rows.append((time.monotonic() / 60, self.server.held()))
+        quarter, half = rows[len(rows) // 4 :], rows[len(rows) // 2 :]  # allocators grow at first
+        first, last = (Held.sum(held.values()) for held in (quarter[0][1], rows[-1][1]))
         return (
-            f'{slope:+.3f} MB a minute (standard error {error:.3f}) at {kept[:, 1].mean():.0f} MB; threads and files '
-            f'{ends[0]}, at the end {ends[1]}; requests by status {dict(sorted(statuses.items()))}'
+            f'MB a minute after a quarter: {growths(quarter)}; in the second half: {growths(half)}; threads and files '
+            f'{first.threads} and {first.files}, at the end {last.threads} and {last.files}; requests by status '
+            f'{dict(sorted(statuses.items()))}'
         )
+
+
+def growths(rows: Sequence[tuple[float, dict[str, Held]]]) -> str:
+    """How fast the memory of each process grows, and that of all, from moments in minutes and what was held then."""
+    moments = np.array([minute for minute, _ in rows])
+    sizes = {name: np.array([held[name].megabytes for _, held in rows]) for name in rows[0][1]}
+    sizes['all'] = sum(sizes.values(), np.zeros(len(rows)))
+    return ', '.join(f'{name} {growth(moments, size)}' for name, size in sizes.items())
+
+
+def growth(minutes: np.ndarray, megabytes: np.ndarray) -> str:
+    """The slope of a line through memory over time, and its standard error if deviations have no memory themselves."""
+    x, y = minutes - minutes.mean(), megabytes - megabytes.mean()
+    slope = (x @ y) / (x @ x)
+    rest = y - slope * x
+    error = float(np.sqrt(rest @ rest / max(1, len(x) - 2) / (x @ x)))
+    return f'{slope:+.3f} (standard error {error:.3f}) at {megabytes.mean():.0f} MB'
 
 
 def rows_of(bench: Bench, args: argparse.Namespace) -> dict[str, Callable[[], Awaitable[str]]]:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -24,6 +23,8 @@ LARGEST_BATCH = 1024
 """Batches above this size never run: the work of a decision grows with it, and no request waits for so many others."""
 STEP = 0.05
 """Corrections of single stitches are rounded to this step of the logarithm, so that few corrected tables are built."""
+KEPT = 8
+"""Corrected tables that are remembered: a service needs the last one, and hardly ever comes back to older ones."""
 
 
 class Choice(NamedTuple):
@@ -80,6 +81,7 @@ class Choices:
         self._work: dict[int, tuple[float, ...]] = {}
         self._padded: dict[int, tuple[tuple[float, ...], ...]] = {1: self.fast}
         self._padded_arrays: dict[int, NDArray[np.float64]] = {}
+        self._corrected: dict[tuple[int, ...], Choices] = {}
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -168,20 +170,23 @@ class Choices:
 
     def corrected(self, steps: tuple[int, ...]) -> Choices:
         """Returns these choices with each time multiplied by exp(steps x `STEP`)."""
-        return self if not any(steps) else _corrected(self, steps)
-
-
-@lru_cache(maxsize=256)
-def _corrected(choices: Choices, steps: tuple[int, ...]) -> Choices:
-    factors = [math.exp(STEP * step) for step in steps]
-    corrected = copy(choices)
-    corrected.derive(  # all choices stay in their places, even if one is now slower than a more accurate one
-        tuple(
-            choice._replace(seconds=tuple(factor * second for second in choice.seconds))
-            for choice, factor in zip(choices.choices, factors, strict=True)
+        if not any(steps):
+            return self
+        known = self._corrected.get(steps)
+        if known is not None:
+            return known
+        factors = [math.exp(STEP * step) for step in steps]
+        corrected = copy(self)
+        corrected.derive(  # all choices stay in their places, even if one is now slower than a more accurate one
+            tuple(
+                choice._replace(seconds=tuple(factor * second for second in choice.seconds))
+                for choice, factor in zip(self.choices, factors, strict=True)
+            )
         )
-    )
-    return corrected
+        if len(self._corrected) >= KEPT:
+            self._corrected.clear()
+        self._corrected[steps] = corrected
+        return corrected
 
 
 def _timed(tables: Mapping[int, LatencyTable], stitch: int) -> tuple[tuple[float, ...], float]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -304,6 +306,15 @@ def test_a_choice_that_is_slower_than_its_table_is_told_apart_from_the_others():
             timing = timing.learned(choice, truth, expected)
     for choice, truth in ((0, 1.0), (1, 1.0), (2, 2.0)):
         assert timing.factor * math.exp(0.05 * timing.steps[choice]) == pytest.approx(truth, rel=0.1)
+
+
+def test_only_a_few_corrected_tables_are_remembered_and_the_last_one_is():
+    tables = [weakref.ref(THREE.corrected((steps, 0, 0))) for steps in range(1, 100)]
+    gc.collect()
+    assert sum(table() is not None for table in tables) <= 16
+    assert THREE.corrected((99, 0, 0)) is tables[-1]()
+    assert THREE.corrected((0, 0, 0)) is THREE
+    assert THREE.corrected((2, 0, 0)).choices[0].seconds[1] == pytest.approx(2 * math.exp(0.1))
 
 
 def test_measurements_that_are_none_teach_nothing():

@@ -36,6 +36,7 @@ class Recent:
 
     def add(self, happening: Happening) -> None:
         """Notes an image."""
+        self._forget(happening.moment - SECONDS)
         self._seen.append(happening)
 
     def attainment(self, now: float) -> float | None:
@@ -61,6 +62,9 @@ class Recent:
         }
 
     def _since(self, moment: float) -> list[Happening]:
-        while self._seen and self._seen[0].moment < moment:
-            self._seen.popleft()
+        self._forget(moment)
         return [*self._seen]
+
+    def _forget(self, before: float) -> None:
+        while self._seen and self._seen[0].moment < before:
+            self._seen.popleft()

@@ -77,6 +77,7 @@ class Context:
             found = await _all(futures)
         finally:
             timer.cancel()
+            futures.clear()  # an exception in one keeps this frame, which would keep the future, and the body with it
         now = self.service.clock()
         self.reserve.learn(now - max(answer.moment for answer in found))
         self.telemetry.answered(served, demand, now - arrived, found)
