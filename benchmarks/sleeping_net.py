@@ -66,6 +66,4 @@ if __name__ == '__main__':
     changed.measure_tables = tables
     changed = build_service
     changed._process_of = SleepingNet
-    changed = ServedNet
-    changed.warm_up = lambda served: None
     sys.exit(main())

@@ -32,6 +32,14 @@ START_SECONDS = 120.0
 """Longest time until a process has loaded its net."""
 TRIES = 5
 """How often a process that ends while it loads its net is started, one after the other."""
+WARM_SECONDS = 30.0, 10.0
+"""Longest parts of this in which it warms up: with the largest batches and single images, and with sizes between."""
+PRIMITIVES = 8192
+"""Operations that oneDNN keeps ready in it: one for each layer and batch size of every stitch.
+
+It keeps 1,024 unless told otherwise, which 16 batch sizes of three small networks exceed. Then it makes them again and
+again, between activations that come and go, and the memory of the process becomes full of holes.
+"""
 PAUSE = 30.0
 """Seconds after that many processes have ended, until another one is tried while serving."""
 
@@ -60,6 +68,7 @@ class NetProcess:
     def __init__(self, served: ServedNet, loading: Loading) -> None:
         self._served, self._loading = served, loading
         self._most = served.choices.most
+        self._stitches = [choice.stitch for choice in served.choices.choices]
         self._shapes = (self._most, *served.input_size), (self._most, served.net.num_classes)
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection[Any, Any] | None = None
@@ -87,7 +96,10 @@ class NetProcess:
             os.set_inheritable(theirs.fileno(), True)
             given = (theirs.fileno(), memory.fileno())
             code = f'from {__name__} import main; main({given[0]}, {given[1]})'
-            self._process = subprocess.Popen([sys.executable, '-c', code], pass_fds=given, stdin=subprocess.DEVNULL)
+            settings = {'ONEDNN_PRIMITIVE_CACHE_CAPACITY': str(PRIMITIVES), **os.environ}
+            self._process = subprocess.Popen(
+                [sys.executable, '-c', code], pass_fds=given, stdin=subprocess.DEVNULL, env=settings
+            )
             view = mmap.mmap(memory.fileno(), 0)
         loaded = self._loaded(ours)
         if loaded == [self._served.net.fingerprint]:
@@ -104,7 +116,7 @@ class NetProcess:
     def _loaded(self, pipe: Connection[Any, Any]) -> list[str | None]:
         """The fingerprint of the net that the process has loaded; nothing if it ended before, or took too long."""
         try:
-            pipe.send((asdict(self._loading), self._shapes))
+            pipe.send((asdict(self._loading), self._shapes, self._stitches, self._served.net.fingerprint))
             return [pipe.recv()] if pipe.poll(START_SECONDS) else []
         except (EOFError, OSError):
             return []
@@ -177,7 +189,7 @@ def _arrays(view: mmap.mmap, shapes: tuple[tuple[int, ...], tuple[int, ...]]) ->
 
 
 def main(pipe_number: int, memory_number: int) -> None:
-    """What the process does: loads the net, and computes until the pipe is closed.
+    """What the process does: loads the net, warms up, and computes until the pipe is closed.
 
     Args:
         pipe_number: of the pipe's end.
@@ -187,15 +199,24 @@ def main(pipe_number: int, memory_number: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     pipe: Connection[Any, Any] = Connection(pipe_number)
     try:
-        given, shapes = pipe.recv()
+        given, shapes, stitches, expected = pipe.recv()
         images, logits = _arrays(mmap.mmap(memory_number, 0), shapes)
         served = _load(Loading(**given))
-        pipe.send(served.net.fingerprint)
+        found = served.net.fingerprint
+        if found == expected:
+            warm_up(served, stitches, len(images))
+        pipe.send(found)
         while True:
             count, stitch = map(int, pipe.recv_bytes().split())
             pipe.send_bytes(_compute(served, images[:count], logits[:count], stitch))
     except (EOFError, OSError):
         return  # the service has ended
+
+
+def warm_up(served: ServedNet, stitches: Sequence[int], most: int) -> None:
+    """Runs stitches with every batch size, the largest first, so that smaller ones fit into the memory that it took."""
+    served.warm_up(stitches, (most, 1), WARM_SECONDS[0])
+    served.warm_up(stitches, range(most - 1, 1, -1), WARM_SECONDS[1])
 
 
 def _load(loading: Loading) -> ServedNet:
@@ -204,12 +225,10 @@ def _load(loading: Loading) -> ServedNet:
     import_plugins(list(loading.plugins))
     torch.set_num_threads(loading.threads)
     torch.set_num_interop_threads(1)
-    served = load_served_net(
+    return load_served_net(
         loading.name, loading.source, device='cpu', dtype=loading.dtype, compiled=loading.compiled,
         version=loading.version,
     )  # fmt: skip
-    served.run([torch.zeros(served.input_size)], 0)
-    return served
 
 
 def _compute(served: ServedNet, images: np.ndarray, logits: np.ndarray, stitch: int) -> bytes:

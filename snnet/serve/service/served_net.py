@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -142,12 +143,19 @@ class ServedNet:
         logits: np.ndarray = self.net(batch, stitch=stitch).float().cpu().numpy()
         return logits
 
-    def warm_up(self) -> None:
-        """Runs every choice once with the smallest and the largest batch, because first calls take longer."""
-        image = torch.zeros(self.input_size)
-        for choice in self.choices.choices:
-            for batch in {1, self.choices.most}:
-                self.run([image] * batch, choice.stitch)
+    def warm_up(self, stitches: Sequence[int], sizes: Iterable[int], seconds: float = math.inf) -> None:
+        """Runs stitches once with batches of some sizes, because first calls take longer.
+
+        Args:
+            stitches: ids.
+            sizes: how many images.
+            seconds: no call begins after so many.
+        """
+        image, end = torch.zeros(self.input_size), time.monotonic() + seconds
+        for size in sizes:
+            for stitch in stitches:
+                if time.monotonic() < end:
+                    self.run([image] * size, stitch)
 
     def _within(self, flops: float) -> list[Choice]:
         cost = {record.stitch: record.flops or 0 for record in self.records}

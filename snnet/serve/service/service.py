@@ -216,11 +216,12 @@ class Service:
     def _prepare(self, served: ServedNet) -> None:
         tables = tables_here(served) or measure_tables(served, self.plan.largest_batch, self.plan.warmup_seconds)
         served.use_tables(tables)
-        served.warm_up()
-        if self._isolate is not None:
+        choices = served.choices
+        if self._isolate is None:
+            served.warm_up([choice.stitch for choice in choices.choices], {choices.most, 1})
+        else:
             served.process = self._isolate(served)
             served.process.start()
-        choices = served.choices
         _log.info(
             '%s: %d stitches to choose from, batches up to %d, at most %.4g images per second',
             served.name, len(choices), choices.most, choices.capacity,

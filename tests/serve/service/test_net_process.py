@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,21 @@ from snnet.serve.service.net_process import Loading, NetProcess
 from snnet.serve.service.refusal import Refusal
 from snnet.serve.service.served_net import load_served_net
 from tests.helpers.served import made_up_table, save_net
+
+NOTES = """
+from snnet.serve.service.served_net import ServedNet
+
+run = ServedNet.run
+
+
+def noted(served, images, stitch):
+    with open({file!r}, 'a') as file:
+        print(stitch, len(images), file=file)
+    return run(served, images, stitch)
+
+
+ServedNet.run = noted
+"""
 
 pytestmark = pytest.mark.slow  # a process that imports torch takes seconds to start
 
@@ -56,6 +72,22 @@ def test_its_answers_are_those_of_the_net(served, process, count):
     for stitch in (0, len(served.records) - 1):
         logits = torch.from_numpy(process(given, stitch))
         torch.testing.assert_close(logits, torch.from_numpy(served.run(given, stitch)), rtol=1e-4, atol=1e-5)
+
+
+def test_it_has_run_every_choice_with_every_batch_size_before_it_answers(served, tmp_path):
+    plugin = tmp_path / 'notes.py'
+    plugin.write_text(NOTES.format(file=str(tmp_path / 'ran')))
+    process = NetProcess(served, Loading('net', str(served.folder), 'float32', False, 1, 1, (str(plugin),)))
+    process.start()
+    process.close()
+    ran = (tmp_path / 'ran').read_text().splitlines()
+    assert ran == [f'{choice.stitch} {batch}' for batch in (4, 1, 3, 2) for choice in served.choices.choices]
+
+
+def test_it_keeps_the_operations_of_all_batch_sizes_ready_unless_told_otherwise(process):
+    settings = Path(f'/proc/{pid_of(process)}/environ').read_text().split('\0')
+    capacity = os.environ.get('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '8192')
+    assert f'ONEDNN_PRIMITIVE_CACHE_CAPACITY={capacity}' in settings
 
 
 def test_a_batch_that_raises_there_raises_here_and_the_process_goes_on(served, process):
