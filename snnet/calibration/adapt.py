@@ -20,11 +20,14 @@ from .adaptation_work import AdaptationWork, collect_images
 from .finished_stitches import FinishedStitches
 from .fit_stitch import FitSettings, fitted_names
 
+_BLENDS = 3
+"""For each image, where whole weights are fitted."""
+
 
 @torch.inference_mode(False)
 def adapt(
     net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]], minutes: float = 10.0, *,
-    steps: int | None = None, samples: int = 2000, blends: int = 3,
+    steps: int | None = None, samples: int = 2000, blends: int | None = None,
     stitches: Iterable[int] | None = None, blocks: int = 0,
     batch_size: int = 64, lr: float = 2e-3, temperature: float = 2.0, storage: float = 1.0, cache_gb: float = 2.0,
     seed: int = 0, folder: str | Path | None = None, quiet: bool = False,
@@ -49,7 +52,8 @@ def adapt(
         minutes: about how long the updates may take; all stitches get the same number of steps.
         steps: updates of each stitch, in place of what the minutes allow; 0 only reports how close stitches come now.
         samples: most images to use.
-        blends: how many blends of two images to fit to beside each image (`BlendedImages`); the fronts and the largest
+        blends: how many blends of two images to fit to beside each image (`BlendedImages`); by default 3 with `blocks`,
+            else none. Whole weights learn more from them, scales and shifts alone do not. The fronts and the largest
             anchor run on them, too.
         stitches: ids; by default all that have a join. Those that have parameters of their own go on from there.
         blocks: modules behind each join whose whole weights belong to the stitch, too, at more storage.
@@ -73,11 +77,13 @@ def adapt(
     """
     steps = None if steps is None else whole_number('steps', steps, 0)
     batch_size, samples = whole_number('batch_size', batch_size, 1), whole_number('samples', samples, 1)
-    blends = whole_number('blends', blends, 0) if steps != 0 else 0  # nothing is fitted to them
     check_positive(minutes=minutes, lr=lr, temperature=temperature, storage=storage, cache_gb=cache_gb or None)
     ids = adaptable(net, stitches, blocks, storage)
+    blends = (_BLENDS if blocks else 0) if blends is None else whole_number('blends', blends, 0)
     net.eval()
-    work = AdaptationWork(net, collect_images(net, batches, samples), ids, blends, seed, cache_gb, quiet, progress)
+    pool = collect_images(net, batches, samples)
+    count = 0 if steps == 0 else blends  # nothing is fitted to them
+    work = AdaptationWork(net, pool, ids, count, seed, cache_gb, quiet, progress)
     if steps == 0:
         return work.report([work.unchanged(stitch) for stitch in ids], 0)
     settings = FitSettings(steps or 0, batch_size, lr, temperature, blocks, seed)

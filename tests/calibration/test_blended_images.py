@@ -53,15 +53,21 @@ def test_a_seed_decides_the_blends_and_shares_are_spread_evenly():
     assert abs(float(apart.mean()) - 0.5) < error
 
 
-def test_blends_are_fitted_to_judge_nothing_and_do_not_count_as_images(monkeypatch):
-    made = []
+@pytest.fixture
+def made(monkeypatch):
+    """What is blended, as the fits of a test make it, with the arguments."""
+    found = []
 
     class Seen(BlendedImages):
         def __init__(self, *args):
             super().__init__(*args)
-            made.append((self, args))
+            found.append((self, args))
 
     monkeypatch.setattr(adaptation_work, 'BlendedImages', Seen)
+    return found
+
+
+def test_blends_are_fitted_to_judge_nothing_and_do_not_count_as_images(made):
     net, x = family_net('vit'), images(32, 24, seed=5)
     options = {'stitches': [3], 'batch_size': 6, 'quiet': True}
     with_blends = snnet.adapt(net, [x], steps=2, blends=2, **options)
@@ -74,6 +80,13 @@ def test_blends_are_fitted_to_judge_nothing_and_do_not_count_as_images(monkeypat
     assert with_blends.stitches[0].after != without.stitches[0].after
     snnet.adapt(net, [x], steps=0, **options)
     assert len(made[-1][0]) == 24, 'a report alone needs no blends'
+
+
+@pytest.mark.parametrize(('options', 'count'), [({}, 0), ({'blocks': 1}, 3), ({'blocks': 1, 'blends': 0}, 0)])
+def test_whole_weights_are_fitted_to_blends_unless_told_otherwise(made, options, count):
+    snnet.adapt(family_net('vit'), [images(32, 16)], steps=1, stitches=[3], quiet=True, **options)
+    ((_, (*_, found, _)),) = made
+    assert found == count
 
 
 @pytest.mark.parametrize('blends', [-1, 1.5, True])
