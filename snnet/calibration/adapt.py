@@ -27,10 +27,9 @@ _BLENDS = 3
 @torch.inference_mode(False)
 def adapt(
     net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]], minutes: float = 10.0, *,
-    steps: int | None = None, samples: int = 2000, blends: int | None = None,
-    stitches: Iterable[int] | None = None, blocks: int = 0,
-    batch_size: int = 64, lr: float = 2e-3, temperature: float = 2.0, storage: float = 1.0, cache_gb: float = 2.0,
-    seed: int = 0, folder: str | Path | None = None, quiet: bool = False,
+    steps: int | None = None, samples: int = 2000, blends: int | None = None, stitches: Iterable[int] | None = None,
+    blocks: int = 0, batch_size: int = 64, lr: float = 2e-3, temperature: float = 2.0, storage: float = 1.0,
+    cache_gb: float = 2.0, seed: int = 0, folder: str | Path | None = None, quiet: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Adaptation:  # fmt: skip
     """Brings stitches closer to the largest anchor: each gets a few parameters of its own, and no anchor changes.
@@ -52,9 +51,7 @@ def adapt(
         minutes: about how long the updates may take; all stitches get the same number of steps.
         steps: updates of each stitch, in place of what the minutes allow; 0 only reports how close stitches come now.
         samples: most images to use.
-        blends: how many blends of two images to fit to beside each image (`BlendedImages`); by default 3 with `blocks`,
-            else none. Whole weights learn more from them, scales and shifts alone do not. The fronts and the largest
-            anchor run on them, too.
+        blends: of two images, to fit to beside each image (`BlendedImages`); by default 3 with `blocks`, else none.
         stitches: ids; by default all that have a join. Those that have parameters of their own go on from there.
         blocks: modules behind each join whose whole weights belong to the stitch, too, at more storage.
         batch_size: images per step.
@@ -81,9 +78,8 @@ def adapt(
     ids = adaptable(net, stitches, blocks, storage)
     blends = (_BLENDS if blocks else 0) if blends is None else whole_number('blends', blends, 0)
     net.eval()
-    pool = collect_images(net, batches, samples)
-    count = 0 if steps == 0 else blends  # nothing is fitted to them
-    work = AdaptationWork(net, pool, ids, count, seed, cache_gb, quiet, progress)
+    pool, blends = collect_images(net, batches, samples), blends if steps != 0 else 0
+    work = AdaptationWork(net, pool, ids, blends, seed, cache_gb, quiet, progress)
     if steps == 0:
         return work.report([work.unchanged(stitch) for stitch in ids], 0)
     settings = FitSettings(steps or 0, batch_size, lr, temperature, blocks, seed)

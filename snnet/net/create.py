@@ -49,12 +49,10 @@ def create_stitchable_net(
             saved, such as a reassembled one; or anchors made by `as_anchor`. Any order: they are sorted by cost.
         pretrained: load weights (files and folders always do).
         num_classes: width of the logits; what the weights hold by default.
-        img_size: height and width of an image in pixels; by default what the networks were trained at, and the
-            largest of these sizes where they differ.
+        img_size: height and width of an image in pixels; by default the largest that the networks were trained at.
         window, step: width and advance of the sliding window over equally deep stages.
         nearest: stitch only anchors next to each other in cost.
-        direction: 'fast_to_slow', 'slow_to_fast' or 'two_way'; or 'snnetv2', the space of SN-Netv2
-            for two networks (see `list_stitches`).
+        direction: 'fast_to_slow', 'slow_to_fast', 'two_way', or 'snnetv2' for two networks (see `list_stitches`).
         stage_ends: also join anchors where their stages end, not only within stages.
         official: follow the published implementation where it deviates (docs/exactness.md).
         drop_path_rate: stochastic depth while training.

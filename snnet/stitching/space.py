@@ -49,9 +49,8 @@ def list_stitches(
         nearest: stitch only neighbors in cost.
         direction: 'fast_to_slow' goes from the smaller anchor to the larger, 'slow_to_fast' the other way, 'two_way'
             both ways; 'snnetv2' for the space of SN-Netv2.
-        stage_ends: also leave the front where a stage ends, for an end that begins with its next stage; the rules join
-            blocks within a stage only. Such stitches follow the others of a direction, and each join has a stitch
-            layer of its own. A network of one stage, such as a ViT, has none.
+        stage_ends: also join anchors where a stage of each ends (`matching_stage_ends`); the rules join blocks within
+            a stage only. These stitches follow the others of a direction, and share no stitch layer.
         official: follow the published implementation in how the unpaired rule shares stitch layers, and in steps wider
             than the window.
 
@@ -60,11 +59,8 @@ def list_stitches(
         CannotStitch: anchors of different class counts or image sizes, neighbors without a common grid, or networks
             that SN-Netv2's rule does not fit.
     """
-    window, step = whole_number('window', window), whole_number('step', step)
-    if window < 1 or step < 1:
-        raise SnnetError(f'window and step are at least 1, but window={window} and step={step} were asked for')
-    if direction not in DIRECTIONS:
-        raise SnnetError(f"direction is one of {', '.join(DIRECTIONS)}, not '{direction}'")
+    window, step = whole_number('window', window, least=1), whole_number('step', step, least=1)
+    _check_direction(direction)
     check_anchors(anchors)
     if direction == SNNETV2:
         return snnetv2_stitches(anchors)
@@ -85,6 +81,11 @@ def list_stitches(
     if direction == 'two_way' and not nearest:
         stitches += space.three_legs([chain for a, b in pairs for chain in ((a, b, a), (b, a, b))])
     return tuple(stitches)
+
+
+def _check_direction(direction: str) -> None:
+    if direction not in DIRECTIONS:
+        raise SnnetError(f"direction is one of {', '.join(DIRECTIONS)}, not '{direction}'")
 
 
 def snnetv2_stitches(anchors: Sequence[Anchor]) -> tuple[Stitch, ...]:

@@ -97,7 +97,7 @@ def test_two_anchors_of_one_name_are_refused():
         ('test_vit', {'num_classes': True}, 'num_classes is an integer, but True'),
         ('test_vit', {'img_size': (64, 64)}, r'img_size is an integer of at least 1, but \(64, 64\)'),
         ('test_vit', {'img_size': 0}, 'img_size is at least 1, but 0'),
-        ('test_vit', {'window': '2'}, "window is an integer, but '2'"),
+        ('test_vit', {'window': '2'}, "window is an integer of at least 1, but '2'"),
         ('test_vit', {'nearest': 'no'}, "nearest is True or False, not 'no'"),
         ('test_vit', {'drop_path_rate': float('nan')}, 'drop_path_rate is a share .* not nan'),
         ('test_vit', {'drop_path_rate': 1}, 'drop_path_rate is a share .* not 1'),
