@@ -34,6 +34,16 @@ def test_images_come_first_and_then_blends_of_two_sources_whose_shares_are_one()
     assert len({tuple(row) for row in shares.tolist()}) > 9, 'they differ'
 
 
+def test_half_of_the_blended_images_are_mirrored_and_images_alone_are_not():
+    x = torch.arange(4.0).expand(6, 1, 1, 4).contiguous()  # a row that rises
+    blended = BlendedImages(x, torch.arange(6), 1000, seed=0)
+    rises = torch.cat(list(blended.chunks(1000)))[:, 0, 0].diff(dim=1)[:, 0]  # 1 or -1 where both sides agree
+    assert bool((rises[:6] == 1).all())
+    error = 5 * 0.25**0.5 / 6000**0.5  # five standard errors of a share
+    assert abs(float((rises[6:] > 0).double().mean()) - 0.5) < error
+    assert abs(float(rises[6:].abs().isclose(torch.ones(())).double().mean()) - 0.5) < error, 'each side by itself'
+
+
 def test_any_rows_in_any_order_are_those_of_all_in_order():
     blended = BlendedImages(one_hot(), SOURCES, 2, seed=1)
     everything = torch.cat(list(blended.chunks(5)))
