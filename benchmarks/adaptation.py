@@ -114,7 +114,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=192, help='photographs: pixels')
     parser.add_argument('--swap', action='store_true', help='photographs: exchange the halves')
     parser.add_argument('--samples', type=int, default=4000, help='images to adapt with')
-    parser.add_argument('--blends', type=int, help='blends of two images to adapt with, beside each image')
+    parser.add_argument('--blends', type=int, default=3, help='blends of two images to adapt with, beside each image')
     parser.add_argument('--stitches', default='', help="ids, such as '3-9,24' (default: all)")
     parser.add_argument('--minutes', type=float, default=10.0)
     parser.add_argument('--steps', type=int)

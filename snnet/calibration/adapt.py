@@ -20,14 +20,11 @@ from .adaptation_work import AdaptationWork, collect_images
 from .finished_stitches import FinishedStitches
 from .fit_stitch import FitSettings, fitted_names
 
-_BLENDS = 3
-"""For each image, where whole weights are fitted."""
-
 
 @torch.inference_mode(False)
 def adapt(
     net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]], minutes: float = 10.0, *,
-    steps: int | None = None, samples: int = 2000, blends: int | None = None, stitches: Iterable[int] | None = None,
+    steps: int | None = None, samples: int = 2000, blends: int = 3, stitches: Iterable[int] | None = None,
     blocks: int = 0, batch_size: int = 64, lr: float = 2e-3, temperature: float = 2.0, storage: float = 1.0,
     cache_gb: float = 2.0, seed: int = 0, folder: str | Path | None = None, quiet: bool = False,
     progress: Callable[[int], object] | None = None,
@@ -51,7 +48,7 @@ def adapt(
         minutes: about how long the updates may take; all stitches get the same number of steps.
         steps: updates of each stitch, in place of what the minutes allow; 0 only reports how close stitches come now.
         samples: most images to use.
-        blends: of two images, to fit to beside each image (`BlendedImages`); by default 3 with `blocks`, else none.
+        blends: of two images, to fit to beside each image (`BlendedImages`); fronts and the largest anchor answer them.
         stitches: ids; by default all that have a join. Those that have parameters of their own go on from there.
         blocks: modules behind each join whose whole weights belong to the stitch, too, at more storage.
         batch_size: images per step.
@@ -74,9 +71,9 @@ def adapt(
     """
     steps = None if steps is None else whole_number('steps', steps, 0)
     batch_size, samples = whole_number('batch_size', batch_size, 1), whole_number('samples', samples, 1)
+    blends = whole_number('blends', blends, 0)
     check_positive(minutes=minutes, lr=lr, temperature=temperature, storage=storage, cache_gb=cache_gb or None)
     ids = adaptable(net, stitches, blocks, storage)
-    blends = (_BLENDS if blocks else 0) if blends is None else whole_number('blends', blends, 0)
     net.eval()
     pool, blends = collect_images(net, batches, samples), blends if steps != 0 else 0
     work = AdaptationWork(net, pool, ids, blends, seed, cache_gb, quiet, progress)

@@ -23,9 +23,7 @@ class AdaptSettings:
         None, 'updates of each stitch, in place of what the minutes allow; 0 only reports', least=0
     )
     samples: int = option(2000, 'most images to use; every fourth one judges', least=8)
-    blends: int | None = option(
-        None, 'blends of two images to fit to, beside each image (default: 3 with --blocks, else 0)', least=0
-    )
+    blends: int = option(3, 'blends of two images to fit to, beside each image', least=0)
     stitches: str = option('', "ids to adapt, such as '3-9,24' (default: all that have a join)")
     blocks: int = option(0, 'modules behind each join whose whole weights belong to the stitch, too', least=0)
     storage: float = option(1.0, 'most own parameters of all stitches, as a multiple of those of the net')

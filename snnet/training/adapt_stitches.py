@@ -28,6 +28,7 @@ class AdaptationSettings:
         None, 'updates of each stitch, in place of what the minutes allow; 0 for not', least=0
     )
     adapt_samples: int = option(2000, 'training images to adapt with; every fourth one judges', least=8)
+    adapt_blends: int = option(3, 'blends of two images to adapt with, beside each image', least=0)
     adapt_lr: float = option(2e-3, 'highest learning rate of adapting')
 
     @property
@@ -77,6 +78,7 @@ def adapt_stitches(
         settings.adapt_minutes or 1.0,  # not looked at where steps are given
         steps=settings.adapt_steps,
         samples=settings.adapt_samples,
+        blends=settings.adapt_blends,
         lr=settings.adapt_lr,
         seed=seed,
         folder=folder if ranks.first else None,

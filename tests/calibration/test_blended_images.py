@@ -92,13 +92,6 @@ def test_blends_are_fitted_to_judge_nothing_and_do_not_count_as_images(made):
     assert len(made[-1][0]) == 24, 'a report alone needs no blends'
 
 
-@pytest.mark.parametrize(('options', 'count'), [({}, 0), ({'blocks': 1}, 3), ({'blocks': 1, 'blends': 0}, 0)])
-def test_whole_weights_are_fitted_to_blends_unless_told_otherwise(made, options, count):
-    snnet.adapt(family_net('vit'), [images(32, 16)], steps=1, stitches=[3], quiet=True, **options)
-    ((_, (*_, found, _)),) = made
-    assert found == count
-
-
 @pytest.mark.parametrize('blends', [-1, 1.5, True])
 def test_other_numbers_of_blends_are_refused(blends):
     with pytest.raises(SnnetError, match='blends'):
