@@ -105,8 +105,9 @@ def main() -> None:
     answers = answers.clone()  # an ordinary tensor again
     begin = time.process_time()
     snnet.adapt(
-        net, [data[0]], args.minutes, steps=args.steps, samples=len(data[0]), stitches=ids, blocks=args.blocks,
-        batch_size=args.batch_size, lr=args.lr, temperature=args.temperature, storage=args.storage, seed=args.seed,
+        net, [data[0]], args.minutes, steps=args.steps, samples=len(data[0]), blends=args.blends, stitches=ids,
+        blocks=args.blocks, batch_size=args.batch_size, lr=args.lr, temperature=args.temperature,
+        storage=args.storage, seed=args.seed,
     )  # fmt: skip
     total = time.process_time() - begin
     records, _ = summarize(net, measure(net, test, anchors + ids), ids)
