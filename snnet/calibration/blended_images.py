@@ -31,9 +31,9 @@ class BlendedImages:
         draw = generator(seed, 'blends')
         total = count * len(sources)
         others = torch.randint(len(sources), (total,), generator=draw)
-        own = torch.arange(len(images)).expand(2, -1)
+        own, unchanged = torch.arange(len(images)).expand(2, -1), torch.zeros(2, len(images), dtype=torch.bool)
         self._pairs = torch.cat([own, torch.stack([sources.repeat(count), sources[others]])], 1)  # (2, all)
-        self._mirrored = torch.cat([own < 0, torch.rand(2, total, generator=draw) < 0.5], 1)  # (2, all)
+        self._mirrored = torch.cat([unchanged, torch.rand(2, total, generator=draw) < 0.5], 1)  # (2, all)
         self._shares = torch.cat([torch.ones(len(images)), torch.rand(total, generator=draw)])
 
     def __len__(self) -> int:
