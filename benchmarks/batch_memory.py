@@ -22,10 +22,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.service import ANCHORS, Held, make_net
-from snnet.serve.service.net_process import warm_up
+from snnet.serve.service.net_process import CAPACITY_SETTING, warm_up
 from snnet.serve.service.served_net import load_served_net
-
-SETTING = 'ONEDNN_PRIMITIVE_CACHE_CAPACITY'
 
 
 def measure(net: Path, seconds: float, most: int, seed: int, warm: bool) -> str:
@@ -71,7 +69,7 @@ def main() -> None:
         call = f'print(measure(Path({str(net)!r}), {args.seconds}, {args.most}, {args.seed}, {not args.cold}))'
         for capacity in args.capacities:
             program = [sys.executable, '-c', f'from benchmarks.batch_memory import Path, measure; {call}']
-            settings = {**os.environ, SETTING: str(capacity)}
+            settings = {**os.environ, CAPACITY_SETTING: str(capacity)}
             done = subprocess.run(program, env=settings, check=True, capture_output=True, text=True)
             print(f'{capacity} operations: {done.stdout.strip()}', flush=True)
 

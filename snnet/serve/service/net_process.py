@@ -34,6 +34,7 @@ TRIES = 5
 """How often a process that ends while it loads its net is started, one after the other."""
 WARM_SECONDS = 30.0, 10.0
 """Longest parts of this in which it warms up: with the largest batches and single images, and with sizes between."""
+CAPACITY_SETTING = 'ONEDNN_PRIMITIVE_CACHE_CAPACITY'
 PRIMITIVES = 8192
 """Operations that oneDNN keeps ready in it: one for each layer and batch size of every stitch.
 
@@ -96,7 +97,7 @@ class NetProcess:
             os.set_inheritable(theirs.fileno(), True)
             given = (theirs.fileno(), memory.fileno())
             code = f'from {__name__} import main; main({given[0]}, {given[1]})'
-            settings = {'ONEDNN_PRIMITIVE_CACHE_CAPACITY': str(PRIMITIVES), **os.environ}
+            settings = {CAPACITY_SETTING: str(PRIMITIVES), **os.environ}
             self._process = subprocess.Popen(
                 [sys.executable, '-c', code], pass_fds=given, stdin=subprocess.DEVNULL, env=settings
             )

@@ -221,6 +221,7 @@ class Service:
             served.warm_up([choice.stitch for choice in choices.choices], {choices.most, 1})
         else:
             served.process = self._isolate(served)
+            _log.info('%s: a process loads the net and warms up, which may take a minute', served.name)
             served.process.start()
         _log.info(
             '%s: %d stitches to choose from, batches up to %d, at most %.4g images per second',
