@@ -75,8 +75,10 @@ class ReadsInTurns:
         self._seen = None
 
     def on_response_complete(self) -> None:
-        """Notes that a reply was written, which takes time."""
+        """Notes that a reply was written, which takes time, and forgets the body of a request refused unread."""
         self._turns.worked(self.loop)
+        if self.cycle.response_complete:  # else it is the one behind, whose client did not wait for this reply
+            self.cycle.body = bytearray()  # a connection keeps its last request, which may be for half a minute
         super().on_response_complete()  # type: ignore[misc]
 
     def _read(self, data: bytes) -> None:

@@ -38,6 +38,12 @@ def ended(connection: socket.socket) -> bytes:
     return b''.join(parts)
 
 
+def refused_unread(length: int) -> bytes:
+    """The head of a request that is refused whatever its body."""
+    head = 'POST /v1/predict?top=0 HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n'
+    return f'{head}Content-Length: {length}\r\n\r\n'.encode()
+
+
 def test_a_client_whose_headers_are_slow_is_cut_off(address):
     connection = connect(address)
     connection.send(b'GET /healthz HTTP/1.1\r\nHost: x\r\n')
@@ -108,11 +114,35 @@ def test_headers_without_end_are_cut_off_before_their_time_is_up(line):
 
 def test_the_rest_of_a_body_that_was_refused_is_no_header(address):
     connection = connect(address)
-    head = b'POST /v1/predict?top=0 HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 300000\r\n\r\n'
-    connection.sendall(head + bytes(10))
+    connection.sendall(refused_unread(300_000) + bytes(10))
     assert b'HTTP/1.1 422' in connection.recv(65536)
     connection.sendall(bytes(299_990) + b'GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
     assert b'200 OK' in ended(connection)
+
+
+def test_a_connection_keeps_no_body_that_was_refused_unread(address):
+    connection = connect(address)
+    connection.sendall(refused_unread(50_000) + bytes(50_000))
+    assert b'HTTP/1.1 422' in connection.recv(65536)
+    for _ in range(100):  # the reply can be here before the server has done the rest
+        cycles = [found for found in gc.get_objects() if type(found).__name__ == 'RequestResponseCycle']
+        assert cycles
+        if not any(cycle.body for cycle in cycles):
+            break
+        time.sleep(0.01)
+    assert not any(cycle.body for cycle in cycles)
+    connection.close()
+
+
+def test_a_request_behind_one_that_was_refused_unread_keeps_its_body(address):
+    connection = connect(address)
+    data = picture()
+    head = 'POST /v1/predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\n'
+    behind = f'{head}Content-Length: {len(data)}\r\n\r\n'.encode() + data
+    connection.sendall(refused_unread(1000) + bytes(1000) + behind)
+    replies = ended(connection)
+    assert replies.startswith(b'HTTP/1.1 422')
+    assert b'HTTP/1.1 200' in replies
 
 
 def test_a_connection_that_has_ended_is_freed_at_once(address):
