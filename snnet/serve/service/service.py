@@ -19,12 +19,15 @@ from .demand import Demand
 from .measure_tables import measure_tables, tables_here
 from .refusal import Refusal
 from .served_net import ServedNet
+from .spare_memory import give_back
 from .ticket import Apart
 from .worker import Worker
 
 _log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.1
 """Time between two looks at the worker."""
+GIVE_BACK_SECONDS = 30.0
+"""Shortest time between two moments at which spare memory is given back; threads that allocate wait meanwhile."""
 State = Literal['starting', 'ready', 'draining', 'broken']
 
 
@@ -273,8 +276,12 @@ class Service:
         )
 
     def _watch(self) -> None:
+        given_back = self.clock()
         while not self._stop.wait(WATCH_SECONDS):
             self.worker.watch()
+            if self.clock() - given_back > GIVE_BACK_SECONDS and not self.worker.waiting:
+                give_back()
+                given_back = self.clock()
             for process in [*self._retired]:
                 if not self.worker.uses(process):
                     process.close()
