@@ -4,12 +4,14 @@
     python -m benchmarks.batch_memory --net NET
 
 The process warms up as the one of `snnet serve` that computes, unless --cold. A batch of b images comes with a share of
-(b + 1) ** -2. Without --net, three MobileNets (or --anchors) with random weights are stitched.
+(b + 1) ** -2. Without --net, three MobileNets (or --anchors) with random weights are stitched. With glibc, it also says
+how much malloc has given out: where that stays and memory grows, what grows are holes.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import random
 import statistics
@@ -26,6 +28,28 @@ from snnet.serve.service.net_process import CAPACITY_SETTING, warm_up
 from snnet.serve.service.served_net import load_served_net
 
 
+class MallocInfo(ctypes.Structure):
+    """What glibc's `mallinfo2` says."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            'arena', 'ordblks', 'smblks', 'hblks', 'hblkhd', 'usmblks', 'fsmblks', 'uordblks', 'fordblks', 'keepcost'
+        )
+    )  # fmt: skip
+
+
+def given_out() -> float:
+    """Megabytes that malloc has given out and not got back; NaN where it does not say."""
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError, TypeError):  # another C library, or Windows
+        return float('nan')
+    ask.restype = MallocInfo
+    found = ask()
+    return float(found.uordblks + found.hblkhd) / 1e6
+
+
 def measure(net: Path, seconds: float, most: int, seed: int, warm: bool) -> str:
     """Runs random batches in this process; memory before and after, and the median time of single images."""
     torch.set_num_threads(1)
@@ -35,6 +59,7 @@ def measure(net: Path, seconds: float, most: int, seed: int, warm: bool) -> str:
     begin = Held.by(os.getpid()).megabytes
     if warm:
         warm_up(served, stitches, most)
+    given = [given_out()]
     memory, batches, end = [Held.by(os.getpid()).megabytes], 0, time.perf_counter() + seconds
     while (now := time.perf_counter()) < end:
         stitch, size = draw.choice(stitches), draw.choices(sizes, [(size + 1) ** -2 for size in sizes])[0]
@@ -45,10 +70,12 @@ def measure(net: Path, seconds: float, most: int, seed: int, warm: bool) -> str:
         batches += 1
         if batches % 100 == 0:
             memory.append(Held.by(os.getpid()).megabytes)
+            given.append(given_out())
     return (
         f'{begin:.0f} MB before the warm-up, {memory[0]:.0f} behind it, {memory[len(memory) // 2]:.0f} after half of '
-        f'{batches} batches, {memory[-1]:.0f} at the end (at most {max(memory):.0f}); {len(seen)} of '
-        f'{len(stitches) * most} pairs of stitch and size; an image alone takes '
+        f'{batches} batches, {memory[-1]:.0f} at the end (at most {max(memory):.0f}); given out by malloc behind the '
+        f'warm-up {given[0]:.1f} MB, after half {given[len(given) // 2]:.1f}, at the end {given[-1]:.1f} (at most '
+        f'{max(given):.1f}); {len(seen)} of {len(stitches) * most} pairs of stitch and size; an image alone takes '
         f'{1000 * statistics.median(singles):.2f} ms (median)'
     )
 

@@ -426,12 +426,18 @@ def growths(rows: Sequence[tuple[float, dict[str, Held]]]) -> str:
 
 
 def growth(minutes: np.ndarray, megabytes: np.ndarray) -> str:
-    """The slope of a line through memory over time, and its standard error if deviations have no memory themselves."""
+    """The slope of a line through memory over time, its standard error, and the mean, least and most memory.
+
+    What an allocator has got, it keeps for a while, so a deviation from the line resembles the one before, and counts
+    for less than one that stands alone. The error is that of deviations of which each keeps a share of the one before.
+    """
     x, y = minutes - minutes.mean(), megabytes - megabytes.mean()
     slope = (x @ y) / (x @ x)
     rest = y - slope * x
-    error = float(np.sqrt(rest @ rest / max(1, len(x) - 2) / (x @ x)))
-    return f'{slope:+.3f} (standard error {error:.3f}) at {megabytes.mean():.0f} MB'
+    kept = min(0.99, max(0.0, float(rest[1:] @ rest[:-1] / (rest @ rest)))) if rest.any() else 0.0
+    error = float(np.sqrt(rest @ rest / max(1, len(x) - 2) / (x @ x) * (1 + kept) / (1 - kept)))
+    least, mean, most = megabytes.min(), megabytes.mean(), megabytes.max()
+    return f'{slope:+.3f} (standard error {error:.3f}) at {mean:.0f} MB ({least:.0f} to {most:.0f})'
 
 
 def rows_of(bench: Bench, args: argparse.Namespace) -> dict[str, Callable[[], Awaitable[str]]]:
