@@ -46,6 +46,8 @@ ANCHORS = 'mobilenetv3_small_050,mobilenetv3_small_100,mobilenetv3_large_100'
 MEASUREMENTS = ('overhead', 'throughput', 'load', 'overload', 'soak')
 MOST_CONNECTIONS = 1000
 """Below what the service accepts. Requests beyond it are not sent, because those that wait here are not open-loop."""
+CALM = 40.0
+"""Seconds from the end of a soak to the last look at what the service holds."""
 ALLOWED = 0.005
 """Share of requests that may fail behind an overload that is over."""
 
@@ -184,6 +186,10 @@ class Connection(asyncio.Protocol):
             self._end()
         return self._reply
 
+    def close(self) -> None:
+        """Ends it."""
+        self._transport.close()
+
     def data_received(self, data: bytes) -> None:
         """Collects a reply."""
         self._buffer += data
@@ -239,6 +245,12 @@ class Client:
         self._idle.append(connection)
         result = json.loads(content)['results'][0] if status == 200 else {}
         return Reply(sent, status, seconds, result.get('stitch'), result.get('top1'))
+
+    def leave(self) -> None:
+        """Closes the connections that no request uses."""
+        while (connection := self._idle_connection()) is not None:
+            connection.close()
+            self._open -= 1
 
     def _idle_connection(self) -> Connection | None:
         """A connection that is open and idle; the service closes those that were idle for long."""
@@ -401,19 +413,25 @@ class Bench:
         )
 
     async def soak(self, minutes: float, loads: list[float]) -> str:
-        """Memory by process, threads and files at a mixed load."""
+        """Memory by process, threads and files at a mixed load, and behind it."""
         rows, statuses, end = list[tuple[float, dict[str, Held]]](), Counter[int](), time.monotonic() + 60 * minutes
+        begin = self.server.held()
         while time.monotonic() < end:
             for load in loads:
                 arrivals = draw_arrivals('bursts', load * self.capacity, 5.0, self.seed, period=1.0)
                 statuses.update(reply.status for reply in await self.client.send(arrivals))
                 rows.append((time.monotonic() / 60, self.server.held()))
+        self.client.leave()
+        await asyncio.sleep(CALM)
         quarter, half = rows[len(rows) // 4 :], rows[len(rows) // 2 :]  # allocators grow at first
-        first, last = (Held.sum(held.values()) for held in (quarter[0][1], rows[-1][1]))
+        moments = (begin, quarter[0][1], rows[-1][1], self.server.held())
+        before, first, last, after = (Held.sum(held.values()) for held in moments)
+        left = ', '.join(f'{name} {held.megabytes:.0f} MB' for name, held in moments[-1].items())
         return (
             f'MB a minute after a quarter: {growths(quarter)}; in the second half: {growths(half)}; threads and files '
-            f'{first.threads} and {first.files}, at the end {last.threads} and {last.files}; requests by status '
-            f'{dict(sorted(statuses.items()))}'
+            f'{before.threads} and {before.files} at the start, {first.threads} and {first.files} after a quarter, '
+            f'{last.threads} and {last.files} at the end; {CALM:g} s after the client has left {after.threads} and '
+            f'{after.files}, and {left}; requests by status {dict(sorted(statuses.items()))}'
         )
 
 
