@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.service import ANCHORS, Held, make_net
-from snnet.serve.service.net_process import CAPACITY_SETTING, warm_up
+from snnet.serve.build_service import CAPACITY_SETTING
+from snnet.serve.service.net_process import warm_up
 from snnet.serve.service.served_net import load_served_net
 
 

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from .service.served_net import ServedNet
     from .service.service import Service
 
+CAPACITY_SETTING = 'ONEDNN_PRIMITIVE_CACHE_CAPACITY'
+PRIMITIVES = 8192
+"""Operations that oneDNN keeps ready where a net computes: one for each layer and batch size of every stitch.
+
+It keeps 1,024 unless told otherwise, which 16 batch sizes of three small networks exceed. Then it makes them again and
+again, between activations that come and go, and the memory becomes full of holes.
+"""
+
 
 def build_service(settings: ServeSettings) -> tuple[Service, Application]:
     """The service that settings describe, not started yet, and its ASGI application.
@@ -36,6 +44,7 @@ def build_service(settings: ServeSettings) -> tuple[Service, Application]:
 
     check_ranges(settings)
     _check_deadlines(settings)
+    os.environ.setdefault(CAPACITY_SETTING, str(PRIMITIVES))  # oneDNN reads it at its first operation
     sources = named_sources(settings.nets)
     key = read_secret(settings.api_key_file, 'API key')
     token = read_secret(settings.reload_token_file, 'reload token')

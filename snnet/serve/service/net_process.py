@@ -34,13 +34,6 @@ TRIES = 5
 """How often a process that ends while it loads its net is started, one after the other."""
 WARM_SECONDS = 30.0, 10.0
 """Longest parts of this in which it warms up: with the largest batches and single images, and with sizes between."""
-CAPACITY_SETTING = 'ONEDNN_PRIMITIVE_CACHE_CAPACITY'
-PRIMITIVES = 8192
-"""Operations that oneDNN keeps ready in it: one for each layer and batch size of every stitch.
-
-It keeps 1,024 unless told otherwise, which 16 batch sizes of three small networks exceed. Then it makes them again and
-again, between activations that come and go, and the memory of the process becomes full of holes.
-"""
 PAUSE = 30.0
 """Seconds after that many processes have ended, until another one is tried while serving."""
 
@@ -97,10 +90,7 @@ class NetProcess:
             os.set_inheritable(theirs.fileno(), True)
             given = (theirs.fileno(), memory.fileno())
             code = f'from {__name__} import main; main({given[0]}, {given[1]})'
-            settings = {CAPACITY_SETTING: str(PRIMITIVES), **os.environ}
-            self._process = subprocess.Popen(
-                [sys.executable, '-c', code], pass_fds=given, stdin=subprocess.DEVNULL, env=settings
-            )
+            self._process = subprocess.Popen([sys.executable, '-c', code], pass_fds=given, stdin=subprocess.DEVNULL)
             view = mmap.mmap(memory.fileno(), 0)
         loaded = self._loaded(ours)
         if loaded == [self._served.net.fingerprint]:

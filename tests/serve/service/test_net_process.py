@@ -7,7 +7,6 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -82,12 +81,6 @@ def test_it_has_run_every_choice_with_every_batch_size_before_it_answers(served,
     process.close()
     ran = (tmp_path / 'ran').read_text().splitlines()
     assert ran == [f'{choice.stitch} {batch}' for batch in (4, 1, 3, 2) for choice in served.choices.choices]
-
-
-def test_it_keeps_the_operations_of_all_batch_sizes_ready_unless_told_otherwise(process):
-    settings = Path(f'/proc/{pid_of(process)}/environ').read_text().split('\0')
-    capacity = os.environ.get('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '8192')
-    assert f'ONEDNN_PRIMITIVE_CACHE_CAPACITY={capacity}' in settings
 
 
 def test_a_batch_that_raises_there_raises_here_and_the_process_goes_on(served, process):
