@@ -176,7 +176,7 @@ def check_ranges(settings: Any) -> None:
         known = options[name]
         if known.choices and value is not None and value not in known.choices:
             near = did_you_mean(str(value), known.choices)
-            raise SnnetError(f"{name} is one of {', '.join(known.choices)}, not '{value}'{near}")
+            raise SnnetError(f"{name} is one of {', '.join(filter(None, known.choices))}, not '{value}'{near}")
         if isinstance(value, float) and math.isinf(value):
             raise SnnetError(f'{shown(name)} is a finite number, not {value}')
         if known.least is not None and value is not None and not value >= known.least:  # NaN is refused, too

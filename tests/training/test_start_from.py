@@ -225,7 +225,7 @@ def test_own_heads_stay_where_they_do_better_and_go_where_they_are_random(data):
     [
         ({'anchors': 'test_vit'}, '--anchors and --from both say what to start from'),
         ({'freeze_anchors': True, 'tune': 'heads'}, '--freeze-anchors and --tune both say'),
-        ({'tune': 'head'}, "tune is one of .*not 'head'; did you mean heads"),
+        ({'tune': 'head'}, "tune is one of heads, .*not 'head'; did you mean heads"),
         ({'from_': 'test_vit,test_vit2'}, 'random weights are not worth freezing: --tune stitches needs weights'),
         ({'from_': 'nowhere', 'pretrained': True}, "unknown network 'nowhere'"),
     ],
