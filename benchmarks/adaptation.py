@@ -118,7 +118,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument('--stitches', default='', help="ids, such as '3-9,24' (default: all)")
     parser.add_argument('--minutes', type=float, default=10.0)
     parser.add_argument('--steps', type=int)
-    parser.add_argument('--blocks', type=int, default=0)
+    parser.add_argument('--blocks', type=lambda text: None if text == 'auto' else int(text), default=0)
     parser.add_argument(
         '--storage', type=float, default=1.0, help='most own parameters, as a multiple of those of the net'
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from .fit_stitch import FitSettings, fitted_names
 def adapt(
     net: StitchableNet, batches: Iterable[Tensor | Sequence[Any]], minutes: float = 10.0, *,
     steps: int | None = None, samples: int = 2000, blends: int = 3, stitches: Iterable[int] | None = None,
-    blocks: int = 0, batch_size: int = 64, lr: float = 2e-3, temperature: float = 2.0, storage: float = 1.0,
+    blocks: int | None = None, batch_size: int = 64, lr: float = 2e-3, temperature: float = 2.0, storage: float = 1.0,
     cache_gb: float = 2.0, seed: int = 0, folder: str | Path | None = None, quiet: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Adaptation:  # fmt: skip
@@ -50,7 +51,8 @@ def adapt(
         samples: most images to use.
         blends: of two images, to fit to beside each image (`BlendedImages`); fronts and the largest anchor answer them.
         stitches: ids; by default all that have a join. Those that have parameters of their own go on from there.
-        blocks: modules behind each join whose whole weights belong to the stitch, too, at more storage.
+        blocks: modules behind each join whose whole weights belong to the stitch, too, at more storage. By default,
+            each stitch is fitted twice, with none and with as many as `storage` allows; the images that judge choose.
         batch_size: images per step.
         lr: highest learning rate.
         temperature: by which logits are divided in the loss.
@@ -79,7 +81,8 @@ def adapt(
     work = AdaptationWork(net, pool, ids, blends, seed, cache_gb, quiet, progress)
     if steps == 0:
         return work.report([work.unchanged(stitch) for stitch in ids], 0)
-    settings = FitSettings(steps or 0, batch_size, lr, temperature, blocks, seed)
+    ways = (0, *_most_blocks(net, ids, storage)) if blocks is None else (whole_number('blocks', blocks, 0),)
+    settings = FitSettings(steps or 0, batch_size, lr, temperature, ways, seed)
     return work.run(ids, settings, minutes, FinishedStitches(folder))
 
 
@@ -97,7 +100,7 @@ def check_positive(**settings: float | None) -> None:
 def adaptable(
     net: StitchableNet,
     stitches: Iterable[int] | None = None,
-    blocks: int = 0,
+    blocks: int | None = None,
     storage: float = 1.0,
     remedy: str = 'stitches= (--stitches of snnet adapt) names fewer of them, storage= (--storage) allows more',
 ) -> list[int]:
@@ -112,7 +115,7 @@ def adaptable(
             more storage than allowed.
         UnknownStitch: no such id.
     """
-    blocks = whole_number('blocks', blocks, 0)
+    blocks = whole_number('blocks', blocks or 0, 0)
     refuse_without_classes(net)
     ids = sorted({net.checked(i) for i in (range(len(net.stitches)) if stitches is None else stitches)})
     alone = [stitch for stitch in ids if len(net.stitches[stitch].legs) == 1]
@@ -127,11 +130,24 @@ def adaptable(
 
 
 def _check_storage(net: StitchableNet, ids: Sequence[int], blocks: int, storage: float, remedy: str) -> None:
-    sizes = {name: parameter.numel() for name, parameter in net.named_parameters(remove_duplicate=False)}
     held = sum(parameter.numel() for parameter in net.parameters())
-    own = sum(sizes[name] for stitch in ids for names in fitted_names(net, stitch, blocks) for name in names)
+    own = _own_count(net, ids, blocks)
     if own > storage * held:
         raise SnnetError(
             f'{len(ids)} stitches would have {own / 1e6:.4g} M parameters of their own, {own / held:.2f} times those '
             f'of the net, and {storage * held / 1e6:.4g} M (storage={storage:g}) are allowed: {remedy}'
         )
+
+
+def _most_blocks(net: StitchableNet, ids: Sequence[int], storage: float) -> tuple[int, ...]:
+    """The most modules behind each join whose whole weights all stitches may have; nothing where it is none."""
+    held = sum(parameter.numel() for parameter in net.parameters())
+    numbers = range(1, 1 + max(len(net.anchor(i).line()) for i in range(len(net.anchors))))
+    most = bisect_right(numbers, storage * held, key=lambda blocks: _own_count(net, ids, blocks))
+    return (most,) if most else ()
+
+
+def _own_count(net: StitchableNet, ids: Sequence[int], blocks: int) -> int:
+    """Parameters that stitches would have for themselves."""
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters(remove_duplicate=False)}
+    return sum(sizes[name] for stitch in ids for names in fitted_names(net, stitch, blocks) for name in names)

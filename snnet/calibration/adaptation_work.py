@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class AdaptationWork:
         done.begin(settings.steps)
         if not self.quiet:
             _log.info('adapting %d stitches with %d steps each', len(ids), settings.steps)
-        progress = Progress(len(ids) * settings.steps, 'steps', quiet=self.quiet)
+        progress = Progress(len(ids) * len(settings.ways) * settings.steps, 'steps', quiet=self.quiet)
         return self.report(self._fit_all(ids, settings, done, progress), settings.steps)
 
     def unchanged(self, stitch: int) -> AdaptedStitch:
@@ -115,12 +116,12 @@ class AdaptationWork:
 
     @torch.enable_grad()
     def _affordable(self, ids: Sequence[int], settings: FitSettings, minutes: float) -> int:
-        """Steps of each stitch that fit into the time, by a timed step of each."""
+        """Steps of each stitch that fit into the time, by a timed step of each in every way."""
         seconds = 0.0
         batch = self.images[self.learners[: settings.batch_size]]
         answers = self.answers[self.learners[: settings.batch_size]]
-        for stitch in ids:
-            fit = StitchFit(self.net, stitch, settings.blocks)
+        for stitch, blocks in product(ids, settings.ways):
+            fit = StitchFit(self.net, stitch, blocks)
             fit.from_images = not self._is_kept(fit)
             x, optimizer = batch if fit.from_images else fit.front(batch), fit.optimizer(0.0)
             for _ in range(2):  # the first one is slower
@@ -141,7 +142,7 @@ class AdaptationWork:
                 found = self._fit(stitch, settings, progress)
                 done.write(*found)
             else:
-                progress.update(settings.steps)
+                progress.update(len(settings.ways) * settings.steps)
             row, values = found
             rows.append(row)
             if values:
@@ -153,24 +154,28 @@ class AdaptationWork:
         return sorted(rows, key=lambda row: row.stitch)
 
     def _fit(self, stitch: int, settings: FitSettings, progress: Progress) -> tuple[AdaptedStitch, dict[str, Tensor]]:
-        """Fits a stitch; no values where it did not become better on the images that judge."""
-        fit = StitchFit(self.net, stitch, settings.blocks)
-        features = self._features(fit)
-        old = self._judged(fit, features)
+        """Fits a stitch in all ways; no values where none of them made it better on the images that judge."""
 
         def note(steps: int) -> None:
             progress.update(steps, f'stitch {stitch}')
             if self.note is not None:
                 self.note(steps)
 
-        fit.fit(features, self.answers, self.learners, settings, note)
-        new = self._judged(fit, features)
-        kept = bool(new.isfinite().all()) and float(new[1].mean()) < float(old[1].mean())
-        after = agreement_of(new if kept else old)
-        record, values = self.net.records[stitch], fit.values() if kept else {}
+        judged: list[Tensor] = []  # as it was, and after every way that was better than those before
+        values: dict[str, Tensor] = {}
+        for blocks in settings.ways:
+            fit = StitchFit(self.net, stitch, blocks)
+            features = self._features(fit)
+            judged = judged or [self._judged(fit, features)]
+            fit.fit(features, self.answers, self.learners, settings, note)
+            new = self._judged(fit, features)
+            if bool(new.isfinite().all()) and float(new[1].mean()) < float(judged[-1][1].mean()):
+                judged.append(new)
+                values = fit.values()
+        record, mixed = self.net.records[stitch], self.mixed[stitch]
+        before, after = agreement_of(judged[0]), agreement_of(judged[-1])
         count = sum(tensor.numel() for tensor in values.values())
-        before, mixed = agreement_of(old), self.mixed[stitch]
-        return AdaptedStitch(stitch, record.legs, record.flops or 0, before, after, mixed, kept, count), values
+        return AdaptedStitch(stitch, record.legs, record.flops or 0, before, after, mixed, bool(values), count), values
 
     @torch.no_grad()
     def _judged(self, fit: StitchFit, features: Tensor | BlendedImages) -> Tensor:

@@ -32,7 +32,7 @@ class FitSettings:
         batch_size: images per step.
         lr: highest learning rate of AdamW; whole weights of blocks take a third of it.
         temperature: by which logits are divided in the loss.
-        blocks: modules behind each join whose whole weights are fitted, too.
+        ways: numbers of modules behind each join whose whole weights are fitted, too; images that judge choose one.
         seed: of the order of images.
     """
 
@@ -40,7 +40,7 @@ class FitSettings:
     batch_size: int
     lr: float
     temperature: float
-    blocks: int
+    ways: tuple[int, ...]
     seed: int
 
 
@@ -53,7 +53,7 @@ class StitchFit:
     Args:
         net: the net; it is not changed.
         stitch: id of a stitch with a join.
-        blocks: see `FitSettings`.
+        blocks: modules behind each join whose whole weights are fitted, too.
 
     Attributes:
         from_images: whether the front runs at every step, because its features are too many to be kept.

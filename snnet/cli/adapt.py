@@ -25,7 +25,12 @@ class AdaptSettings:
     samples: int = option(2000, 'most images to use; every fourth one judges', least=8)
     blends: int = option(3, 'blends of two images to fit to, beside each image', least=0)
     stitches: str = option('', "ids to adapt, such as '3-9,24' (default: all that have a join)")
-    blocks: int = option(0, 'modules behind each join whose whole weights belong to the stitch, too', least=0)
+    blocks: int | None = option(
+        None,
+        'modules behind each join whose whole weights belong to the stitch, too (default: tries none, and as many as '
+        '--storage allows; images that judge choose for each stitch)',
+        least=0,
+    )
     storage: float = option(1.0, 'most own parameters of all stitches, as a multiple of those of the net')
     batch_size: int = option(64, 'images per step', least=1)
     lr: float = option(2e-3, 'highest learning rate')

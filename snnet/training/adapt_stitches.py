@@ -29,6 +29,12 @@ class AdaptationSettings:
     )
     adapt_samples: int = option(2000, 'training images to adapt with; every fourth one judges', least=8)
     adapt_blends: int = option(3, 'blends of two images to adapt with, beside each image', least=0)
+    adapt_blocks: int | None = option(
+        None,
+        'modules behind each join whose whole weights belong to the stitch, too (default: tries none, and as many as '
+        'make the net twice as large; images that judge choose for each stitch)',
+        least=0,
+    )
     adapt_lr: float = option(2e-3, 'highest learning rate of adapting')
 
     @property
@@ -47,7 +53,11 @@ def check_adaptation(settings: AdaptationSettings, net: StitchableNet) -> None:
     if not settings.wanted:
         return
     check_positive(adapt_minutes=settings.adapt_minutes or None, adapt_lr=settings.adapt_lr)
-    adaptable(net, remedy='train without adapting, then adapt some (snnet adapt FOLDER --stitches IDS)')
+    adaptable(
+        net,
+        blocks=settings.adapt_blocks,
+        remedy='train without adapting, then adapt some (snnet adapt FOLDER --stitches IDS)',
+    )
 
 
 def adapt_stitches(
@@ -79,6 +89,7 @@ def adapt_stitches(
         steps=settings.adapt_steps,
         samples=settings.adapt_samples,
         blends=settings.adapt_blends,
+        blocks=settings.adapt_blocks,
         lr=settings.adapt_lr,
         seed=seed,
         folder=folder if ranks.first else None,

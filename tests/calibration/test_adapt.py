@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import SnnetError, UnknownStitch
+from snnet.calibration.adapt import _most_blocks, _own_count, adaptable
 from snnet.calibration.adaptation import Adaptation, AdaptedStitch
 from snnet.calibration.agreement import Agreement, compare
 from snnet.calibration.fit_stitch import StitchFit
@@ -24,7 +25,7 @@ JUDGES = IMAGES[3::4]
 
 
 def adapted(net, **options):
-    return snnet.adapt(net, [IMAGES], **{'steps': 6, 'batch_size': 12, 'quiet': True, **options})
+    return snnet.adapt(net, [IMAGES], **{'steps': 6, 'batch_size': 12, 'blocks': 0, 'quiet': True, **options})
 
 
 def divergence(net, stitch, x=JUDGES):
@@ -118,6 +119,31 @@ def test_blocks_add_the_whole_weights_behind_the_join(plain):
         name for name in plain.parameter_names(stitch) if '.1.model.blocks.2.' in name and name.endswith('weight')
     }
     assert more - few == {name for name in weights if plain.get_parameter(name).ndim > 1}
+
+
+@pytest.mark.slow  # seconds
+def test_images_that_judge_choose_between_scales_and_whole_weights(plain):
+    by_way, ids = {}, [3, 4, 5]
+    assert _most_blocks(plain, ids, 0.6) == (1,)
+    for blocks in (0, 1, None):
+        net = copy.deepcopy(plain)
+        done = adapted(net, blocks=blocks, stitches=ids, storage=0.6)
+        by_way[blocks] = {row.stitch: (row, net.own_parameters.values.get(row.stitch, {})) for row in done.stitches}
+    for stitch, (row, values) in by_way[None].items():
+        best, chosen = min((by_way[blocks][stitch] for blocks in (0, 1)), key=lambda found: found[0].after.divergence)
+        assert row == best
+        assert values.keys() == chosen.keys()
+        assert all(torch.equal(value, chosen[name]) for name, value in values.items())
+    assert any(row.own > by_way[0][stitch][0].own for stitch, (row, _) in by_way[None].items())
+
+
+def test_as_many_whole_blocks_are_tried_as_storage_allows(plain):
+    held = sum(parameter.numel() for parameter in plain.parameters())
+    ids = adaptable(plain, blocks=0)
+    for blocks in (1, 2):
+        own = _own_count(plain, ids, blocks)
+        assert _most_blocks(plain, ids, own / held) == (blocks,)
+        assert _most_blocks(plain, ids, (own - 1) / held) == tuple(range(1, blocks)[-1:])
 
 
 @pytest.mark.slow  # seconds

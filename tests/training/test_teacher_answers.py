@@ -46,7 +46,8 @@ FREE = {
     'checkpoint_keep', 'max_bad_images', 'recalibrate', 'max_skips', 'check_steps', 'timeout', 'grow_every',
     'grow_every_epochs', 'grow_until', 'grow_score', 'grow_cut', 'grow_budget', 'grow_kinds', 'grow_where',
     'grow_static', 'tune', 'lora_rank', 'fit_heads', 'head_samples', 'loss', 'class_weights',
-    'freeze_bn', 'log_to', 'adapt_minutes', 'adapt_steps', 'adapt_samples', 'adapt_blends', 'adapt_lr', 'stage_ends',
+    'freeze_bn', 'log_to', 'adapt_minutes', 'adapt_steps', 'adapt_samples', 'adapt_blends', 'adapt_blocks',
+    'adapt_lr', 'stage_ends',
 }  # fmt: skip
 """Settings that change neither the images of a step nor what a teacher says to them."""
 
