@@ -40,7 +40,6 @@ def adapt(
 
     Where images have several labels (`net.several_labels`), each class is a yes or no by itself: the divergence is the
     sum over the classes of that of two Bernoulli distributions.
-
     A seed and a number of steps fix the result on a CPU bit for bit.
 
     Args:
@@ -81,8 +80,7 @@ def adapt(
     work = AdaptationWork(net, pool, ids, blends, seed, cache_gb, quiet, progress)
     if steps == 0:
         return work.report([work.unchanged(stitch) for stitch in ids], 0)
-    ways = (0, *_most_blocks(net, ids, storage)) if blocks is None else (whole_number('blocks', blocks, 0),)
-    settings = FitSettings(steps or 0, batch_size, lr, temperature, ways, seed)
+    settings = FitSettings(steps or 0, batch_size, lr, temperature, _ways(net, ids, blocks, storage), seed)
     return work.run(ids, settings, minutes, FinishedStitches(folder))
 
 
@@ -139,12 +137,14 @@ def _check_storage(net: StitchableNet, ids: Sequence[int], blocks: int, storage:
         )
 
 
-def _most_blocks(net: StitchableNet, ids: Sequence[int], storage: float) -> tuple[int, ...]:
-    """The most modules behind each join whose whole weights all stitches may have; nothing where it is none."""
+def _ways(net: StitchableNet, ids: Sequence[int], blocks: int | None, storage: float) -> tuple[int, ...]:
+    """Numbers of modules behind each join whose whole weights are fitted: the given one, or 0 and the most allowed."""
+    if blocks is not None:
+        return (whole_number('blocks', blocks, 0),)
     held = sum(parameter.numel() for parameter in net.parameters())
     numbers = range(1, 1 + max(len(net.anchor(i).line()) for i in range(len(net.anchors))))
     most = bisect_right(numbers, storage * held, key=lambda blocks: _own_count(net, ids, blocks))
-    return (most,) if most else ()
+    return (0, most) if most else (0,)
 
 
 def _own_count(net: StitchableNet, ids: Sequence[int], blocks: int) -> int:

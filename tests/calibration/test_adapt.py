@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import snnet
 from snnet import SnnetError, UnknownStitch
-from snnet.calibration.adapt import _most_blocks, _own_count, adaptable
+from snnet.calibration.adapt import _own_count, _ways, adaptable
 from snnet.calibration.adaptation import Adaptation, AdaptedStitch
 from snnet.calibration.agreement import Agreement, compare
 from snnet.calibration.fit_stitch import StitchFit
@@ -124,7 +124,7 @@ def test_blocks_add_the_whole_weights_behind_the_join(plain):
 @pytest.mark.slow  # seconds
 def test_images_that_judge_choose_between_scales_and_whole_weights(plain):
     by_way, ids = {}, [3, 4, 5]
-    assert _most_blocks(plain, ids, 0.6) == (1,)
+    assert _ways(plain, ids, None, 0.6) == (0, 1)
     for blocks in (0, 1, None):
         net = copy.deepcopy(plain)
         done = adapted(net, blocks=blocks, stitches=ids, storage=0.6)
@@ -142,8 +142,8 @@ def test_as_many_whole_blocks_are_tried_as_storage_allows(plain):
     ids = adaptable(plain, blocks=0)
     for blocks in (1, 2):
         own = _own_count(plain, ids, blocks)
-        assert _most_blocks(plain, ids, own / held) == (blocks,)
-        assert _most_blocks(plain, ids, (own - 1) / held) == tuple(range(1, blocks)[-1:])
+        assert _ways(plain, ids, None, own / held) == (0, blocks)
+        assert _ways(plain, ids, None, (own - 1) / held) == tuple(range(blocks))
 
 
 @pytest.mark.slow  # seconds
