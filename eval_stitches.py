@@ -25,6 +25,9 @@ def main() -> int:
     except (SnnetError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
         print(f'eval_stitches.py: {in_words(error)}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print('eval_stitches.py: interrupted; the same command continues where it stopped', file=sys.stderr)
+        return 130
     if os.environ.get('RANK', '0') == '0':
         print(frontier_table(net.records))
         print(best_against_anchor(net.records, read_hits(output / HITS)) or 'no stitch to compare with an anchor')

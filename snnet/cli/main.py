@@ -26,6 +26,8 @@ COMMANDS = {
 """Module and help text of each subcommand. The module of `info` holds `InfoSettings`, whose first field is
 the argument without a flag, and `run`. Where there are more such arguments, `POSITIONAL` names them all; where `run`
 returns an integer, that is the exit code."""
+_CONTINUE = ('adapt', 'export', 'profile')
+"""Commands that keep what they have done when they are interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; by default those of the process.
 
     Returns:
-        The exit code: 0, 1 where a part could not be done, or 2 for bad input, which is explained in one sentence.
+        The exit code: 0, 1 where a part could not be done, 2 for bad input, which is explained in one sentence, or 130
+        where it was interrupted.
     """
     parser = argparse.ArgumentParser(
         prog='snnet',
@@ -65,6 +68,10 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     except (SnnetError, OSError) as error:  # OSError: the disk is full, or the folder may not be written
         print(f'snnet {name}: {in_words(error)}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        more = '; the same command continues where it stopped' if name in _CONTINUE else ''
+        print(f'snnet {name}: interrupted{more}', file=sys.stderr)
+        return 130
     return done if isinstance(done, int) else 0
 
 

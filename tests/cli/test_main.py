@@ -67,6 +67,18 @@ def test_every_command_tells_bad_input_in_one_sentence(command, tmp_path, capsys
     assert caught.err == f'snnet {command}: {tmp_path} holds no stitchable network: there is no config.json\n'
 
 
+@pytest.mark.parametrize(
+    ('command', 'more'), [('adapt', '; the same command continues where it stopped'), ('info', '')]
+)
+def test_ctrl_c_is_said_in_a_sentence(command, more, folder, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f'snnet.cli.{command}.run', interrupted)
+    assert main([command, str(folder)]) == 130
+    assert capsys.readouterr().err == f'snnet {command}: interrupted{more}\n'
+
+
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_has_help_under_its_own_name(command, capsys):
     with pytest.raises(SystemExit) as done:
