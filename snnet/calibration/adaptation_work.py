@@ -95,7 +95,8 @@ class AdaptationWork:
         settings = replace(settings, steps=settings.steps or done.steps or self._affordable(ids, settings, minutes))
         done.begin(settings.steps)
         if not self.quiet:
-            _log.info('adapting %d stitches with %d steps each', len(ids), settings.steps)
+            ways = ' and '.join(map(str, settings.ways))
+            _log.info('adapting %d stitches: %d steps each, whole weights of %s blocks', len(ids), settings.steps, ways)
         progress = Progress(len(ids) * len(settings.ways) * settings.steps, 'steps', quiet=self.quiet)
         return self.report(self._fit_all(ids, settings, done, progress), settings.steps)
 
