@@ -40,7 +40,6 @@ def adapt(
 
     Where images have several labels (`net.several_labels`), each class is a yes or no by itself: the divergence is the
     sum over the classes of that of two Bernoulli distributions.
-    A seed and a number of steps fix the result on a CPU bit for bit.
 
     Args:
         net: with initialized stitch layers; it is put into eval mode.
@@ -57,7 +56,7 @@ def adapt(
         temperature: by which logits are divided in the loss.
         storage: most own parameters of all stitches together, as a multiple of the parameters of the net.
         cache_gb: most gigabytes of features to keep; fronts that give more run at every step.
-        seed: of the order of images.
+        seed: of the order of images and the blends; with a number of steps, it fixes the result on a CPU bit for bit.
         folder: keeps finished stitches, so that the same call goes on after an interruption; made where missing.
         quiet: show no progress.
         progress: called with the number of updates after each.
